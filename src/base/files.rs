@@ -1,0 +1,1 @@
+//! Files that matter: read with checks, written whole.

@@ -1,0 +1,3 @@
+//! device: being written.
+
+pub mod worker;

@@ -1,0 +1,344 @@
+//! May this caller do this with this key? [`decide`] answers with a value.
+//!
+//! A yes is a [`Grant`]; it becomes a [`Permit`] once the consent it asks for was given. Every
+//! private-key operation of `device` consumes a `Permit`, and only this module can make one:
+//! that is how "nothing is signed that policy did not allow" is held by the compiler.
+//!
+//! Nothing here does input or output; time is an argument.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::base::ids::ClientName;
+use crate::base::pkcs11::KeyRef;
+use crate::statement::{Kind, Statement};
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Caller {
+    /// A registered client, by the certificate it presented.
+    Client(ClientName),
+    /// A local user on the control socket, by peer credentials.
+    Unix {
+        /// Effective user id of the peer process.
+        uid: u32,
+    },
+    /// The program that owns the key, for what it signs on its own account.
+    Itself,
+}
+
+impl std::fmt::Display for Caller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Client(name) => write!(f, "client:{name}"),
+            Self::Unix { uid } => write!(f, "uid:{uid}"),
+            Self::Itself => f.write_str("self"),
+        }
+    }
+}
+
+/// What a client may do; kept with its registration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ClientPolicy {
+    /// Whether a person is asked before each approval.
+    #[serde(default)]
+    pub consent: ConsentRule,
+    /// The operation kinds it may ask approvals for; all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kinds: Option<Vec<Kind>>,
+}
+
+impl Default for ClientPolicy {
+    fn default() -> Self {
+        Self {
+            consent: ConsentRule::Confirm,
+            kinds: None,
+        }
+    }
+}
+
+/// Whether a person must agree.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConsentRule {
+    /// Policy alone is enough.
+    None,
+    /// A person confirms what is shown.
+    #[default]
+    Confirm,
+}
+
+/// How consent came about, as the approval and the audit trail state it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Consent {
+    /// The way.
+    pub method: ConsentMethod,
+    /// When, in Unix seconds.
+    pub at: i64,
+}
+
+/// The ways of consent that design section 4 names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConsentMethod {
+    /// A person pressed OK in a pinentry window.
+    Pinentry,
+    /// A person agreed on the device itself.
+    ProtectedPath,
+    /// The client's policy asks nobody.
+    Policy,
+}
+
+/// What a private key is to be used for. Each purpose has its own domain: see [`Purpose::admits`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// An approval (`typ: opcert-approval+jwt`).
+    Approval,
+    /// A detached CMS signature over an approval's payload (signed attributes, RFC 5652 section 5.4).
+    ApprovalCms,
+    /// A certification request (PKCS#10, RFC 2986).
+    CertificateRequest,
+    /// A challenge of the account service (`typ: opcert-challenge+jwt`).
+    Challenge,
+    /// An enrolment ticket of the account service (`typ: opcert-ticket+jwt`).
+    Ticket,
+    /// A key set of the account service vouched for by an older key (`typ: opcert-keys+jwt`).
+    KeySet,
+    /// A certificate (RFC 5280 section 4).
+    Certificate,
+    /// A certificate revocation list (RFC 5280 section 5).
+    Crl,
+    /// The self-test of a token: a fixed text behind [`SELF_TEST_PREFIX`].
+    SelfTest,
+}
+
+/// Begins every self-test message; no other signed format can begin so.
+pub const SELF_TEST_PREFIX: &[u8] = b"opcert-self-test\0";
+
+impl Purpose {
+    /// The `typ` of the JWS this purpose signs, if it signs one.
+    pub fn jws_type(self) -> Option<&'static str> {
+        match self {
+            Self::Approval => Some("opcert-approval+jwt"),
+            Self::Challenge => Some("opcert-challenge+jwt"),
+            Self::Ticket => Some("opcert-ticket+jwt"),
+            Self::KeySet => Some("opcert-keys+jwt"),
+            Self::ApprovalCms
+            | Self::CertificateRequest
+            | Self::Certificate
+            | Self::Crl
+            | Self::SelfTest => None,
+        }
+    }
+
+    /// Whether `message` lies in this purpose's domain, so that a permit for one purpose can
+    /// never be spent on bytes that mean another.
+    ///
+    /// A JWS signing input begins with the base64url of `{"typ":"…"`, which our headers all
+    /// start with; signed CMS attributes are a DER SET (0x31), the other X.509 structures a DER
+    /// SEQUENCE (0x30), the self-test its prefix.
+    pub fn admits(self, message: &[u8]) -> bool {
+        match self {
+            Self::Approval | Self::Challenge | Self::Ticket | Self::KeySet => {
+                self.jws_type().is_some_and(|typ| {
+                    let header = message
+                        .split(|&byte| byte == b'.')
+                        .next()
+                        .unwrap_or_default();
+                    std::str::from_utf8(header)
+                        .ok()
+                        .and_then(crate::base::encoding::from_base64url)
+                        .is_some_and(|json| {
+                            json.starts_with(format!("{{\"typ\":\"{typ}\"").as_bytes())
+                        })
+                })
+            }
+            Self::ApprovalCms => message.first() == Some(&0x31),
+            Self::CertificateRequest | Self::Certificate | Self::Crl => {
+                message.first() == Some(&0x30)
+            }
+            Self::SelfTest => message.starts_with(SELF_TEST_PREFIX),
+        }
+    }
+}
+
+/// What is asked.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// Who asks.
+    pub caller: &'a Caller,
+    /// What that caller may do; `None` where it is not registered.
+    pub policy: Option<&'a ClientPolicy>,
+    /// The key to use.
+    pub key: &'a KeyRef,
+    /// What for.
+    pub action: Action<'a>,
+    /// When.
+    pub now: Timestamp,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy)]
+pub enum Action<'a> {
+    /// Sign an approval of this statement.
+    Approve(&'a Statement),
+    /// Anything a program signs on its own account.
+    Own(Purpose),
+}
+
+/// The answer.
+#[must_use]
+#[derive(Debug)]
+pub enum Decision {
+    /// Yes, if the consent the grant asks for is given.
+    Granted(Grant),
+    /// No.
+    Refused(Refusal),
+}
+
+/// Which rule said no, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Refusal {
+    /// The stable name of the rule.
+    pub rule: &'static str,
+    /// A sentence for people.
+    pub reason: String,
+}
+
+/// A yes that may still need a person.
+#[must_use]
+#[derive(Debug)]
+pub struct Grant {
+    key: KeyRef,
+    purpose: Purpose,
+    consent: ConsentRule,
+}
+
+impl Grant {
+    /// Whether a person must agree first.
+    pub fn consent(&self) -> ConsentRule {
+        self.consent
+    }
+
+    /// The permit, once consent is there. `given` must satisfy [`Grant::consent`].
+    pub fn permit(self, given: &Consent) -> Result<Permit, Refusal> {
+        let satisfied = match self.consent {
+            ConsentRule::None => true,
+            ConsentRule::Confirm => given.method != ConsentMethod::Policy,
+        };
+        if satisfied {
+            Ok(Permit {
+                key: self.key,
+                purpose: self.purpose,
+            })
+        } else {
+            Err(Refusal {
+                rule: "consent",
+                reason: "a person must confirm this operation".into(),
+            })
+        }
+    }
+}
+
+/// Leave for one private-key operation. Spending it consumes it.
+#[must_use]
+#[derive(Debug)]
+pub struct Permit {
+    key: KeyRef,
+    purpose: Purpose,
+}
+
+impl Permit {
+    /// The one key it is good for.
+    pub fn key(&self) -> &KeyRef {
+        &self.key
+    }
+
+    /// The one purpose it is good for.
+    pub fn purpose(&self) -> Purpose {
+        self.purpose
+    }
+}
+
+/// Decides one request.
+pub fn decide(request: &Request<'_>) -> Decision {
+    match (request.action, request.caller) {
+        (Action::Own(Purpose::Approval | Purpose::ApprovalCms), _) => refuse(
+            "approval-needs-statement",
+            "an approval is signed only for a statement",
+        ),
+        (Action::Own(purpose), Caller::Itself) => grant(request, purpose, ConsentRule::None),
+        (
+            Action::Own(purpose @ (Purpose::CertificateRequest | Purpose::SelfTest)),
+            Caller::Unix { .. },
+        ) => grant(request, purpose, ConsentRule::None),
+        (Action::Own(_), _) => refuse("not-yours", "only the program itself signs this"),
+        (Action::Approve(_), Caller::Itself) => refuse(
+            "no-self-approval",
+            "the daemon approves nothing on its own account",
+        ),
+        (Action::Approve(statement), Caller::Client(name)) => {
+            let Some(policy) = request.policy else {
+                return refuse("client-unknown", format!("client {name} is not registered"));
+            };
+            approve(request, policy, statement)
+        }
+        (Action::Approve(statement), Caller::Unix { .. }) => {
+            approve(request, &ClientPolicy::default(), statement)
+        }
+    }
+}
+
+fn approve(request: &Request<'_>, policy: &ClientPolicy, statement: &Statement) -> Decision {
+    let kind = statement.kind();
+    if policy
+        .kinds
+        .as_ref()
+        .is_some_and(|kinds| !kinds.contains(&kind))
+    {
+        return refuse(
+            "client-kinds",
+            format!("{} may not ask for {kind} approvals", request.caller),
+        );
+    }
+    grant(request, Purpose::Approval, policy.consent)
+}
+
+fn grant(request: &Request<'_>, purpose: Purpose, consent: ConsentRule) -> Decision {
+    Decision::Granted(Grant {
+        key: request.key.clone(),
+        purpose,
+        consent,
+    })
+}
+
+fn refuse(rule: &'static str, reason: impl Into<String>) -> Decision {
+    Decision::Refused(Refusal {
+        rule,
+        reason: reason.into(),
+    })
+}
+
+/// Leave for the program to sign on its own account with its own key; refused for anything that
+/// needs a statement.
+pub fn own(key: &KeyRef, purpose: Purpose, now: Timestamp) -> Result<Permit, Refusal> {
+    let request = Request {
+        caller: &Caller::Itself,
+        policy: None,
+        key,
+        action: Action::Own(purpose),
+        now,
+    };
+    match decide(&request) {
+        Decision::Granted(grant) => grant.permit(&Consent {
+            method: ConsentMethod::Policy,
+            at: now.as_second(),
+        }),
+        Decision::Refused(refusal) => Err(refusal),
+    }
+}
