@@ -1,0 +1,186 @@
+//! Doors, accept loops and drain.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, warn};
+
+use super::connection::{self, Setting};
+use super::{Limits, Peer};
+
+/// How long an accept loop rests after `accept` failed. Out of file descriptors or memory, the
+/// call fails again at once, and no event tells when it would not.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// Where connections come from; bound by the caller, so that nothing starts unless all are.
+#[derive(Debug)]
+pub enum Listener {
+    /// TCP, with TLS if settings are given.
+    Tcp {
+        /// The bound socket.
+        listener: TcpListener,
+        /// TLS settings; none for a plain listener.
+        tls: Option<Arc<ServerConfig>>,
+    },
+    /// A Unix socket.
+    Unix {
+        /// The bound socket.
+        listener: UnixListener,
+    },
+}
+
+/// One listener and what stands behind it.
+#[derive(Debug)]
+pub struct Door {
+    /// The name in logs.
+    pub name: &'static str,
+    /// Where connections come from.
+    pub listener: Listener,
+    /// Its limits, the connection limit included.
+    pub limits: Limits,
+    /// What answers.
+    pub router: Router,
+}
+
+/// Running doors. Dropping it cuts every connection; [`Server::drain`] lets requests finish.
+#[derive(Debug)]
+pub struct Server {
+    phase: watch::Sender<Phase>,
+}
+
+/// Where a server is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Serving,
+    /// No new connections; each open one ends after the request it is at.
+    Draining,
+    /// Each connection ends now.
+    Cut,
+}
+
+/// How a drain went.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drained {
+    /// All requests were answered.
+    Complete,
+    /// The deadline passed with requests in flight; they were cut.
+    Cut,
+}
+
+impl Server {
+    /// Starts to serve all doors.
+    pub fn start(doors: Vec<Door>) -> Self {
+        let (phase, receiver) = watch::channel(Phase::Serving);
+        for door in doors {
+            tokio::spawn(accept(door, receiver.clone()));
+        }
+        Self { phase }
+    }
+
+    /// Stops accepting, lets requests in flight finish, and cuts them at the deadline.
+    pub async fn drain(self, deadline: Duration) -> Drained {
+        self.phase.send_replace(Phase::Draining);
+        // Every accept loop and connection holds a receiver.
+        match tokio::time::timeout(deadline, self.phase.closed()).await {
+            Ok(()) => Drained::Complete,
+            Err(_) => {
+                self.phase.send_replace(Phase::Cut);
+                self.phase.closed().await;
+                Drained::Cut
+            }
+        }
+    }
+}
+
+async fn accept(door: Door, mut phase: watch::Receiver<Phase>) {
+    let Door {
+        name,
+        listener,
+        limits,
+        router,
+    } = door;
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let setting = Setting {
+        router,
+        limits: Arc::new(limits),
+        phase: phase.clone(),
+    };
+    let acceptor = match &listener {
+        Listener::Tcp { tls, .. } => tls.clone().map(TlsAcceptor::from),
+        Listener::Unix { .. } => None,
+    };
+    loop {
+        let accepted = tokio::select! {
+            accepted = next(&listener) => accepted,
+            _ = phase.wait_for(|phase| *phase != Phase::Serving) => return,
+        };
+        let accepted = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                warn!(door = name, %error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_REST).await;
+                continue;
+            }
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            debug!(door = name, "connection limit reached, closing a new one");
+            continue;
+        };
+        let setting = setting.clone();
+        match (accepted, &acceptor) {
+            (Accepted::Tcp(stream, address), Some(acceptor)) => {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    connection::serve_tls(stream, address, acceptor, setting).await;
+                    drop(place);
+                });
+            }
+            (Accepted::Tcp(stream, address), None) => {
+                tokio::spawn(async move {
+                    connection::serve_plain(stream, Peer::Plain { address }, setting).await;
+                    drop(place);
+                });
+            }
+            (Accepted::Unix(stream, peer), _) => {
+                tokio::spawn(async move {
+                    connection::serve_plain(stream, peer, setting).await;
+                    drop(place);
+                });
+            }
+        }
+    }
+}
+
+enum Accepted {
+    Tcp(tokio::net::TcpStream, SocketAddr),
+    Unix(tokio::net::UnixStream, Peer),
+}
+
+async fn next(listener: &Listener) -> io::Result<Accepted> {
+    match listener {
+        Listener::Tcp { listener, .. } => {
+            let (stream, address) = listener.accept().await?;
+            // Answers are one small write each; waiting to merge them only adds delay.
+            stream.set_nodelay(true)?;
+            Ok(Accepted::Tcp(stream, address))
+        }
+        Listener::Unix { listener } => {
+            let (stream, _) = listener.accept().await?;
+            let credentials = stream.peer_cred()?;
+            let peer = Peer::Unix {
+                uid: credentials.uid(),
+                gid: credentials.gid(),
+                pid: credentials.pid(),
+            };
+            Ok(Accepted::Unix(stream, peer))
+        }
+    }
+}
