@@ -1,1 +1,6 @@
-//! api.
+//! The `/v1` interface of the daemon.
+
+pub mod extract;
+pub mod problem;
+
+pub use problem::{Code, Problem, ProblemDocument};

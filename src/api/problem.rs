@@ -1,0 +1,386 @@
+//! Every error an HTTP answer or a start-up message can carry, by its stable code.
+//!
+//! [`Code`] lists each once with its HTTP status, its title and what to do about it. Domain
+//! errors know nothing of HTTP: the `From` implementations at the foot of this file map each of
+//! them (those of programs above this module stand beside their errors).
+//!
+//! An answer is an RFC 9457 document ([`ProblemDocument`], `application/problem+json`). A handler
+//! returns a [`Problem`]; [`finish`], the outermost layer of each router, gives the request its
+//! id and writes the document.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+
+use crate::base::ids::RequestId;
+
+/// The media type of [`ProblemDocument`] (RFC 9457 section 6.1).
+pub const MEDIA_TYPE: &str = "application/problem+json";
+
+/// Names the request in every answer, in problem documents, in logs and in the audit trail.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+
+macro_rules! codes {
+    ($($name:ident $text:literal $status:literal $title:literal $action:literal;)*) => {
+        /// A stable code. Programs compare these; the sentences beside them may change.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+        pub enum Code {
+            $(
+                #[doc = $title]
+                #[serde(rename = $text)]
+                $name,
+            )*
+        }
+
+        impl Code {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The code itself.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+
+            /// The HTTP status, as a number. Codes that never reach HTTP have 500.
+            pub fn status(self) -> u16 {
+                match self { $(Self::$name => $status,)* }
+            }
+
+            /// The error in a few words.
+            pub fn title(self) -> &'static str {
+                match self { $(Self::$name => $title,)* }
+            }
+
+            /// What to do about it.
+            pub fn action(self) -> &'static str {
+                match self { $(Self::$name => $action,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    // Tokens.
+    PinWrong "pin-wrong" 422 "The PIN is wrong" "Check the PIN and run `opcert token unlock`; the daemon does not try it again by itself.";
+    PinLocked "pin-locked" 409 "The token is locked" "Have its security officer reset the PIN, then run `opcert token unlock`.";
+    PinNeeded "pin-needed" 409 "The token needs its PIN" "Run `opcert token unlock`.";
+    PinFinalTry "pin-final-try" 409 "One PIN try is left" "Log in once with the maker's tool to be sure of the PIN; the daemon does not risk the last try.";
+    TokenAbsent "token-absent" 404 "There is no such token" "Insert the token, or choose one that `opcert token list` shows.";
+    TokenAmbiguous "token-ambiguous" 409 "More than one token fits" "Name one by its URI with a serial number; `opcert token list` shows them.";
+    TokenTimeout "token-timeout" 504 "The token did not answer in time" "Try again; if it persists, check the token's connection with `opcert doctor`.";
+    TokenDown "token-down" 503 "The token cannot be reached" "Try again shortly; the daemon is restarting its worker. `opcert doctor` says more if it persists.";
+    TokenError "token-error" 502 "The token reported an error" "See the daemon's log for the PKCS#11 function and result; `opcert doctor` checks the token.";
+    ModuleMissing "module-missing" 503 "The PKCS#11 module is not there" "Install the vendor's library, or correct `path` of its [[module]] in opcertd.toml.";
+    KeyMissing "key-missing" 404 "The key is not on the token" "Choose an installed certificate with `opcert list`, or install one with `opcert install`.";
+    KeyNotProven "key-not-proven" 422 "The token does not prove that the key cannot leave it" "Use a token that generates keys with CKA_SENSITIVE set and CKA_EXTRACTABLE cleared.";
+    KeyUnsupported "key-unsupported" 422 "The token cannot make such a key" "Choose another key type with `--key-type`.";
+    SignatureInvalid "signature-invalid" 502 "The token returned a wrong signature" "Nothing was released. Check the token with its maker's tool before using it again.";
+
+    // Requests.
+    Busy "busy" 503 "Too much is going on" "Try again after the time in `retry-after`.";
+    TooLarge "too-large" 413 "The request is too large" "Send less; the OpenAPI document names the limits.";
+    TooSlow "too-slow" 408 "The request did not arrive in time" "Send it again over a working connection.";
+    Malformed "malformed" 400 "The request is malformed" "Compare it with the OpenAPI document at /v1/openapi.json.";
+    UnsupportedMediaType "unsupported-media-type" 415 "The media type is not accepted" "Set `content-type` as the OpenAPI document says, for JSON to application/json.";
+    NotFound "not-found" 404 "There is nothing at this address" "Compare the path with the OpenAPI document at /v1/openapi.json.";
+    MethodNotAllowed "method-not-allowed" 405 "The method is not allowed here" "Use a method that the `allow` header names.";
+    Internal "internal" 500 "The program failed" "See its log for the request id; report it if it happens again.";
+
+    // Doors and callers.
+    ClientUnknown "client-unknown" 403 "The client is not registered" "Register it with `opcert client add`.";
+    ClientCertificateMissing "client-certificate-missing" 401 "No client certificate was presented" "Connect with the certificate that `opcert client add` made.";
+    BrowserRefused "browser-refused" 403 "Browsers are not served at this door" "Send no `origin` and no `sec-fetch-*` header; a page needs the browser door.";
+    HostRefused "host-refused" 421 "The host name is not one of this door" "Connect to localhost, 127.0.0.1 or [::1] with the door's own port.";
+    NotPermitted "not-permitted" 403 "This caller may not do that" "Use the control socket, as root, as the service user or as a member of its group.";
+    ClientExists "client-exists" 409 "A client of that name exists" "Choose another name, or remove the old one with `opcert client remove`.";
+    ClientNameInvalid "client-name-invalid" 422 "The client name is not allowed" "Use 1 to 63 lower-case letters, digits and hyphens, with no hyphen at either end.";
+    CsrInvalid "csr-invalid" 422 "The certificate request is not valid" "Make a new one: PKCS#10, signed by its own key, of a supported key type.";
+
+    // Approvals.
+    PolicyRefused "policy-refused" 403 "Policy refuses this" "Ask the administrator of this computer to change the client's policy if it should be allowed.";
+    ConsentDenied "consent-denied" 403 "The person declined" "Ask the person at this computer before trying again.";
+    ConsentUnavailable "consent-unavailable" 503 "No person can be asked" "Install pinentry and set `[consent] pinentry`, or give the client a policy without consent.";
+    ConsentTimeout "consent-timeout" 408 "The person did not answer in time" "Try again while somebody is at this computer.";
+    ChallengeMalformed "challenge-malformed" 422 "The challenge is malformed" "Ask the account service for a new challenge and pass it on unchanged.";
+    ChallengeSignature "challenge-signature" 422 "The challenge's signature does not verify" "Ask the account service for a new challenge; this one was changed or is not from it.";
+    ChallengeExpired "challenge-expired" 422 "The challenge has expired" "Ask the account service for a new challenge; check this computer's clock if it happens again.";
+    ChallengeNotYetValid "challenge-not-yet-valid" 422 "The challenge is from the future" "Check this computer's clock and ask for a new challenge.";
+    ChallengeAudience "challenge-audience" 422 "The challenge is not for this daemon" "Ask for a challenge whose audience is `opcert`.";
+    ChallengeAccount "challenge-account" 422 "The challenge is for another account or operator" "Ask for a challenge of the account and operator whose certificate is installed; `opcert list` shows them.";
+    ChallengeOrigin "challenge-origin" 422 "The challenge may not be relayed from here" "Use the page or program that the challenge was made for.";
+    ChallengeIssuerUnknown "challenge-issuer-unknown" 422 "The challenge's issuer is not known here" "Install a certificate of that account service with `opcert install`.";
+    ChallengeKeyUnknown "challenge-key-unknown" 422 "The challenge is signed by an unknown key" "Fetch the service's current keys with `opcert sync`, then ask for a new challenge.";
+    ChallengeUsed "challenge-used" 409 "The challenge was already used" "Ask the account service for a new challenge.";
+    StatementInvalid "statement-invalid" 422 "The statement breaks the rules of its kind" "Correct the operation and ask for a new challenge.";
+    CertificateMissing "certificate-missing" 422 "No operating certificate is installed for this operator" "Install one with `opcert install`.";
+    CertificateExpired "certificate-expired" 422 "The operating certificate has expired" "Install a new one with `opcert install`.";
+    CertificateRevoked "certificate-revoked" 422 "The operating certificate is revoked" "Install a new one with `opcert install`, if the account still allows it.";
+    AuditUnavailable "audit-unavailable" 503 "The audit record cannot be written" "Nothing was signed. Check space and permissions of the audit directory.";
+    ApprovalUnknown "approval-unknown" 404 "There is no such approval" "Check the `jti`; approvals are kept as long as their challenges could be repeated.";
+
+    // Enrolment and revocation lists.
+    EnrolmentUnknown "enrolment-unknown" 404 "There is no such enrolment" "List them with `opcert install --list`, or begin a new one.";
+    EnrolmentState "enrolment-state" 409 "The enrolment is not in a state for this" "See its state in GET /v1/enrolments; cancel it and begin again if need be.";
+    CertificateMismatch "certificate-mismatch" 422 "The certificate does not fit the enrolment" "Fetch the certificate that was issued for this request and ticket.";
+    TicketInvalid "ticket-invalid" 422 "The ticket is not valid" "Ask for a new SMS code and ticket with `opcert install`.";
+    CrlInvalid "crl-invalid" 422 "The revocation list is not valid" "Fetch the current list from the account service.";
+    KeysInvalid "keys-invalid" 422 "The key set is not valid" "Fetch the current key set from the account service.";
+
+    // Account service.
+    SmsCodeWrong "sms-code-wrong" 422 "The SMS code is wrong" "Check the code and try again; a code allows three tries.";
+    SmsCodeExpired "sms-code-expired" 422 "The SMS code has expired" "Ask for a new code.";
+    SmsCodeSpent "sms-code-spent" 422 "The SMS code is used up" "Ask for a new code.";
+    SmsTooSoon "sms-too-soon" 429 "A code was sent a moment ago" "Wait for the time in `retry-after`, then ask again.";
+    SmsUnavailable "sms-unavailable" 503 "The SMS cannot be sent" "Try again later; the operator of the service should check the SMS gateway.";
+    LoginFailed "login-failed" 401 "Account, operator or password is wrong" "Check all three and try again.";
+    TicketSpent "ticket-spent" 409 "The ticket was already used" "Ask for a new SMS code and ticket.";
+    QuotaComputers "quota-computers" 409 "The account has as many computers as it may" "Delete the certificates of a computer that is no longer used.";
+    QuotaCertificates "quota-certificates" 409 "The account has as many certificates as it may" "Delete a certificate that is no longer used.";
+    ApprovalInvalid "approval-invalid" 422 "The approval does not verify" "Have the operation approved again with a new challenge.";
+    OperationState "operation-state" 409 "The operation is not in a state for this" "See its state in GET /v1/operations/{id}.";
+    Unauthenticated "unauthenticated" 401 "Credentials are missing or wrong" "Send the credentials that the OpenAPI document names.";
+    Forbidden "forbidden" 403 "These credentials do not allow that" "Use credentials of the right account and role.";
+    IdempotencyConflict "idempotency-conflict" 409 "The idempotency key was used for another request" "Use a new idempotency key for each new request.";
+
+    // Start-up: printed, never served.
+    ConfigUnreadable "config-unreadable" 500 "The configuration cannot be read" "Check the path, and that the service user may read the file; `opcert init` writes a first one.";
+    ConfigPermissions "config-permissions" 500 "The configuration is open to others" "Make it owned by root or the service user and set its mode to 0600 or 0640.";
+    ConfigSyntax "config-syntax" 500 "The configuration is not valid TOML" "Correct the line that is named.";
+    ConfigUnknownKey "config-unknown-key" 500 "The configuration has an unknown key" "Correct or remove the key that is named.";
+    ConfigValue "config-value" 500 "A configuration value is not allowed" "Correct the value that is named.";
+    PortInUse "port-in-use" 500 "The address is taken" "Stop the program that listens there, or configure another address.";
+    StateUnusable "state-unusable" 500 "The state directory cannot be used" "Check that it exists, has room, and belongs to the service user.";
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Code {
+    type Err = UnknownCode;
+    fn from_str(text: &str) -> Result<Self, UnknownCode> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|code| code.as_str() == text)
+            .ok_or(UnknownCode)
+    }
+}
+
+/// A text that is no [`Code`] of this version.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown problem code")]
+pub struct UnknownCode;
+
+/// An error on its way out: a code, what happened, what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    code: Code,
+    detail: Cow<'static, str>,
+    action: Cow<'static, str>,
+    retry_after: Option<u32>,
+}
+
+impl Problem {
+    /// `detail` is one sentence: what happened. What to do is the code's own sentence unless
+    /// [`Problem::with_action`] gives a closer one. Neither may hold a secret.
+    pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            code,
+            detail: detail.into(),
+            action: Cow::Borrowed(code.action()),
+            retry_after: None,
+        }
+    }
+
+    /// Says what to do in this very case.
+    #[must_use]
+    pub fn with_action(mut self, action: impl Into<Cow<'static, str>>) -> Self {
+        self.action = action.into();
+        self
+    }
+
+    /// Says after how many seconds trying again makes sense.
+    #[must_use]
+    pub fn with_retry_after(mut self, seconds: u32) -> Self {
+        self.retry_after = Some(seconds);
+        self
+    }
+
+    /// The code.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// What happened.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// What to do.
+    pub fn action(&self) -> &str {
+        &self.action
+    }
+
+    /// The document, for the request of this id.
+    pub fn document(&self, request_id: &RequestId) -> ProblemDocument {
+        ProblemDocument {
+            kind: format!("urn:opcert:problem:{}", self.code),
+            title: self.code.title().to_owned(),
+            status: self.code.status(),
+            code: self.code.as_str().to_owned(),
+            detail: self.detail.clone().into_owned(),
+            action: self.action.clone().into_owned(),
+            request_id: request_id.clone(),
+            retry_after: self.retry_after,
+        }
+    }
+}
+
+/// Two sentences and the code: what a person reads on a terminal.
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stop = if self.detail.ends_with(['.', '!', '?']) {
+            ""
+        } else {
+            "."
+        };
+        write!(f, "{}{stop} {} [{}]", self.detail, self.action, self.code)
+    }
+}
+
+impl std::error::Error for Problem {}
+
+/// The error document of every door (RFC 9457).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ProblemDocument {
+    /// `urn:opcert:problem:` and the code.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The error in a few words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// The stable code; see [`Code`] for those of this version.
+    #[schema(value_type = Code)]
+    pub code: String,
+    /// What happened.
+    pub detail: String,
+    /// What to do.
+    pub action: String,
+    /// The request, as in the `request-id` header.
+    pub request_id: RequestId,
+    /// Seconds after which trying again makes sense.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after: Option<u32>,
+}
+
+impl IntoResponse for Problem {
+    /// Only status and problem; [`finish`] writes the document, as it knows the request's id.
+    fn into_response(self) -> Response {
+        let status =
+            StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// The outermost layer of each router: gives the request a [`RequestId`] (an extension for
+/// handlers, never taken from the client), names it in the answer, and writes problem documents.
+pub async fn finish(mut request: Request, next: Next) -> Response {
+    let id = RequestId::random();
+    request.extensions_mut().insert(id.clone());
+    let mut response = next.run(request).await;
+    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+        tracing::info!(request = %id, code = %problem.code, detail = %problem.detail, "refused");
+        write(&mut response, &problem, &id);
+    }
+    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+fn write(response: &mut Response, problem: &Problem, id: &RequestId) {
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+    if let Some(seconds) = problem.retry_after {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    headers.remove(axum::http::header::CONTENT_LENGTH);
+    // A struct of strings and numbers cannot fail to serialise.
+    let text = serde_json::to_vec(&problem.document(id)).unwrap_or_default();
+    *response.body_mut() = Body::from(text);
+}
+
+/// The answer for a path that no route has; a fallback handler.
+pub async fn not_found(request: Request) -> Problem {
+    Problem::new(
+        Code::NotFound,
+        format!("there is nothing at {}", request.uri().path()),
+    )
+}
+
+/// The answer for a method that the path does not have; a fallback handler.
+pub async fn method_not_allowed(request: Request) -> Problem {
+    Problem::new(
+        Code::MethodNotAllowed,
+        format!(
+            "{} is not allowed at {}",
+            request.method(),
+            request.uri().path()
+        ),
+    )
+}
+
+impl From<crate::http::BodyError> for Problem {
+    fn from(error: crate::http::BodyError) -> Self {
+        use crate::http::BodyError;
+        let code = match error {
+            BodyError::TooLarge { .. } => Code::TooLarge,
+            BodyError::TooSlow { .. } => Code::TooSlow,
+            BodyError::Broken { .. } => Code::Malformed,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn codes_are_unique_and_have_sentences() {
+        let mut seen = HashSet::new();
+        for code in Code::ALL {
+            assert!(seen.insert(code.as_str()), "{code} twice");
+            assert!(StatusCode::from_u16(code.status()).is_ok(), "{code}");
+            assert!(code.action().ends_with('.'), "{code}");
+            assert!(!code.title().ends_with('.'), "{code}");
+            assert_eq!(code.as_str().parse(), Ok(*code));
+            let json = serde_json::to_string(code).unwrap();
+            assert_eq!(json, format!("\"{code}\""));
+        }
+    }
+
+    #[test]
+    fn a_terminal_gets_two_sentences_and_the_code() {
+        let problem = Problem::new(Code::PinNeeded, "the token \"demo\" waits for its PIN");
+        assert_eq!(
+            problem.to_string(),
+            "the token \"demo\" waits for its PIN. Run `opcert token unlock`. [pin-needed]"
+        );
+    }
+}
