@@ -863,7 +863,7 @@ pub(crate) mod tests {
             PathError::NotYetValid
         );
         let stranger = authority(&SoftKey::new());
-        assert!(check(&[stranger.clone()], None, 1_700_000_000).is_err());
+        assert!(check(std::slice::from_ref(&stranger), None, 1_700_000_000).is_err());
 
         let crl = |number, revoked: &[Revocation]| {
             let draft =

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::ids::ClientName;
 use crate::base::pkcs11::KeyRef;
+pub use crate::statement::{Consent, ConsentMethod};
 use crate::statement::{Kind, Statement};
 
 /// Who asks.
@@ -68,28 +69,6 @@ pub enum ConsentRule {
     /// A person confirms what is shown.
     #[default]
     Confirm,
-}
-
-/// How consent came about, as the approval and the audit trail state it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Consent {
-    /// The way.
-    pub method: ConsentMethod,
-    /// When, in Unix seconds.
-    pub at: i64,
-}
-
-/// The ways of consent that design section 4 names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ConsentMethod {
-    /// A person pressed OK in a pinentry window.
-    Pinentry,
-    /// A person agreed on the device itself.
-    ProtectedPath,
-    /// The client's policy asks nobody.
-    Policy,
 }
 
 /// What a private key is to be used for. Each purpose has its own domain: see [`Purpose::admits`].
@@ -259,6 +238,16 @@ impl Permit {
         &self.key
     }
 
+    /// Splits an approval's permit into one for the JWS and one for the CMS signature over the
+    /// same payload; any other permit has no second half.
+    pub fn with_cms(self) -> (Self, Option<Self>) {
+        let cms = (self.purpose == Purpose::Approval).then(|| Self {
+            key: self.key.clone(),
+            purpose: Purpose::ApprovalCms,
+        });
+        (self, cms)
+    }
+
     /// The one purpose it is good for.
     pub fn purpose(&self) -> Purpose {
         self.purpose
@@ -340,5 +329,163 @@ pub fn own(key: &KeyRef, purpose: Purpose, now: Timestamp) -> Result<Permit, Ref
             at: now.as_second(),
         }),
         Decision::Refused(refusal) => Err(refusal),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::encoding::base64url;
+    use crate::base::pkcs11::{KeyId, TokenId};
+    use crate::statement::Facts;
+
+    fn key() -> KeyRef {
+        KeyRef {
+            token: TokenId {
+                module: "m".into(),
+                label: "t".into(),
+                serial: "s".into(),
+            },
+            id: KeyId::from_bytes(vec![1]).unwrap(),
+        }
+    }
+
+    fn withdrawal() -> Statement {
+        Statement::new(
+            "withdrawal".parse().unwrap(),
+            "acme".parse().unwrap(),
+            "alice".parse().unwrap(),
+            Facts {
+                amount: Some((100, "CNY".into())),
+                payee: Some("Bank".into()),
+                reference: Some("W-1".into()),
+                ..Facts::default()
+            },
+        )
+        .unwrap()
+    }
+
+    fn ask(
+        caller: &Caller,
+        policy: Option<&ClientPolicy>,
+        action: Action<'_>,
+    ) -> Result<ConsentRule, &'static str> {
+        let key = key();
+        let request = Request {
+            caller,
+            policy,
+            key: &key,
+            action,
+            now: Timestamp::UNIX_EPOCH,
+        };
+        match decide(&request) {
+            Decision::Granted(grant) => Ok(grant.consent()),
+            Decision::Refused(refusal) => Err(refusal.rule),
+        }
+    }
+
+    #[test]
+    fn a_client_gets_what_its_registration_says() {
+        let statement = withdrawal();
+        let client = Caller::Client("till".parse().unwrap());
+        let approve = Action::Approve(&statement);
+        assert_eq!(ask(&client, None, approve), Err("client-unknown"));
+        assert_eq!(
+            ask(&client, Some(&ClientPolicy::default()), approve),
+            Ok(ConsentRule::Confirm)
+        );
+        let silent = ClientPolicy {
+            consent: ConsentRule::None,
+            kinds: Some(vec!["withdrawal".parse().unwrap()]),
+        };
+        assert_eq!(ask(&client, Some(&silent), approve), Ok(ConsentRule::None));
+        let other = ClientPolicy {
+            kinds: Some(vec!["red-packet".parse().unwrap()]),
+            ..silent
+        };
+        assert_eq!(ask(&client, Some(&other), approve), Err("client-kinds"));
+        assert_eq!(
+            ask(&Caller::Unix { uid: 7 }, None, approve),
+            Ok(ConsentRule::Confirm)
+        );
+        assert_eq!(ask(&Caller::Itself, None, approve), Err("no-self-approval"));
+    }
+
+    #[test]
+    fn nobody_signs_an_approval_without_a_statement() {
+        for caller in [Caller::Itself, Caller::Unix { uid: 0 }] {
+            for purpose in [Purpose::Approval, Purpose::ApprovalCms] {
+                assert_eq!(
+                    ask(&caller, None, Action::Own(purpose)),
+                    Err("approval-needs-statement")
+                );
+            }
+        }
+        assert_eq!(
+            ask(
+                &Caller::Unix { uid: 0 },
+                None,
+                Action::Own(Purpose::Certificate)
+            ),
+            Err("not-yours")
+        );
+    }
+
+    #[test]
+    fn consent_of_the_wrong_kind_makes_no_permit() {
+        let grant = Grant {
+            key: key(),
+            purpose: Purpose::Approval,
+            consent: ConsentRule::Confirm,
+        };
+        let consent = |method| Consent { method, at: 0 };
+        assert_eq!(
+            grant
+                .permit(&consent(ConsentMethod::Policy))
+                .unwrap_err()
+                .rule,
+            "consent"
+        );
+        let grant = Grant {
+            key: key(),
+            purpose: Purpose::Approval,
+            consent: ConsentRule::Confirm,
+        };
+        let (permit, cms) = grant
+            .permit(&consent(ConsentMethod::Pinentry))
+            .unwrap()
+            .with_cms();
+        assert_eq!(permit.purpose(), Purpose::Approval);
+        assert_eq!(cms.unwrap().purpose(), Purpose::ApprovalCms);
+    }
+
+    #[test]
+    fn a_permit_admits_only_its_own_domain() {
+        let jws = |typ: &str| {
+            format!(
+                "{}.e30",
+                base64url(format!("{{\"typ\":\"{typ}\",\"alg\":\"ES256\"}}").as_bytes())
+            )
+        };
+        let messages: Vec<(Purpose, Vec<u8>)> = vec![
+            (Purpose::Approval, jws("opcert-approval+jwt").into()),
+            (Purpose::Challenge, jws("opcert-challenge+jwt").into()),
+            (Purpose::Ticket, jws("opcert-ticket+jwt").into()),
+            (Purpose::KeySet, jws("opcert-keys+jwt").into()),
+            (Purpose::ApprovalCms, vec![0x31, 0]),
+            (Purpose::Certificate, vec![0x30, 0]),
+            (Purpose::SelfTest, [SELF_TEST_PREFIX, b"x"].concat()),
+        ];
+        for (purpose, _) in &messages {
+            for (other, message) in &messages {
+                assert_eq!(
+                    purpose.admits(message),
+                    purpose == other,
+                    "{purpose:?} {other:?}"
+                );
+            }
+            assert!(!purpose.admits(&[7; 32]), "a caller's hash");
+            assert!(!purpose.admits(b""));
+        }
     }
 }

@@ -1,14 +1,27 @@
 //! Operations, challenges and approvals: hostile bytes in, typed values out.
 //!
-//! Parsing happens once. A [`Statement`] obeys the rules of its kind, so what a person is shown
-//! and what is signed come from the same value. Nothing here does input or output, and time is
-//! an argument.
+//! Parsing happens once. A [`Statement`] obeys the rules of its kind; a [`Challenge`] was signed
+//! by a pinned key of the account service; an [`Approval`] verified against the issuing
+//! authority. So what a person is shown and what is signed come from the same value. Nothing here
+//! does input or output, and time is an argument.
 
+pub mod approval;
+pub mod challenge;
 pub mod kinds;
 pub mod money;
 pub mod operation;
+pub mod origin;
+pub mod service;
 pub mod strict;
 pub mod text;
+pub mod ticket;
 
+pub use approval::{
+    Approval, ApprovalDraft, ApprovalError, ApprovalHeader, Consent, ConsentMethod,
+};
+pub use challenge::{Challenge, ChallengeClaims};
 pub use money::Money;
 pub use operation::{Facts, Kind, Language, Statement};
+pub use origin::Origin;
+pub use service::{NoKey, ServiceError};
+pub use ticket::{Ticket, TicketClaims, TicketPurpose};

@@ -1,0 +1,387 @@
+//! Approvals: a challenge and its statement, signed by an operating certificate.
+//!
+//! The daemon builds one from a checked [`Challenge`] and gives [`ApprovalDraft::signing_input`]
+//! to the token; anybody verifies one with [`Approval::verify`], which needs nothing but the
+//! issuing authority's certificate.
+
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::challenge::Challenge;
+use super::operation::Statement;
+use super::origin::Origin;
+use super::strict::{FieldError, Object};
+use crate::base::encoding::{base64, base64url, from_base64, sha256};
+use crate::base::ids::{ComputerId, Jti};
+use crate::base::jose::{self, JoseError, Jws};
+use crate::base::key::{KeyError, Scheme, Signature};
+use crate::base::x509::{Certificate, Crl, StaleCrl, X509Error, verify_operating_certificate};
+
+/// `typ` of an approval.
+pub const TYPE: &str = "opcert-approval+jwt";
+
+/// How consent came about, as the approval and the audit trail state it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Consent {
+    /// The way.
+    pub method: ConsentMethod,
+    /// When, in Unix seconds.
+    pub at: i64,
+}
+
+/// The ways of consent that design section 4 names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConsentMethod {
+    /// A person pressed OK in a pinentry window.
+    Pinentry,
+    /// A person agreed on the device itself.
+    ProtectedPath,
+    /// The client's policy asks nobody.
+    Policy,
+}
+
+impl FromStr for ConsentMethod {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        match text {
+            "pinentry" => Ok(Self::Pinentry),
+            "protected-path" => Ok(Self::ProtectedPath),
+            "policy" => Ok(Self::Policy),
+            _ => Err("must be pinentry, protected-path or policy"),
+        }
+    }
+}
+
+/// The encoded JWS header of a certificate's approvals, made once when it is installed.
+#[derive(Debug, Clone)]
+pub struct ApprovalHeader(String);
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    typ: String,
+    alg: Scheme,
+    x5c: Vec<String>,
+    #[serde(rename = "x5t#S256")]
+    thumbprint: String,
+}
+
+impl ApprovalHeader {
+    /// The header for signatures of `scheme` by the first certificate of `chain`.
+    pub fn new(scheme: Scheme, chain: &[Certificate]) -> Result<Self, serde_json::Error> {
+        let header = Header {
+            typ: TYPE.to_owned(),
+            alg: scheme,
+            x5c: chain
+                .iter()
+                .map(|certificate| base64(certificate.der()))
+                .collect(),
+            thumbprint: chain
+                .first()
+                .map(|leaf| base64url(&leaf.fingerprint()))
+                .unwrap_or_default(),
+        };
+        Ok(Self(base64url(&serde_json::to_vec(&header)?)))
+    }
+}
+
+#[derive(Serialize)]
+struct Claims<'a> {
+    aud: &'a Origin,
+    jti: &'a Jti,
+    iat: i64,
+    challenge: String,
+    challenge_jti: &'a Jti,
+    statement: serde_json::Value,
+    client: &'a str,
+    origin: Option<&'a Origin>,
+    computer: &'a ComputerId,
+    consent: &'a Consent,
+}
+
+/// An approval that lacks only its signature.
+#[derive(Debug, Clone)]
+pub struct ApprovalDraft {
+    jti: Jti,
+    payload: Vec<u8>,
+}
+
+impl ApprovalDraft {
+    /// An approval of `challenge` asked for by `client` and agreed to by `consent`.
+    pub fn new(
+        challenge: &Challenge,
+        client: &str,
+        origin: Option<&Origin>,
+        computer: &ComputerId,
+        consent: &Consent,
+        now: Timestamp,
+    ) -> Result<Self, serde_json::Error> {
+        let jti = Jti::random();
+        let payload = serde_json::to_vec(&Claims {
+            aud: challenge.issuer(),
+            jti: &jti,
+            iat: now.as_second(),
+            challenge: challenge.hash(),
+            challenge_jti: challenge.jti(),
+            statement: challenge.statement().to_json(),
+            client,
+            origin,
+            computer,
+            consent,
+        })?;
+        Ok(Self { jti, payload })
+    }
+
+    /// The approval's id.
+    pub fn jti(&self) -> &Jti {
+        &self.jti
+    }
+
+    /// The JSON payload, which a detached CMS signature covers too.
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// What the key has to sign.
+    pub fn signing_input(&self, header: &ApprovalHeader) -> String {
+        let payload = base64url(&self.payload);
+        let mut input = String::with_capacity(header.0.len() + payload.len() + 400);
+        input.push_str(&header.0);
+        input.push('.');
+        input.push_str(&payload);
+        input
+    }
+
+    /// The compact approval.
+    pub fn assemble(signing_input: String, signature: &Signature) -> String {
+        jose::compact(signing_input, signature)
+    }
+}
+
+/// An approval that verified.
+#[derive(Debug, Clone)]
+pub struct Approval {
+    /// The service it is meant for.
+    pub audience: Origin,
+    /// Its unique id.
+    pub jti: Jti,
+    /// When it was made, by the daemon's clock.
+    pub issued_at: Timestamp,
+    /// SHA-256 of the compact challenge, base64url.
+    pub challenge: String,
+    /// The challenge's id.
+    pub challenge_jti: Jti,
+    /// What was approved.
+    pub statement: Statement,
+    /// The program that asked.
+    pub client: String,
+    /// The page that relayed, if one did.
+    pub origin: Option<Origin>,
+    /// How consent came about.
+    pub consent: Consent,
+    /// The operating certificate that signed.
+    pub certificate: Certificate,
+}
+
+/// Why an approval was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ApprovalError {
+    /// No compact JWS of this format.
+    #[error("the approval is malformed: {0}")]
+    Jose(#[from] JoseError),
+    /// A claim that is missing, unknown or wrong.
+    #[error("the approval is malformed: {0}")]
+    Claims(#[from] FieldError),
+    /// The certificate is malformed or has no valid path to the given authority.
+    #[error("the certificate of the approval is refused: {0}")]
+    Certificate(#[from] X509Error),
+    /// The header's thumbprint is of another certificate.
+    #[error("the thumbprint in the header is of another certificate")]
+    Thumbprint,
+    /// The certificate speaks for another account, operator or computer than the approval.
+    #[error("the certificate speaks for somebody else than the approval's {field}")]
+    Identity {
+        /// Which claim differs.
+        field: &'static str,
+    },
+    /// The signature does not verify.
+    #[error("the approval is not sound: {0}")]
+    Signature(#[from] KeyError),
+}
+
+impl Approval {
+    /// Longest compact form, in bytes.
+    pub const MAX: usize = 64 * 1024;
+
+    /// Verifies `compact` at `now` with the authorities `anchors` and perhaps a revocation list.
+    /// Expiry of the challenge and single use are for the caller, who knows the challenge.
+    pub fn verify(
+        compact: &str,
+        anchors: &[Certificate],
+        crl: Option<(&Crl, StaleCrl)>,
+        now: Timestamp,
+    ) -> Result<Self, ApprovalError> {
+        let jws = Jws::parse(compact, Self::MAX)?;
+        let header: Header = jws.header(TYPE)?;
+        let expected = JoseError::Header { expected: TYPE };
+        if header.x5c.is_empty() || header.x5c.len() > 4 {
+            return Err(expected.into());
+        }
+        let chain = header
+            .x5c
+            .iter()
+            .map(|text| {
+                let der = from_base64(text.as_bytes()).ok_or_else(|| expected.clone())?;
+                Ok(Certificate::from_der(&der)?)
+            })
+            .collect::<Result<Vec<_>, ApprovalError>>()?;
+        let (leaf, intermediates) = chain.split_first().ok_or(expected)?;
+        if header.thumbprint != base64url(&leaf.fingerprint()) {
+            return Err(ApprovalError::Thumbprint);
+        }
+        verify_operating_certificate(leaf, intermediates, anchors, crl, now)?;
+        leaf.public_key()
+            .verify(header.alg, jws.signing_input.as_bytes(), &jws.signature)?;
+        Self::read(&jws.payload, leaf.clone())
+    }
+
+    fn read(payload: &[u8], certificate: Certificate) -> Result<Self, ApprovalError> {
+        let mut claims = Object::parse(payload)?;
+        let mut consent = claims.object("consent")?;
+        let read_consent = Consent {
+            method: consent
+                .parsed("method")
+                .map_err(|error| error.within("consent"))?,
+            at: consent
+                .integer("at")
+                .map_err(|error| error.within("consent"))?,
+        };
+        consent.finish().map_err(|error| error.within("consent"))?;
+        let statement = Statement::from_object(claims.object("statement")?)
+            .map_err(|error| error.within("statement"))?;
+        let computer: ComputerId = claims.parsed("computer")?;
+        let issued_at = claims.integer("iat")?;
+        let origin = claims
+            .nullable_text("origin")?
+            .map(|origin| {
+                origin
+                    .parse()
+                    .map_err(|error: super::origin::InvalidOrigin| {
+                        FieldError::at("origin", error.to_string())
+                    })
+            })
+            .transpose()?;
+        let identity = certificate
+            .identity()
+            .ok_or(ApprovalError::Identity { field: "subject" })?;
+        for (field, same) in [
+            ("account", identity.account == *statement.account()),
+            ("operator", identity.operator == *statement.operator()),
+            ("computer", identity.computer == computer),
+        ] {
+            if !same {
+                return Err(ApprovalError::Identity { field });
+            }
+        }
+        let approval = Self {
+            audience: claims.parsed("aud")?,
+            jti: claims.parsed("jti")?,
+            issued_at: Timestamp::from_second(issued_at)
+                .map_err(|_| FieldError::at("iat", "must be seconds since 1970-01-01 UTC"))?,
+            challenge: claims.text("challenge")?,
+            challenge_jti: claims.parsed("challenge_jti")?,
+            statement,
+            client: claims.text("client")?,
+            origin,
+            consent: read_consent,
+            certificate,
+        };
+        claims.finish()?;
+        Ok(approval)
+    }
+
+    /// Whether this approves exactly the challenge in `compact`.
+    pub fn is_for(&self, compact: &str) -> bool {
+        self.challenge == base64url(&sha256(compact.as_bytes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::x509::tests::{SoftKey, at, authority, identity, operating_certificate};
+    use crate::statement::challenge::tests::{NOW, issue};
+    use proptest::prelude::*;
+
+    struct Scene {
+        ca: Certificate,
+        challenge: String,
+        approval: String,
+    }
+
+    fn scene() -> Scene {
+        let (service, ca_key, key) = (SoftKey::new(), SoftKey::new(), SoftKey::new());
+        let ca = authority(&ca_key);
+        let leaf = operating_certificate(&ca, &ca_key, &key.public);
+        let challenge = issue(&service, |_| ());
+        let opened =
+            Challenge::open(&challenge, at(NOW), |_, _| Ok(service.public.clone())).unwrap();
+        let consent = Consent {
+            method: ConsentMethod::Pinentry,
+            at: NOW,
+        };
+        let draft = ApprovalDraft::new(
+            &opened,
+            "till",
+            None,
+            &identity().computer,
+            &consent,
+            at(NOW),
+        )
+        .unwrap();
+        let input = draft.signing_input(&ApprovalHeader::new(Scheme::Es256, &[leaf]).unwrap());
+        let signature = key.sign(input.as_bytes());
+        Scene {
+            ca,
+            challenge,
+            approval: ApprovalDraft::assemble(input, &signature),
+        }
+    }
+
+    #[test]
+    fn an_approval_verifies_with_nothing_but_the_authority() {
+        let scene = scene();
+        let approval = Approval::verify(
+            &scene.approval,
+            std::slice::from_ref(&scene.ca),
+            None,
+            at(NOW),
+        )
+        .unwrap();
+        assert!(approval.is_for(&scene.challenge));
+        assert!(!approval.is_for("x"));
+        assert_eq!(approval.client, "till");
+        let stranger = authority(&SoftKey::new());
+        assert!(matches!(
+            Approval::verify(&scene.approval, &[stranger], None, at(NOW)),
+            Err(ApprovalError::Certificate(_))
+        ));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn no_change_of_one_character_survives(index: proptest::sample::Index, replacement in "[A-Za-z0-9_.-]") {
+            let scene = scene();
+            let index = index.index(scene.approval.len());
+            let mut bad = scene.approval.clone();
+            bad.replace_range(index..=index, &replacement);
+            prop_assume!(bad != scene.approval);
+            prop_assert!(Approval::verify(&bad, &[scene.ca], None, at(NOW)).is_err());
+        }
+    }
+}
