@@ -1,0 +1,215 @@
+//! Checks a whole log from its files alone: no daemon, no lock, nothing is written.
+//!
+//! The head is read before the records, so a log can be checked while a daemon writes to it:
+//! everything the head names must be there, and what was added since may be there.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::directory::{HEAD, read_head, segments};
+use super::record::{Hash, Record, RecordRef};
+use super::walk::{Step, Walk};
+
+/// A sound log.
+#[must_use]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// How many records there are.
+    pub records: u64,
+    /// In how many segments.
+    pub segments: usize,
+    /// The oldest record.
+    pub first: Option<Mark>,
+    /// The newest record.
+    pub last: Option<Mark>,
+    /// How many complete records lie beyond the head: 0 unless the writer is running or was
+    /// stopped in the middle of a commit.
+    pub beyond_head: u64,
+    /// An incomplete last line beyond the head, in bytes: what a commit under way, or one that a
+    /// crash cut short, leaves. Nobody was told that it is durable.
+    pub torn: Option<u64>,
+    /// Whether the newest record is the closing one, so the writer ended in good order.
+    pub closed: bool,
+}
+
+/// Where a log begins or ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Mark {
+    /// The record's number.
+    pub seq: u64,
+    /// Its time.
+    #[serde(serialize_with = "rfc3339")]
+    pub time: Timestamp,
+    /// Its hash.
+    pub hash: Hash,
+}
+
+/// The first thing wrong with a log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[error("{}{}{}: {what}", file.display(), line_text(*line), seq_text(*seq))]
+pub struct Broken {
+    /// The file.
+    pub file: PathBuf,
+    /// The line, from 1; 0 where it is about the file as a whole.
+    pub line: u64,
+    /// The record that was due there.
+    pub seq: Option<u64>,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// Why [`verify`] did not answer with a summary.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The log is not what was written.
+    #[error(transparent)]
+    Broken(#[from] Broken),
+    /// The log could not be read.
+    #[error(
+        "cannot read {}. Check the path, and run the command as a user who may read it",
+        path.display()
+    )]
+    Unreadable {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Checks the log in `dir`: every record, the chain through all segments, and that the log
+/// reaches its head.
+pub fn verify(dir: &Path) -> Result<Summary, VerifyError> {
+    let head = read_head(dir)?;
+    let segments = segments(dir)?;
+    let Some(head) = head else {
+        return Err(no_head(dir).into());
+    };
+    let mut summary = Summary {
+        records: 0,
+        segments: segments.len(),
+        first: None,
+        last: None,
+        beyond_head: 0,
+        torn: None,
+        closed: false,
+    };
+    let against = AgainstHead::new(dir, head)?;
+    let mut walk = Walk::new(segments, 0)?;
+    let torn_file = loop {
+        let (record, json) = match walk.next()? {
+            Step::Record { record, json } => (record, json),
+            Step::Torn(torn) => {
+                summary.torn = Some(torn.bytes);
+                break Some((torn.file, torn.line));
+            }
+            Step::End => break None,
+        };
+        against.see(&record)?;
+        let Some(parsed) = Record::parse(json) else {
+            let (file, line) = match walk.position() {
+                Some((file, line, _)) => (file.clone(), line),
+                None => (dir.to_owned(), 0),
+            };
+            return Err(VerifyError::Broken(Broken {
+                file,
+                line,
+                seq: Some(record.seq),
+                what: "the line fits the chain but is not a record".into(),
+            }));
+        };
+        let mark = Mark {
+            seq: record.seq,
+            time: parsed.time,
+            hash: record.hash,
+        };
+        summary.records += 1;
+        summary.first.get_or_insert(mark);
+        summary.last = Some(mark);
+        summary.closed = parsed.kind == super::CLOSED;
+    };
+    let end = torn_file.or_else(|| walk.position().map(|(file, line, _)| (file.clone(), line)));
+    summary.beyond_head = against.finish(&walk.newest(), end)?;
+    Ok(summary)
+}
+
+/// The fault of a directory without a head.
+pub(super) fn no_head(dir: &Path) -> Broken {
+    Broken {
+        file: dir.join(HEAD),
+        line: 0,
+        seq: None,
+        what: "the head is missing, so the end of the log cannot be checked".into(),
+    }
+}
+
+/// Holds the records against the head.
+pub(super) struct AgainstHead {
+    path: PathBuf,
+    head: RecordRef,
+}
+
+impl AgainstHead {
+    /// Checks what can be checked of the head alone.
+    pub fn new(dir: &Path, head: RecordRef) -> Result<Self, Broken> {
+        let this = Self {
+            path: dir.join(HEAD),
+            head,
+        };
+        if head.seq == 0 {
+            this.see(&RecordRef::NONE)?;
+        }
+        Ok(this)
+    }
+
+    /// Checks the record that the head names.
+    pub fn see(&self, record: &RecordRef) -> Result<(), Broken> {
+        if record.seq == self.head.seq && record.hash != self.head.hash {
+            return Err(Broken {
+                file: self.path.clone(),
+                line: 1,
+                seq: Some(record.seq),
+                what: "the head's hash is not that of its record: the head or the log was replaced"
+                    .into(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Checks that the log reaches the head; returns how many records lie beyond it. `end` is
+    /// the last line of the log.
+    pub fn finish(self, newest: &RecordRef, end: Option<(PathBuf, u64)>) -> Result<u64, Broken> {
+        newest.seq.checked_sub(self.head.seq).ok_or_else(|| {
+            let (file, line) = end.unwrap_or((self.path, 0));
+            Broken {
+                file,
+                line,
+                seq: Some(newest.seq + 1),
+                what: format!(
+                    "the log ends after record {}, but the head says that record {} was durable: \
+                     the end was cut off",
+                    newest.seq, self.head.seq
+                ),
+            }
+        })
+    }
+}
+
+fn line_text(line: u64) -> String {
+    if line == 0 {
+        String::new()
+    } else {
+        format!(", line {line}")
+    }
+}
+
+fn seq_text(seq: Option<u64>) -> String {
+    seq.map(|seq| format!(", record {seq}")).unwrap_or_default()
+}
+
+fn rfc3339<S: serde::Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{time:.3}"))
+}
