@@ -1,0 +1,285 @@
+//! One conversation with one pinentry process.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
+};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::assuan::{self, CANCELED, FULLY_CANCELED, LINE_LIMIT, NOT_CONFIRMED, Reply, TIMEOUT};
+use super::text::Question;
+use super::{Config, ConsentError};
+use crate::policy::ConsentMethod;
+
+/// How long pinentry may take to start and to accept the text.
+const SETUP_LIMIT: Duration = Duration::from_secs(10);
+
+/// How much longer than it was told the window may stay before it is killed.
+const ANSWER_GRACE: Duration = Duration::from_secs(2);
+
+/// How long pinentry may take to leave, putting its terminal in order.
+const EXIT_LIMIT: Duration = Duration::from_secs(1);
+
+/// How much of what pinentry prints as its last words is kept, in bytes.
+const LAST_WORDS: usize = 512;
+
+/// Status lines before a reply that are put up with.
+const INTERIM_LIMIT: usize = 64;
+
+/// The environment pinentry gets: what finds the screen, and nothing else of ours.
+const ENVIRONMENT: &[&str] = &[
+    "DBUS_SESSION_BUS_ADDRESS",
+    "DISPLAY",
+    "GPG_TTY",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "LC_MESSAGES",
+    "PATH",
+    "TERM",
+    "WAYLAND_DISPLAY",
+    "XAUTHORITY",
+    "XDG_RUNTIME_DIR",
+];
+
+/// Asks `question` in a window of `program`. When the future is dropped the process is killed.
+pub(super) async fn ask(
+    program: &Path,
+    config: &Config,
+    question: &Question,
+) -> Result<ConsentMethod, ConsentError> {
+    let mut pinentry = Pinentry::start(program, config)?;
+    let set_up = timeout(SETUP_LIMIT, pinentry.set_up(config, question)).await;
+    let answer = match set_up {
+        Ok(Ok(())) => pinentry.confirm(config).await,
+        Ok(Err(failure)) => Err(Failure::Talk(failure)),
+        Err(_) => Err(Failure::Talk("it did not answer in time".into())),
+    };
+    match answer {
+        Ok(()) => {
+            pinentry.leave().await;
+            Ok(ConsentMethod::Pinentry)
+        }
+        Err(Failure::Answer(error)) => {
+            pinentry.leave().await;
+            Err(error)
+        }
+        Err(Failure::Talk(failure)) => {
+            let last_words = pinentry.last_words().await;
+            Err(ConsentError::Unavailable {
+                reason: format!(
+                    "{} failed: {failure}{last_words}. Run it by hand to see that it can open a \
+                     window for the service's user",
+                    program.display()
+                ),
+            })
+        }
+    }
+}
+
+/// Why there is no yes.
+enum Failure {
+    /// The person's answer, or none in time.
+    Answer(ConsentError),
+    /// The conversation failed.
+    Talk(String),
+}
+
+struct Pinentry {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    complaints: JoinHandle<Vec<u8>>,
+}
+
+impl Pinentry {
+    fn start(program: &Path, config: &Config) -> Result<Self, ConsentError> {
+        let failed = |why: &dyn std::fmt::Display| ConsentError::Unavailable {
+            reason: format!(
+                "cannot start {}: {why}. Install pinentry or correct `pinentry` under `[consent]`",
+                program.display()
+            ),
+        };
+        let mut child = Command::new(program)
+            .env_clear()
+            .envs(
+                ENVIRONMENT
+                    .iter()
+                    .filter_map(|name| Some((name, std::env::var_os(name)?))),
+            )
+            // Window pinentries fall back to a terminal without this one.
+            .envs(config.display.iter().map(|display| ("DISPLAY", display)))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| failed(&error))?;
+        match (child.stdin.take(), child.stdout.take(), child.stderr.take()) {
+            (Some(input), Some(output), Some(complaints)) => Ok(Self {
+                child,
+                input,
+                output: BufReader::with_capacity(LINE_LIMIT, output),
+                complaints: tokio::spawn(drain(complaints)),
+            }),
+            _ => Err(failed(&"its pipes are missing")),
+        }
+    }
+
+    /// Greets and sets the text. Options that this pinentry does not know are left out.
+    async fn set_up(&mut self, config: &Config, question: &Question) -> Result<(), String> {
+        self.expect_ok().await?;
+        for option in options(config) {
+            let Some(line) = assuan::command("OPTION", &option) else {
+                continue;
+            };
+            self.request(&line).await?;
+        }
+        let seconds = config.timeout_seconds.to_string();
+        let line = assuan::command("SETTIMEOUT", &seconds).unwrap_or_default();
+        for line in std::iter::once(line.as_slice()).chain(question.commands()) {
+            match self.request(line).await? {
+                Reply::Err { text, .. } => return Err(format!("it refused the text: {text}")),
+                Reply::Ok | Reply::Interim => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the window and waits for the person.
+    async fn confirm(&mut self, config: &Config) -> Result<(), Failure> {
+        let timed_out = || {
+            Failure::Answer(ConsentError::TimedOut {
+                seconds: config.timeout_seconds.get(),
+            })
+        };
+        let limit = config.timeout() + ANSWER_GRACE;
+        let reply = timeout(limit, self.request(b"CONFIRM\n"))
+            .await
+            .map_err(|_| timed_out())?;
+        match reply.map_err(Failure::Talk)? {
+            Reply::Ok => Ok(()),
+            Reply::Err { code, .. }
+                if [CANCELED, NOT_CONFIRMED, FULLY_CANCELED].contains(&code) =>
+            {
+                Err(Failure::Answer(ConsentError::Denied))
+            }
+            Reply::Err { code: TIMEOUT, .. } => Err(timed_out()),
+            Reply::Err { text, .. } => Err(Failure::Talk(text)),
+            Reply::Interim => Err(Failure::Talk("it gave no answer".into())),
+        }
+    }
+
+    /// Lets the process end by itself, and kills it if it does not.
+    async fn leave(mut self) {
+        // It may have ended already; either way it is waited for or killed.
+        let _ = self.input.write_all(b"BYE\n").await;
+        drop(self.input);
+        if timeout(EXIT_LIMIT, self.child.wait()).await.is_err() {
+            let _ = self.child.kill().await;
+        }
+    }
+
+    /// Ends the process and returns what it complained of, in brackets.
+    async fn last_words(mut self) -> String {
+        drop(self.input);
+        if timeout(EXIT_LIMIT, self.child.wait()).await.is_err() {
+            let _ = self.child.kill().await;
+        }
+        let words = match timeout(EXIT_LIMIT, self.complaints).await {
+            Ok(Ok(words)) => words,
+            _ => return String::new(),
+        };
+        let words: String = String::from_utf8_lossy(&words)
+            .trim()
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect();
+        if words.is_empty() {
+            words
+        } else {
+            format!(" ({words})")
+        }
+    }
+
+    async fn request(&mut self, line: &[u8]) -> Result<Reply, String> {
+        self.input
+            .write_all(line)
+            .await
+            .map_err(|error| format!("it does not read: {error}"))?;
+        self.reply().await
+    }
+
+    async fn expect_ok(&mut self) -> Result<(), String> {
+        match self.reply().await? {
+            Reply::Ok => Ok(()),
+            Reply::Err { text, .. } => Err(text),
+            Reply::Interim => Err("it does not greet".into()),
+        }
+    }
+
+    /// The next reply, past a few status lines.
+    async fn reply(&mut self) -> Result<Reply, String> {
+        for _ in 0..INTERIM_LIMIT {
+            let mut line = Vec::new();
+            (&mut self.output)
+                .take(LINE_LIMIT as u64)
+                .read_until(b'\n', &mut line)
+                .await
+                .map_err(|error| format!("it cannot be read: {error}"))?;
+            let Some(text) = line.strip_suffix(b"\n") else {
+                let what = if line.len() < LINE_LIMIT {
+                    "it ended without an answer"
+                } else {
+                    "it sent a line that is too long"
+                };
+                return Err(what.into());
+            };
+            match Reply::parse(text) {
+                Some(Reply::Interim) => {}
+                Some(reply) => return Ok(reply),
+                None => return Err("it does not speak the pinentry protocol".into()),
+            }
+        }
+        Err("it sent too many status lines".into())
+    }
+}
+
+/// What pinentry is told of the screen. The texts are UTF-8, so a locale that is not must not
+/// reach it.
+fn options(config: &Config) -> Vec<String> {
+    let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
+        .into_iter()
+        .find_map(environment)
+        .filter(|locale| {
+            let locale = locale.to_ascii_lowercase();
+            locale.ends_with("utf-8") || locale.ends_with("utf8")
+        })
+        .unwrap_or_else(|| "C.UTF-8".into());
+    let tty = config.tty.clone().or_else(|| environment("GPG_TTY"));
+    let display = config.display.clone().or_else(|| environment("DISPLAY"));
+    let mut options = vec!["grab".to_owned()];
+    options.extend(tty.map(|tty| format!("ttyname={tty}")));
+    options.extend(environment("TERM").map(|term| format!("ttytype={term}")));
+    options.push(format!("lc-ctype={locale}"));
+    options.extend(display.map(|display| format!("display={display}")));
+    options
+}
+
+/// Reads to the end, so that the writer never blocks, and keeps the beginning.
+async fn drain(mut from: impl AsyncRead + Unpin) -> Vec<u8> {
+    let mut kept = Vec::new();
+    let mut buffer = [0; 512];
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+        let room = LAST_WORDS - kept.len();
+        kept.extend_from_slice(&buffer[..count.min(room)]);
+    }
+    kept
+}
