@@ -356,6 +356,64 @@ impl From<crate::http::BodyError> for Problem {
     }
 }
 
+impl From<crate::base::x509::X509Error> for Problem {
+    fn from(error: crate::base::x509::X509Error) -> Self {
+        // Callers that parsed something of a client's map it to the code of that thing; what is
+        // left is our own work.
+        tracing::error!(%error, "X.509 structure cannot be built");
+        Self::new(Code::Internal, "a certificate cannot be made or read")
+    }
+}
+
+impl From<crate::audit::AuditError> for Problem {
+    fn from(error: crate::audit::AuditError) -> Self {
+        use crate::audit::AuditError;
+        match error {
+            AuditError::Full { .. } => {
+                Self::new(Code::Busy, "too many audit records wait to be written")
+                    .with_retry_after(1)
+            }
+            AuditError::TooLarge { .. } => Self::new(Code::TooLarge, error.to_string()),
+            error => {
+                tracing::error!(error = &error as &dyn std::error::Error, "audit");
+                Self::new(Code::AuditUnavailable, "the audit record cannot be written")
+            }
+        }
+    }
+}
+
+impl From<super::local_ca::LocalCaError> for Problem {
+    fn from(error: super::local_ca::LocalCaError) -> Self {
+        use super::local_ca::LocalCaError;
+        match error {
+            LocalCaError::ClientName { .. } => {
+                Self::new(Code::ClientNameInvalid, error.to_string())
+            }
+            error => {
+                tracing::error!(error = &error as &dyn std::error::Error, "local authority");
+                Self::new(Code::Internal, "the local authority cannot be used")
+            }
+        }
+    }
+}
+
+impl From<super::clients::ClientsError> for Problem {
+    fn from(error: super::clients::ClientsError) -> Self {
+        use super::clients::ClientsError;
+        match error {
+            ClientsError::Exists { .. } => Self::new(Code::ClientExists, error.to_string()),
+            ClientsError::Unknown { .. } => Self::new(Code::NotFound, error.to_string())
+                .with_action("List the registered ones with `opcert client list`."),
+            ClientsError::Full => Self::new(Code::TooLarge, error.to_string())
+                .with_action("Remove clients that are no longer used."),
+            ClientsError::File(_) | ClientsError::Damaged { .. } => {
+                tracing::error!(error = &error as &dyn std::error::Error, "client registry");
+                Self::new(Code::StateUnusable, "the client registry cannot be written")
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,140 @@
+//! Who a request comes from, looked up anew for each.
+//!
+//! TLS has proved that the peer holds the key of a certificate of the local authority; whether
+//! that certificate is a registered client, and not expired since the handshake, is asked here for
+//! every request, so that `client remove` bites on the next one. On the control socket the kernel
+//! tells the peer's user.
+
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::request::Parts;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::problem::{Code, Problem};
+use super::routes::App;
+use crate::http::Peer;
+use crate::policy::{Caller, ClientPolicy};
+
+/// A caller that its door let in; an extractor for handlers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identified {
+    /// Who.
+    pub caller: Caller,
+    /// What a registered client may do.
+    pub policy: Option<ClientPolicy>,
+}
+
+/// A caller of the control socket; other callers are refused by the extractor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Administrator {
+    /// Effective user id of the peer.
+    pub uid: u32,
+}
+
+impl<S: Sync> FromRequestParts<S> for Identified {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        parts
+            .extensions
+            .get::<Self>()
+            .cloned()
+            .ok_or_else(|| Problem::new(Code::Internal, "the door did not identify the caller"))
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Administrator {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match Identified::from_request_parts(parts, state).await?.caller {
+            Caller::Unix { uid } => Ok(Self { uid }),
+            caller => Err(Problem::new(
+                Code::NotPermitted,
+                format!("{caller} may not use {} {}", parts.method, parts.uri.path()),
+            )),
+        }
+    }
+}
+
+/// Who may use the control socket, besides root and the service's own user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ControlAccess {
+    /// Nobody.
+    OwnerOnly,
+    /// Whoever may open the socket: it belongs to a group and has mode 0660, and connecting needs
+    /// write permission on it (unix(7)). The kernel knows all groups of a process, a peer
+    /// credential only its first.
+    SocketGroup,
+}
+
+/// Layer of the control socket.
+pub async fn identify_user(
+    State(access): State<ControlAccess>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let Some(Peer::Unix { uid, .. }) = request.extensions().get::<Peer>() else {
+        return Problem::new(Code::Internal, "the control door is no Unix socket").into_response();
+    };
+    let uid = *uid;
+    let own = rustix::process::geteuid().as_raw();
+    if uid != 0 && uid != own && access == ControlAccess::OwnerOnly {
+        return Problem::new(
+            Code::NotPermitted,
+            format!("user {uid} may not use the control socket"),
+        )
+        .into_response();
+    }
+    request.extensions_mut().insert(Identified {
+        caller: Caller::Unix { uid },
+        policy: None,
+    });
+    next.run(request).await
+}
+
+/// Layer of the native door.
+pub async fn identify_client(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    match client(&app, request.extensions().get::<Peer>()) {
+        Ok(identified) => {
+            request.extensions_mut().insert(identified);
+            next.run(request).await
+        }
+        Err(problem) => problem.into_response(),
+    }
+}
+
+fn client(app: &App, peer: Option<&Peer>) -> Result<Identified, Problem> {
+    let Some(Peer::Tls {
+        certificate: Some(certificate),
+        ..
+    }) = peer
+    else {
+        return Err(Problem::new(
+            Code::ClientCertificateMissing,
+            "no client certificate was presented",
+        ));
+    };
+    let client = app
+        .clients()
+        .by_fingerprint(&certificate.sha256)
+        .ok_or_else(|| {
+            Problem::new(
+                Code::ClientUnknown,
+                format!(
+                    "no client is registered with certificate {}",
+                    crate::base::encoding::hex(&certificate.sha256)
+                ),
+            )
+        })?;
+    if client.expires < app.clock().now() {
+        return Err(Problem::new(
+            Code::ClientUnknown,
+            format!("the certificate of client {} has expired", client.name),
+        ));
+    }
+    Ok(Identified {
+        caller: Caller::Client(client.name.clone()),
+        policy: Some(client.policy.clone()),
+    })
+}

@@ -1,0 +1,77 @@
+//! `/v1/openapi.json`: the OpenAPI 3.1 document, generated from the handlers.
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::http::header::CONTENT_TYPE;
+use axum::routing::get;
+use utoipa::OpenApi as _;
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::{ContentBuilder, OpenApi, Ref, ResponseBuilder};
+
+use super::App;
+use crate::api::problem::{Code, MEDIA_TYPE, ProblemDocument};
+
+/// Where the document is.
+pub const PATH: &str = "/v1/openapi.json";
+
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "opcertd",
+        description = "The daemon that holds operating keys on PKCS#11 tokens.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    components(schemas(ProblemDocument, Code)),
+    tags(
+        (name = "daemon", description = "The daemon itself"),
+        (name = "clients", description = "Programs that may use the native door"),
+    )
+)]
+struct Document;
+
+pub(super) fn base() -> OpenApi {
+    Document::openapi()
+}
+
+/// The document that the daemon serves.
+pub fn document() -> OpenApi {
+    finish(super::documented().to_openapi())
+}
+
+pub(super) fn route(document: &OpenApi) -> Router<App> {
+    // A document made of our own types cannot fail to serialise.
+    let text = finish(document.clone()).to_json().unwrap_or_default();
+    let text = Bytes::from(text);
+    Router::new().route(
+        PATH,
+        get(move || async move { ([(CONTENT_TYPE, "application/json")], text) }),
+    )
+}
+
+/// Every operation may answer with a problem.
+fn finish(mut document: OpenApi) -> OpenApi {
+    let problem = ResponseBuilder::new()
+        .description("A problem; `code` says which.")
+        .content(
+            MEDIA_TYPE,
+            ContentBuilder::new()
+                .schema(Some(Ref::from_schema_name("ProblemDocument")))
+                .build(),
+        )
+        .build();
+    for item in document.paths.paths.values_mut() {
+        let operations: [&mut Option<Operation>; 4] = [
+            &mut item.get,
+            &mut item.put,
+            &mut item.post,
+            &mut item.delete,
+        ];
+        for operation in operations.into_iter().flatten() {
+            operation
+                .responses
+                .responses
+                .insert("default".to_owned(), problem.clone().into());
+        }
+    }
+    document
+}

@@ -1,0 +1,32 @@
+//! `/v1/status`.
+
+use axum::extract::State;
+
+use super::App;
+use crate::api::caller::Identified;
+use crate::api::extract::Json;
+use crate::api::types::{Addresses, AuditStatus, Status};
+
+/// The daemon in a few numbers.
+#[utoipa::path(
+    get,
+    path = "/v1/status",
+    tag = "daemon",
+    responses((status = 200, description = "The daemon is up.", body = Status))
+)]
+pub(super) async fn get_status(State(app): State<App>, _: Identified) -> Json<Status> {
+    let parts = &app.0;
+    Json(Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        computer: parts.computer.clone(),
+        addresses: Addresses {
+            native: parts.native.iter().map(ToString::to_string).collect(),
+        },
+        audit: AuditStatus {
+            records: parts.audit.records(),
+            writable: parts.audit.ready().is_ok(),
+        },
+        tokens: 0,
+        certificates: 0,
+    })
+}

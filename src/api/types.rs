@@ -1,0 +1,245 @@
+//! What the routes of `/v1` take and give, shared by server and client.
+//!
+//! Field names are snake_case, times RFC 3339, DER base64 (RFC 4648 section 4). Unknown fields of
+//! a request are refused; a reader of answers must ignore those it does not know.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::base::ids::{AccountId, ClientName, ComputerId, EnrolmentId, Jti, OperatorId};
+use crate::base::jose::JwkSet;
+use crate::base::key::KeySpec;
+use crate::base::secret::Pin;
+use crate::policy::ClientPolicy;
+
+/// The daemon in a few numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// This computer.
+    pub computer: ComputerId,
+    /// Where it listens.
+    pub addresses: Addresses,
+    /// The audit trail.
+    pub audit: AuditStatus,
+    /// Configured tokens that are present.
+    pub tokens: usize,
+    /// Installed operating certificates.
+    pub certificates: usize,
+}
+
+/// Where the daemon listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Addresses {
+    /// Native doors, as `address:port`.
+    pub native: Vec<String>,
+}
+
+/// The audit trail in numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AuditStatus {
+    /// Durable records.
+    pub records: u64,
+    /// Whether a record could be written now; nothing is signed otherwise.
+    pub writable: bool,
+}
+
+/// A PIN for one token.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Unlock {
+    /// Which token: a PKCS#11 URI (RFC 7512) that selects exactly one.
+    pub uri: String,
+    /// Its PIN; tried once.
+    #[schema(value_type = String, format = Password)]
+    pub pin: Pin,
+}
+
+/// An account service as the courier met it; pinned by the first enrolment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceDescription {
+    /// `https://host[:port]`.
+    pub origin: String,
+    /// The keys its challenges and tickets are signed with.
+    pub keys: JwkSet,
+    /// Its issuing authorities, each base64 of DER.
+    pub ca: Vec<String>,
+}
+
+/// Begins an enrolment.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BeginEnrolment {
+    /// The ticket that an SMS code bought.
+    pub ticket: String,
+    /// Which token the key is made on: a PKCS#11 URI; the only one where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// The kind of key.
+    pub key_type: KeySpec,
+    /// The account service.
+    pub service: ServiceDescription,
+}
+
+/// An enrolment that has begun and has no certificate yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Enrolment {
+    /// Its id.
+    pub id: EnrolmentId,
+    /// What it waits for.
+    pub state: String,
+    /// The account.
+    pub account: AccountId,
+    /// The operator.
+    pub operator: OperatorId,
+    /// The computer.
+    pub computer: ComputerId,
+    /// The origin of the account service.
+    pub service: String,
+    /// The token that holds the key, as PKCS#11 URI.
+    pub token: String,
+    /// When it began.
+    pub begun: String,
+    /// The certification request to carry to the account service (PKCS#10), base64 of DER.
+    pub csr: String,
+}
+
+/// All enrolments without a certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Enrolments {
+    /// Oldest first.
+    pub enrolments: Vec<Enrolment>,
+}
+
+/// Ends an enrolment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CompleteEnrolment {
+    /// The certificate issued for the request, then its issuers; each base64 of DER.
+    pub certificates: Vec<String>,
+}
+
+/// An installed operating certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OperatingCertificate {
+    /// SHA-256 of the certificate, hexadecimal.
+    pub fingerprint: String,
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// The account.
+    pub account: AccountId,
+    /// The operator.
+    pub operator: OperatorId,
+    /// The computer.
+    pub computer: ComputerId,
+    /// The origin of the account service.
+    pub service: String,
+    /// The key, as PKCS#11 URI.
+    pub key: String,
+    /// The JOSE algorithm of its approvals.
+    pub algorithm: String,
+    /// Whether it may sign: `active`, `not-yet-valid`, `expired`, `revoked`, `superseded`.
+    pub standing: String,
+    /// First instant of validity.
+    pub not_before: String,
+    /// Last instant of validity.
+    pub not_after: String,
+    /// When it was installed.
+    pub installed: String,
+    /// The certificate, base64 of DER.
+    pub certificate: String,
+}
+
+/// All installed operating certificates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OperatingCertificates {
+    /// In the order of installation.
+    pub certificates: Vec<OperatingCertificate>,
+}
+
+/// Asks for an approval.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RequestApproval {
+    /// The challenge of the account service, compact JWS, unchanged.
+    pub challenge: String,
+    /// Whether a detached CMS signature is wanted besides.
+    #[serde(default)]
+    pub cms: bool,
+}
+
+/// An approval.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Approval {
+    /// The approval, compact JWS.
+    pub approval: String,
+    /// A detached CMS SignedData over the same payload, base64 of DER, where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cms: Option<String>,
+    /// Its `jti`.
+    pub jti: Jti,
+}
+
+/// A revocation list that was taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CrlTaken {
+    /// The origin of the account service it is from.
+    pub service: String,
+    /// Its number.
+    pub number: u64,
+    /// How many certificates it revokes.
+    pub revoked: usize,
+}
+
+/// Registers a client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AddClient {
+    /// Its name: 1 to 63 lower-case letters, digits and inner hyphens.
+    pub name: ClientName,
+    /// A certification request (PKCS#10) by its own key: PEM, or base64 of DER. The names in it
+    /// are not used.
+    pub csr: String,
+    /// What it may do; a person confirms every approval where it is left out.
+    #[serde(default)]
+    pub policy: ClientPolicy,
+}
+
+/// What a new client needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AddedClient {
+    /// Its name.
+    pub name: ClientName,
+    /// Its certificate, PEM.
+    pub certificate: String,
+    /// The authority to trust the daemon's doors by, PEM.
+    pub ca: String,
+    /// SHA-256 of its certificate, hexadecimal.
+    pub fingerprint: String,
+    /// When its certificate expires.
+    pub expires: String,
+}
+
+/// A registered client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Client {
+    /// Its name.
+    pub name: ClientName,
+    /// SHA-256 of its certificate, hexadecimal.
+    pub fingerprint: String,
+    /// When it was registered.
+    pub added: String,
+    /// When its certificate expires.
+    pub expires: String,
+    /// What it may do.
+    pub policy: ClientPolicy,
+}
+
+/// All registered clients.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ClientList {
+    /// By name.
+    pub clients: Vec<Client>,
+}
