@@ -1,0 +1,140 @@
+//! `opcertd.toml`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::{ConfigError, Loaded, load};
+use crate::http::Limits;
+
+/// Where the file is unless `--config` names another.
+pub const DEFAULT_PATH: &str = "/etc/opcert/opcertd.toml";
+
+/// What the file says. Every key has a default; a daemon without modules starts and says so.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Config {
+    /// What must survive a restart: audit trail, registries, the local authority.
+    #[serde(default = "state_directory")]
+    pub state_directory: PathBuf,
+    /// Where `control.sock` is.
+    #[serde(default = "runtime_directory")]
+    pub runtime_directory: PathBuf,
+    /// The native door.
+    #[serde(default)]
+    pub native: Native,
+    /// The control socket.
+    #[serde(default)]
+    pub control: Control,
+    /// The audit trail.
+    #[serde(default)]
+    pub audit: crate::audit::Config,
+}
+
+fn state_directory() -> PathBuf {
+    "/var/lib/opcert".into()
+}
+
+fn runtime_directory() -> PathBuf {
+    "/run/opcert".into()
+}
+
+/// The `[native]` table.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Native {
+    /// Where to listen: loopback addresses only. Both families are bound by default, as another
+    /// program on the free one would get the traffic of clients that try it first. Port 0 takes
+    /// any free port. Sockets handed in by systemd take precedence.
+    pub addresses: Vec<SocketAddr>,
+    /// Limits of each listener.
+    pub limits: Limits,
+}
+
+impl Default for Native {
+    fn default() -> Self {
+        Self {
+            addresses: vec![
+                SocketAddr::from(([127, 0, 0, 1], 7443)),
+                SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 7443)),
+            ],
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// The `[control]` table.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Control {
+    /// A group whose members may use the socket, by name or number, besides root and the service
+    /// user. None by default.
+    pub group: Option<String>,
+    /// Limits of the socket.
+    pub limits: Limits,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self {
+            group: None,
+            limits: Limits {
+                connections: 64,
+                // A revocation list may have many entries.
+                body_bytes: 16 * 1024 * 1024,
+                ..Limits::default()
+            },
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let loaded: Loaded<Self> = load(path)?;
+        loaded.check()?;
+        Ok(loaded.config)
+    }
+
+    /// The control socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.runtime_directory.join("control.sock")
+    }
+}
+
+impl Loaded<Config> {
+    fn check(&self) -> Result<(), ConfigError> {
+        let config = &self.config;
+        for (key, path) in [
+            ("state-directory", &config.state_directory),
+            ("runtime-directory", &config.runtime_directory),
+        ] {
+            if !path.is_absolute() {
+                return Err(self.refuse(key, "must be an absolute path"));
+            }
+        }
+        for address in &config.native.addresses {
+            if !address.ip().is_loopback() {
+                return Err(self.refuse(
+                    "native.addresses",
+                    format!(
+                        "{address} is not a loopback address; the daemon serves this computer only"
+                    ),
+                ));
+            }
+        }
+        for (table, limits) in [
+            ("native.limits", &config.native.limits),
+            ("control.limits", &config.control.limits),
+        ] {
+            limits.check().map_err(|error| {
+                self.refuse(
+                    &format!("{table}.{}", error.key),
+                    format!("must be {}", error.allowed),
+                )
+            })?;
+        }
+        Ok(())
+    }
+}
