@@ -1,1 +1,329 @@
-//! telemetry.
+//! Logs for whoever runs the program: one line an event, on standard error, as text or JSON.
+//!
+//! The audit trail is another thing and lives in [`crate::audit`]; what a log line says is for
+//! people and may change. Dependencies are heard from `warn` on only, whatever the level: at finer
+//! levels HTTP and TLS libraries print headers and frames, and with them what must not be in a log.
+//!
+//! Under systemd, where standard error is the journal, each line begins with its priority as
+//! `<N>` (sd-daemon(3)) and leaves out the time, which the journal keeps itself.
+
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd;
+
+use serde::{Deserialize, Serialize};
+use tracing::{Event, Level as Severity, Subscriber};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::format::{DefaultFields, Format, JsonFields, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::layer::{Layer, SubscriberExt as _};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// The `[log]` table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Config {
+    /// How a line looks. Default text.
+    pub format: LineFormat,
+    /// The least severe level that is written. Default info.
+    pub level: Level,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LineFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How severe an event is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// Something does not work.
+    Error,
+    /// Something will not work for long, or somebody does what they should not.
+    Warn,
+    /// What changes in the life of the program.
+    #[default]
+    Info,
+    /// For finding faults.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl Level {
+    fn filter(self) -> LevelFilter {
+        match self {
+            Self::Error => LevelFilter::ERROR,
+            Self::Warn => LevelFilter::WARN,
+            Self::Info => LevelFilter::INFO,
+            Self::Debug => LevelFilter::DEBUG,
+            Self::Trace => LevelFilter::TRACE,
+        }
+    }
+}
+
+/// Logging was set up before in this process: a fault of the program.
+#[derive(Debug, thiserror::Error)]
+#[error("logging is already set up")]
+pub struct AlreadySetUp {
+    source: tracing_subscriber::util::TryInitError,
+}
+
+/// Starts logging to standard error. Once a process, before anything worth logging.
+pub fn start(config: Config) -> Result<(), AlreadySetUp> {
+    let kind = if is_journal(&io::stderr(), std::env::var("JOURNAL_STREAM").ok()) {
+        Stream::Journal
+    } else {
+        Stream::Plain
+    };
+    subscriber(config, kind, io::stderr)
+        .try_init()
+        .map_err(|source| AlreadySetUp { source })
+}
+
+/// An error with all its causes, for a log line: `Display` of an error prints its own level only.
+pub struct Chain<'a>(pub &'a (dyn std::error::Error + 'a));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
+    }
+}
+
+/// What standard error is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stream {
+    Plain,
+    Journal,
+}
+
+/// Whether `stream` is the journal socket that `$JOURNAL_STREAM` names by device and inode
+/// (systemd.exec(5)); the variable is inherited, so it alone says nothing.
+fn is_journal(stream: &impl AsFd, variable: Option<String>) -> bool {
+    let Some(variable) = variable else {
+        return false;
+    };
+    let Ok(stat) = rustix::fs::fstat(stream) else {
+        return false;
+    };
+    variable == format!("{}:{}", stat.st_dev, stat.st_ino)
+}
+
+fn subscriber<W>(config: Config, stream: Stream, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let level = config.level.filter();
+    let targets = Targets::new()
+        .with_default(level.min(LevelFilter::WARN))
+        .with_target(env!("CARGO_CRATE_NAME"), level);
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    let plain = Format::default().with_ansi(false);
+    let layer = match (config.format, stream) {
+        (LineFormat::Text, Stream::Plain) => layer
+            .fmt_fields(DefaultFields::new())
+            .event_format(Line::new(plain, stream))
+            .boxed(),
+        (LineFormat::Text, Stream::Journal) => layer
+            .fmt_fields(DefaultFields::new())
+            .event_format(Line::new(plain.without_time(), stream))
+            .boxed(),
+        (LineFormat::Json, _) => layer
+            .fmt_fields(JsonFields::new())
+            .event_format(Line::new(plain.json().flatten_event(true), stream))
+            .boxed(),
+    };
+    tracing_subscriber::registry().with(layer.with_filter(targets))
+}
+
+/// Keeps each event on one line, whatever its values hold, and marks its priority.
+struct Line<F> {
+    inner: F,
+    stream: Stream,
+}
+
+impl<F> Line<F> {
+    fn new(inner: F, stream: Stream) -> Self {
+        Self { inner, stream }
+    }
+}
+
+impl<S, N, F> FormatEvent<S, N> for Line<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut text = String::new();
+        self.inner
+            .format_event(context, Writer::new(&mut text), event)?;
+        if self.stream == Stream::Journal {
+            write!(writer, "<{}>", priority(*event.metadata().level()))?;
+        }
+        for c in text.trim_end_matches('\n').chars() {
+            if c.is_control() {
+                write!(writer, "{}", c.escape_default())?;
+            } else {
+                writer.write_char(c)?;
+            }
+        }
+        writeln!(writer)
+    }
+}
+
+/// The syslog priority (syslog(3)).
+fn priority(level: Severity) -> u8 {
+    match level {
+        Severity::ERROR => 3,
+        Severity::WARN => 4,
+        Severity::INFO => 6,
+        Severity::DEBUG | Severity::TRACE => 7,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex, MutexGuard};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Memory(Arc<Mutex<Vec<u8>>>);
+
+    struct Locked<'a>(MutexGuard<'a, Vec<u8>>);
+
+    impl io::Write for Locked<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl<'a> MakeWriter<'a> for Memory {
+        type Writer = Locked<'a>;
+
+        fn make_writer(&'a self) -> Locked<'a> {
+            Locked(self.0.lock().unwrap())
+        }
+    }
+
+    fn logged(config: Config, stream: Stream, log: impl FnOnce()) -> String {
+        let memory = Memory::default();
+        tracing::subscriber::with_default(subscriber(config, stream, memory.clone()), log);
+        let bytes = memory.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn an_event_is_one_line_whatever_it_holds() {
+        let text = logged(Config::default(), Stream::Plain, || {
+            tracing::warn!(client = %"shop\n<3>forged\x1b[2J", "refused");
+        });
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains("WARN") && text.contains("refused"), "{text}");
+        assert!(!text.contains('\x1b'), "{text:?}");
+        assert!(text.starts_with("20"), "{text}");
+    }
+
+    #[test]
+    fn the_journal_gets_priorities_and_no_time() {
+        let text = logged(Config::default(), Stream::Journal, || {
+            tracing::error!("broken");
+            tracing::info!("started");
+            tracing::debug!("not shown");
+        });
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(lines[0].starts_with("<3>ERROR "), "{text}");
+        assert!(lines[1].starts_with("<6> INFO "), "{text}");
+    }
+
+    #[test]
+    fn json_lines_are_json() {
+        let config = Config {
+            format: LineFormat::Json,
+            level: Level::Debug,
+        };
+        let text = logged(config, Stream::Plain, || {
+            tracing::debug!(records = 3, text = "a\nb", "opened");
+        });
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["message"], "opened");
+        assert_eq!(value["records"], 3);
+        assert_eq!(value["text"], "a\nb");
+        assert_eq!(value["level"], "DEBUG");
+    }
+
+    #[test]
+    fn dependencies_are_heard_from_warn_on() {
+        let config = Config {
+            level: Level::Trace,
+            ..Config::default()
+        };
+        let text = logged(config, Stream::Plain, || {
+            tracing::trace!(target: "h2::codec", "frame with a header");
+            tracing::info!(target: "rustls::server", "secret");
+            tracing::warn!(target: "rustls::server", "warning");
+            tracing::trace!("ours");
+        });
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.contains("warning") && text.contains("ours"), "{text}");
+    }
+
+    #[test]
+    fn the_journal_is_told_by_device_and_inode() {
+        let file = tempfile::tempfile().unwrap();
+        let stat = rustix::fs::fstat(&file).unwrap();
+        let name = format!("{}:{}", stat.st_dev, stat.st_ino);
+        assert!(is_journal(&file, Some(name.clone())));
+        assert!(!is_journal(&file, Some(format!("{name}1"))));
+        assert!(!is_journal(&file, None));
+    }
+
+    #[test]
+    fn the_table_is_read_strictly() {
+        let config: Config = toml::from_str("format = \"json\"\nlevel = \"warn\"").unwrap();
+        assert_eq!(
+            (config.format, config.level),
+            (LineFormat::Json, Level::Warn)
+        );
+        assert!(toml::from_str::<Config>("colour = true").is_err());
+        assert!(toml::from_str::<Config>("level = \"loud\"").is_err());
+    }
+
+    #[test]
+    fn a_chain_names_every_cause() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("outer")]
+        struct Outer {
+            source: io::Error,
+        }
+        let error = Outer {
+            source: io::Error::other("inner"),
+        };
+        assert_eq!(Chain(&error).to_string(), "outer: inner");
+    }
+}
