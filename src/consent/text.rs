@@ -1,7 +1,8 @@
 //! What the window says.
 //!
-//! The first line is ours alone, each label begins a line, and a value that goes on does so
-//! indented: nothing a value holds can look like a line of ours.
+//! The first line is ours alone, each label begins a line, and a line on which a value goes on
+//! begins with a mark: nothing a value holds can look like a line of ours. An indent would not do,
+//! pinentry-curses drops it.
 
 use super::{ConsentError, Prompt, assuan};
 use crate::statement::Language;
@@ -12,8 +13,11 @@ const COLUMNS: usize = 50;
 /// Lines of the text; a terminal of 24 has room for it and the buttons.
 const LINES: usize = 20;
 
-/// Where a value goes on.
-const INDENT: &str = "    ";
+/// Begins a line on which a value goes on.
+const GOES_ON: &str = "| ";
+
+/// A line is broken at a space if that is among its last columns, this many.
+const RAGGED: usize = 15;
 
 /// The text of a window, as the Assuan commands that set it.
 #[derive(Debug, PartialEq, Eq)]
@@ -92,21 +96,25 @@ fn description(prompt: &Prompt, words: &Words) -> Option<String> {
 
 /// Appends `label: value`, wrapped at [`COLUMNS`].
 fn push_line(text: &mut String, label: &str, value: &str) {
-    text.push('\n');
-    let mut column = 0;
-    for c in clean(label)
-        .chars()
-        .chain(": ".chars())
-        .chain(clean(value).chars())
-    {
-        if column + width(c) > COLUMNS {
+    let mut line = format!("{}: ", clean(label));
+    let mut unbreakable = line.len();
+    for c in clean(value).chars() {
+        if columns(&line) + width(c) > COLUMNS {
+            let rest = match line[unbreakable..].rfind(' ') {
+                Some(space) if columns(&line[unbreakable + space + 1..]) <= RAGGED => {
+                    line.split_off(unbreakable + space + 1)
+                }
+                _ => String::new(),
+            };
             text.push('\n');
-            text.push_str(INDENT);
-            column = INDENT.len();
+            text.push_str(&line);
+            line = format!("{GOES_ON}{rest}");
+            unbreakable = GOES_ON.len();
         }
-        text.push(c);
-        column += width(c);
+        line.push(c);
     }
+    text.push('\n');
+    text.push_str(&line);
 }
 
 /// Statement texts hold no such characters; whatever else is shown must not either.
@@ -126,6 +134,10 @@ fn clean(value: &str) -> String {
             }
         })
         .collect()
+}
+
+fn columns(text: &str) -> usize {
+    text.chars().map(width).sum()
 }
 
 /// Columns of a character on a terminal: 2 for East Asian wide ones (UAX #11).
@@ -177,7 +189,7 @@ mod tests {
     fn no_value_can_look_like_a_line_of_ours() {
         let filler = "x".repeat(COLUMNS - "Memo: ".len());
         let text = shown(&prompt(&[("Memo", &format!("{filler}Amount: CNY 1.00"))]));
-        assert!(text.contains("\n    Amount: CNY 1.00"), "{text}");
+        assert!(text.contains("\n| Amount: CNY 1.00"), "{text}");
         let text = shown(&prompt(&[("Memo", "a\nAmount: 1\u{202e}")]));
         assert!(
             text.contains("\nMemo: a\u{fffd}Amount: 1\u{fffd}\n"),
@@ -186,12 +198,20 @@ mod tests {
     }
 
     #[test]
+    fn a_line_is_broken_at_a_space_near_its_end_and_loses_nothing() {
+        let memo = "For the order 4711 of 2 January, and something more to wrap";
+        let text = shown(&prompt(&[("Memo", memo)]));
+        let wrapped = "Memo: For the order 4711 of 2 January, and \n| something more to wrap";
+        assert!(text.contains(wrapped), "{text}");
+        let (short, long) = ("x ", "y".repeat(60));
+        let text = shown(&prompt(&[("Memo", &format!("{short}{long}"))]));
+        assert!(text.contains("\nMemo: x yyy"), "{text}");
+    }
+
+    #[test]
     fn chinese_is_wrapped_by_columns() {
         let text = shown(&prompt(&[("备注", &"汉".repeat(40))]));
-        let widths: Vec<usize> = text
-            .lines()
-            .map(|line| line.chars().map(width).sum())
-            .collect();
+        let widths: Vec<usize> = text.lines().map(columns).collect();
         assert!(widths.iter().all(|width| *width <= COLUMNS), "{widths:?}");
         assert_eq!(text.matches('汉').count(), 40);
     }
