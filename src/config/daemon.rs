@@ -30,6 +30,9 @@ pub struct Config {
     /// The audit trail.
     #[serde(default)]
     pub audit: crate::audit::Config,
+    /// How people are asked.
+    #[serde(default)]
+    pub consent: crate::consent::Config,
 }
 
 fn state_directory() -> PathBuf {

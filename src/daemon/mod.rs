@@ -1,6 +1,233 @@
-//! daemon: being written.
+//! The life of `opcertd`: read, assemble, bind, notify, serve, drain.
+//!
+//! 1. The configuration is read and checked before anything is touched.
+//! 2. The process makes itself hard to look into: no core dumps, not dumpable, files private.
+//! 3. The parts are opened bottom up: audit trail, registries, local authority.
+//! 4. Every door is bound before any is served, so a taken port never leaves half a daemon.
+//! 5. The service manager is told, and requests are served until SIGTERM or SIGINT.
+//! 6. Requests in flight get [`DRAIN`]; then tokens are logged out and the audit trail is closed
+//!    by its last record.
+//!
+//! Nothing is printed on standard output. A start that fails prints two sentences and a stable
+//! code on standard error and exits with a code of `sysexits.h`, by which a service manager knows
+//! whether trying again can help.
+
+mod bind;
+mod failure;
+mod harden;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::bind::Bound;
+use self::failure::Failure;
+use crate::api::clients::Clients;
+use crate::api::doors;
+use crate::api::local_ca::LocalCa;
+use crate::api::routes::{App, Parts};
+use crate::audit::{Audit, Event};
+use crate::base::Clock;
+use crate::base::files;
+use crate::base::sysexits::{EX_CONFIG, EX_OSERR, EX_USAGE};
+use crate::config::daemon::{Config, DEFAULT_PATH};
+use crate::http::{Door, Drained, Listener, Server, tls};
+
+/// How long requests in flight may take once the daemon is told to stop.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// More threads gain nothing: a request waits for a token or a disk, not for a processor.
+const MOST_THREADS: usize = 4;
+
+/// Holds operating keys on PKCS#11 tokens and approves sensitive operations with them.
+#[derive(Debug, Parser)]
+#[command(name = "opcertd", version, max_term_width = 100)]
+struct Arguments {
+    /// The configuration file.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH)]
+    config: PathBuf,
+    /// Read and check the configuration, start nothing.
+    #[arg(long)]
+    check: bool,
+}
 
 /// Runs the program.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Nothing can be done about a standard stream that is closed.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EX_USAGE } else { 0 });
+        }
+    };
+    match start(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn start(arguments: &Arguments) -> Result<(), Failure> {
+    let config =
+        Config::load(&arguments.config).map_err(|error| Failure::new(EX_CONFIG, error.into()))?;
+    if arguments.check {
+        return Ok(());
+    }
+    // Inherited sockets are taken while the process has one thread: taking them clears the
+    // variables that announce them.
+    let inherited = bind::Inherited::take()?;
+    harden::process()?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads.min(MOST_THREADS))
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::system(EX_OSERR, "the runtime cannot be started", &error))?;
+    runtime.block_on(run(config, inherited))
+}
+
+async fn run(config: Config, inherited: bind::Inherited) -> Result<(), Failure> {
+    // Signals first: one that comes during the start must not kill a daemon that has begun to
+    // write.
+    let mut stop = Stop::new()?;
+    let clock = Clock::system();
+
+    files::private_directory(&config.state_directory).map_err(Failure::state)?;
+    let (audit, recovered) = Audit::open(
+        &config.state_directory.join("audit"),
+        config.audit.clone(),
+        clock.clone(),
+    )
+    .map_err(Failure::audit)?;
+    if recovered.beyond_head > 0 || recovered.torn.is_some() {
+        tracing::warn!(
+            records = recovered.beyond_head,
+            torn_bytes = recovered.torn,
+            "the audit trail was repaired after a crash"
+        );
+    }
+    let clients =
+        Clients::open(&config.state_directory.join("clients.json")).map_err(Failure::state)?;
+    let local_ca = LocalCa::open(&config.state_directory.join("local-ca"), clock.now())
+        .map_err(Failure::state)?;
+    let identity = local_ca
+        .server_identity(clock.now())
+        .map_err(Failure::state)?;
+
+    let computer = crate::base::ids::ComputerId::random();
+    let Bound {
+        native,
+        control,
+        access,
+    } = bind::all(&config, inherited).await?;
+    let native_addresses = native
+        .iter()
+        .map(tokio::net::TcpListener::local_addr)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| Failure::system(EX_OSERR, "a socket has no address", &error))?;
+
+    record(
+        &audit,
+        "start",
+        &serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "computer": computer }),
+    )
+    .await?;
+
+    let roots = tls::roots([local_ca.certificate().der().to_vec().into()])
+        .map_err(|error| Failure::state(crate::api::local_ca::LocalCaError::from(error)))?;
+    let tls = tls::mutual(identity, roots)
+        .map_err(|error| Failure::state(crate::api::local_ca::LocalCaError::from(error)))?;
+    let app = App::new(Parts {
+        clock,
+        audit: audit.clone(),
+        clients,
+        local_ca,
+        computer,
+        native: native_addresses.clone(),
+    });
+
+    let mut doors: Vec<Door> = native
+        .into_iter()
+        .zip(&native_addresses)
+        .map(|(listener, address)| Door {
+            name: "native",
+            listener: Listener::Tcp {
+                listener,
+                tls: Some(tls.clone()),
+            },
+            limits: config.native.limits.clone(),
+            router: doors::native(app.clone(), address.port()),
+        })
+        .collect();
+    let (control, guard) = control.into_parts();
+    doors.push(Door {
+        name: "control",
+        listener: Listener::Unix { listener: control },
+        limits: config.control.limits.clone(),
+        router: doors::control(app, access),
+    });
+    let server = Server::start(doors);
+    tracing::info!(native = ?native_addresses, control = %config.control_socket().display(), "ready");
+    notify(&[sd_notify::NotifyState::Ready]);
+
+    let signal = stop.wait().await;
+    tracing::info!(signal, "stopping");
+    notify(&[sd_notify::NotifyState::Stopping]);
+    // Whoever connects from now on finds nobody, rather than a daemon that does not answer.
+    drop(guard);
+    if server.drain(DRAIN).await == Drained::Cut {
+        tracing::warn!(
+            "requests that took longer than {} s were cut",
+            DRAIN.as_secs()
+        );
+    }
+    audit.close().await.map_err(Failure::audit)?;
+    Ok(())
+}
+
+/// Writes an event of the daemon's own life and waits until it is durable.
+async fn record(
+    audit: &Audit,
+    kind: &'static str,
+    body: &serde_json::Value,
+) -> Result<(), Failure> {
+    let event = Event::new(kind, None, body).map_err(Failure::audit)?;
+    let pending = audit.append(event).map_err(Failure::audit)?;
+    pending.durable().await.map_err(Failure::audit)?;
+    Ok(())
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "the service manager cannot be told");
+    }
+}
+
+/// The signals that end the daemon.
+struct Stop {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self, Failure> {
+        let listen = |kind| {
+            signal(kind)
+                .map_err(|error| Failure::system(EX_OSERR, "signals cannot be received", &error))
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn wait(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
 }

@@ -1,0 +1,321 @@
+//! Doors get their sockets: from the service manager where it hands them in, else by binding.
+//!
+//! systemd passes sockets in no fixed order, so they are told apart by `FileDescriptorName=`
+//! (`LISTEN_FDNAMES`): `native` for TCP, `control` for the Unix socket. A kind that is handed in
+//! is not bound from the configuration as well.
+//!
+//! The control socket's file outlives a daemon that was killed. It is removed at the next start
+//! only if nobody answers at it, and at a stop only if this process made it.
+
+use std::fs::Permissions;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use listenfd::ListenFd;
+use tokio::net::{TcpListener, UnixListener};
+
+use super::failure::Failure;
+use crate::api::caller::ControlAccess;
+use crate::api::problem::{Code, Problem};
+use crate::base::sysexits::{EX_CANTCREAT, EX_CONFIG, EX_OSERR, EX_UNAVAILABLE};
+use crate::config::daemon::Config;
+
+/// Sockets that the service manager handed in.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    native: Vec<std::net::TcpListener>,
+    control: Option<StdUnixListener>,
+}
+
+impl Inherited {
+    /// Takes them from the environment.
+    pub fn take() -> Result<Self, Failure> {
+        let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+        let mut sockets = ListenFd::from_env();
+        let mut inherited = Self::default();
+        for index in 0..sockets.len() {
+            let name = names.split(':').nth(index).unwrap_or("");
+            let wrong = |error: io::Error| {
+                Failure::system(
+                    EX_OSERR,
+                    "a socket that was handed in cannot be used",
+                    &error,
+                )
+            };
+            match name {
+                "native" => {
+                    let socket = sockets.take_tcp_listener(index).map_err(wrong)?;
+                    inherited.native.extend(socket);
+                }
+                "control" => {
+                    inherited.control = sockets.take_unix_listener(index).map_err(wrong)?;
+                }
+                other => {
+                    return Err(Failure::new(
+                        EX_CONFIG,
+                        Problem::new(
+                            Code::ConfigValue,
+                            format!("a socket named {other:?} was handed in"),
+                        )
+                        .with_action(
+                            "Set FileDescriptorName= of each socket unit to native or control.",
+                        ),
+                    ));
+                }
+            }
+        }
+        Ok(inherited)
+    }
+}
+
+/// All sockets of the daemon.
+#[derive(Debug)]
+pub struct Bound {
+    /// Of the native door.
+    pub native: Vec<TcpListener>,
+    /// The control socket.
+    pub control: ControlSocket,
+    /// Who may use it.
+    pub access: ControlAccess,
+}
+
+/// The control socket, and its file where this process made it.
+#[derive(Debug)]
+pub struct ControlSocket {
+    listener: UnixListener,
+    file: SocketFile,
+}
+
+impl ControlSocket {
+    /// The listener, and what removes the file when it is dropped.
+    pub fn into_parts(self) -> (UnixListener, SocketFile) {
+        (self.listener, self.file)
+    }
+}
+
+/// Removes the socket's file when dropped.
+#[derive(Debug)]
+pub struct SocketFile(Option<PathBuf>);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            tracing::warn!(path = %path.display(), %error, "the control socket's file stays");
+        }
+    }
+}
+
+/// Binds what was not handed in. Needs the runtime.
+pub async fn all(config: &Config, inherited: Inherited) -> Result<Bound, Failure> {
+    let native = if inherited.native.is_empty() {
+        let mut listeners = Vec::new();
+        for address in &config.native.addresses {
+            listeners.extend(bind_native(*address).await?);
+        }
+        listeners
+    } else {
+        inherited
+            .native
+            .into_iter()
+            .map(adopt_native)
+            .collect::<Result<_, _>>()?
+    };
+    let access = match config.control.group {
+        Some(_) => ControlAccess::SocketGroup,
+        None => ControlAccess::OwnerOnly,
+    };
+    let control = match inherited.control {
+        Some(listener) => ControlSocket {
+            listener: adopt_control(listener)?,
+            file: SocketFile(None),
+        },
+        None => bind_control(config)?,
+    };
+    Ok(Bound {
+        native,
+        control,
+        access,
+    })
+}
+
+async fn bind_native(address: SocketAddr) -> Result<Option<TcpListener>, Failure> {
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(Some(listener)),
+        // Without IPv6 nobody else can listen there either.
+        Err(error)
+            if address.is_ipv6()
+                && matches!(
+                    error.kind(),
+                    io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported
+                ) =>
+        {
+            tracing::warn!(%address, %error, "this computer has no IPv6; not listening there");
+            Ok(None)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(Failure::new(
+            EX_UNAVAILABLE,
+            Problem::new(
+                Code::PortInUse,
+                format!("another program listens on {address}"),
+            )
+            .with_action("Stop it, or set another port in `[native] addresses` of opcertd.toml."),
+        )),
+        Err(error) => Err(Failure::system(
+            EX_OSERR,
+            "a native address cannot be bound",
+            &error,
+        )),
+    }
+}
+
+fn adopt_native(listener: std::net::TcpListener) -> Result<TcpListener, Failure> {
+    let wrong =
+        |error: io::Error| Failure::system(EX_OSERR, "the native socket cannot be used", &error);
+    let address = listener.local_addr().map_err(wrong)?;
+    if !address.ip().is_loopback() {
+        return Err(Failure::new(
+            EX_CONFIG,
+            Problem::new(
+                Code::ConfigValue,
+                format!("the native socket that was handed in listens on {address}, which is not loopback"),
+            )
+            .with_action("Set ListenStream= of the socket unit to 127.0.0.1 and [::1]."),
+        ));
+    }
+    listener.set_nonblocking(true).map_err(wrong)?;
+    TcpListener::from_std(listener).map_err(wrong)
+}
+
+fn adopt_control(listener: StdUnixListener) -> Result<UnixListener, Failure> {
+    let wrong =
+        |error: io::Error| Failure::system(EX_OSERR, "the control socket cannot be used", &error);
+    listener.set_nonblocking(true).map_err(wrong)?;
+    UnixListener::from_std(listener).map_err(wrong)
+}
+
+fn bind_control(config: &Config) -> Result<ControlSocket, Failure> {
+    let path = config.control_socket();
+    let wrong = |what: &'static str| {
+        let path = path.clone();
+        move |error: io::Error| {
+            Failure::new(
+                EX_CANTCREAT,
+                Problem::new(
+                    Code::StateUnusable,
+                    format!("{what} {}: {error}", path.display()),
+                )
+                .with_action("Check that the runtime directory belongs to the service user."),
+            )
+        }
+    };
+    make_runtime_directory(&config.runtime_directory)
+        .map_err(wrong("cannot make the directory of"))?;
+    remove_stale(&path)?;
+    let listener = UnixListener::bind(&path).map_err(wrong("cannot bind"))?;
+    let file = SocketFile(Some(path.clone()));
+    let mode = match &config.control.group {
+        None => 0o600,
+        Some(group) => {
+            let gid = group_id(group)?;
+            std::os::unix::fs::chown(&path, None, Some(gid))
+                .map_err(wrong("cannot give to its group"))?;
+            0o660
+        }
+    };
+    std::fs::set_permissions(&path, Permissions::from_mode(mode))
+        .map_err(wrong("cannot set the mode of"))?;
+    Ok(ControlSocket { listener, file })
+}
+
+/// Members of the socket's group have to reach it, whatever the umask.
+fn make_runtime_directory(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(path)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o755))
+}
+
+fn remove_stale(path: &Path) -> Result<(), Failure> {
+    let Ok(metadata) = std::fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    let in_use = |what: String| {
+        Failure::new(
+            EX_UNAVAILABLE,
+            Problem::new(Code::PortInUse, what).with_action(
+                "Stop the other daemon, or set another `runtime-directory` in opcertd.toml.",
+            ),
+        )
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(in_use(format!("{} is not a socket", path.display())));
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)
+                .map_err(|error| in_use(format!("cannot remove stale {}: {error}", path.display())))
+        }
+        Ok(_) => Err(in_use(format!(
+            "another daemon answers at {}",
+            path.display()
+        ))),
+        Err(error) => Err(in_use(format!("{} is taken: {error}", path.display()))),
+    }
+}
+
+/// A group by number, or by name in `/etc/group`. Groups of other directories are given by number.
+fn group_id(group: &str) -> Result<u32, Failure> {
+    if let Ok(gid) = group.parse() {
+        return Ok(gid);
+    }
+    let text = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    text.lines()
+        .filter_map(|line| {
+            let mut fields = line.split(':');
+            (fields.next() == Some(group)).then(|| fields.nth(1))?
+        })
+        .find_map(|gid| gid.parse().ok())
+        .ok_or_else(|| {
+            Failure::new(
+                EX_CONFIG,
+                Problem::new(
+                    Code::ConfigValue,
+                    format!("control.group: there is no group {group:?} in /etc/group"),
+                )
+                .with_action("Make the group, or give its number."),
+            )
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_socket_goes_and_a_live_one_or_a_file_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        remove_stale(&path).unwrap();
+        let live = StdUnixListener::bind(&path).unwrap();
+        assert!(remove_stale(&path).is_err());
+        drop(live);
+        remove_stale(&path).unwrap();
+        assert!(!path.exists());
+        std::fs::write(&path, "precious").unwrap();
+        assert!(remove_stale(&path).is_err());
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn groups_are_found_by_name_and_number() {
+        assert_eq!(group_id("root").ok(), Some(0));
+        assert_eq!(group_id("1234").ok(), Some(1234));
+        assert!(group_id("no-such-group").is_err());
+    }
+}
