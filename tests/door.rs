@@ -403,7 +403,7 @@ async fn oversize_and_garbage_do_no_harm() {
     let answer = connection.send(wide).await.unwrap();
     assert_eq!(answer.status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
 
-    let garbage: Vec<u8> = (0..10_000_u32).map(|i| (i * 7919 >> 3) as u8).collect();
+    let garbage: Vec<u8> = (0..10_000_u32).map(|i| ((i * 7919) >> 3) as u8).collect();
     let mut stream = UnixStream::connect(daemon.path("run/control.sock")).unwrap();
     let _ = stream.write_all(&garbage);
     let mut answer = Vec::new();
