@@ -360,7 +360,7 @@ impl From<crate::base::x509::X509Error> for Problem {
     fn from(error: crate::base::x509::X509Error) -> Self {
         // Callers that parsed something of a client's map it to the code of that thing; what is
         // left is our own work.
-        tracing::error!(%error, "X.509 structure cannot be built");
+        tracing::error!(error = %crate::telemetry::Chain(&error), "X.509 structure cannot be built");
         Self::new(Code::Internal, "a certificate cannot be made or read")
     }
 }
@@ -375,7 +375,7 @@ impl From<crate::audit::AuditError> for Problem {
             }
             AuditError::TooLarge { .. } => Self::new(Code::TooLarge, error.to_string()),
             error => {
-                tracing::error!(error = &error as &dyn std::error::Error, "audit");
+                tracing::error!(error = %crate::telemetry::Chain(&error), "audit");
                 Self::new(Code::AuditUnavailable, "the audit record cannot be written")
             }
         }
@@ -390,7 +390,7 @@ impl From<super::local_ca::LocalCaError> for Problem {
                 Self::new(Code::ClientNameInvalid, error.to_string())
             }
             error => {
-                tracing::error!(error = &error as &dyn std::error::Error, "local authority");
+                tracing::error!(error = %crate::telemetry::Chain(&error), "local authority");
                 Self::new(Code::Internal, "the local authority cannot be used")
             }
         }
@@ -407,7 +407,7 @@ impl From<super::clients::ClientsError> for Problem {
             ClientsError::Full => Self::new(Code::TooLarge, error.to_string())
                 .with_action("Remove clients that are no longer used."),
             ClientsError::File(_) | ClientsError::Damaged { .. } => {
-                tracing::error!(error = &error as &dyn std::error::Error, "client registry");
+                tracing::error!(error = %crate::telemetry::Chain(&error), "client registry");
                 Self::new(Code::StateUnusable, "the client registry cannot be written")
             }
         }

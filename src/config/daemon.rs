@@ -33,6 +33,9 @@ pub struct Config {
     /// How people are asked.
     #[serde(default)]
     pub consent: crate::consent::Config,
+    /// The log on standard error.
+    #[serde(default)]
+    pub log: crate::telemetry::Config,
 }
 
 fn state_directory() -> PathBuf {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use crate::api::problem::{Code, Problem};
 use crate::audit::AuditError;
 use crate::base::sysexits::{EX_CANTCREAT, EX_SOFTWARE};
+use crate::telemetry::Chain;
 
 /// A start or a stop that failed.
 #[derive(Debug)]
@@ -24,7 +25,7 @@ impl Failure {
     pub fn state(error: impl Error) -> Self {
         Self::new(
             EX_CANTCREAT,
-            Problem::new(Code::StateUnusable, chain(&error)),
+            Problem::new(Code::StateUnusable, Chain(&error).to_string()),
         )
     }
 
@@ -32,7 +33,7 @@ impl Failure {
     pub fn audit(error: AuditError) -> Self {
         Self::new(
             EX_CANTCREAT,
-            Problem::new(Code::AuditUnavailable, chain(&error)),
+            Problem::new(Code::AuditUnavailable, Chain(&error).to_string()),
         )
     }
 
@@ -40,7 +41,7 @@ impl Failure {
     pub fn system(exit: u8, what: &'static str, error: &dyn Error) -> Self {
         Self::new(
             exit,
-            Problem::new(Code::Internal, format!("{what}: {}", chain(error)))
+            Problem::new(Code::Internal, format!("{what}: {}", Chain(error)))
                 .with_action("Check the limits and permissions that the daemon runs with."),
         )
     }
@@ -54,19 +55,4 @@ impl Failure {
             self.exit
         })
     }
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let next = error.to_string();
-        // Some errors repeat their source in their own text.
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        source = error.source();
-    }
-    text
 }

@@ -32,9 +32,10 @@ use crate::api::routes::{App, Parts};
 use crate::audit::{Audit, Event};
 use crate::base::Clock;
 use crate::base::files;
-use crate::base::sysexits::{EX_CONFIG, EX_OSERR, EX_USAGE};
+use crate::base::sysexits::{EX_CONFIG, EX_OSERR, EX_SOFTWARE, EX_USAGE};
 use crate::config::daemon::{Config, DEFAULT_PATH};
 use crate::http::{Door, Drained, Listener, Server, tls};
+use crate::telemetry;
 
 /// How long requests in flight may take once the daemon is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -76,6 +77,8 @@ fn start(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.check {
         return Ok(());
     }
+    telemetry::start(config.log)
+        .map_err(|error| Failure::system(EX_SOFTWARE, "logging cannot be set up", &error))?;
     // Inherited sockets are taken while the process has one thread: taking them clears the
     // variables that announce them.
     let inherited = bind::Inherited::take()?;

@@ -21,6 +21,7 @@ use tracing::{debug, trace};
 
 use super::server::Phase;
 use super::{Limits, Peer, PeerCertificate, RequestBody};
+use crate::telemetry::Chain;
 
 /// The smallest buffer hyper accepts for HTTP/1.1.
 const MINIMUM_BUFFER: usize = 8_192;
@@ -177,7 +178,7 @@ where
             biased;
             outcome = connection.as_mut() => return match outcome {
                 Ok(()) => Ended::Closed,
-                Err(error) => Ended::Failed(chain(&error)),
+                Err(error) => Ended::Failed(Chain(&error).to_string()),
             },
             changed = phase.changed() => {
                 let cut = changed.is_err() || *phase.borrow_and_update() == Phase::Cut;
@@ -200,17 +201,6 @@ where
             },
         }
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 /// What a connection is doing, in milliseconds since it began. Written by its reader and its
