@@ -1,0 +1,757 @@
+//! What the daemon and a worker say to each other.
+//!
+//! Both ends hold one end of a private `SOCK_SEQPACKET` socket pair. A packet holds one or more
+//! frames, each behind its length as a little-endian `u32`; a frame is one value in postcard's
+//! encoding. Many frames may share a packet in both directions, so that one system call and one
+//! wake-up serve many signatures.
+//!
+//! The first packet each way is a [`ToWorker::Hello`] and its answer. Their first field is the
+//! protocol number, so that two builds that do not fit say so instead of misreading each other.
+//! A call carries a number that its reply repeats; replies come in any order. Lists come in
+//! pages.
+//!
+//! Every length is bounded: a packet by [`PACKET_MAX`], what is inside it by the constants beside
+//! it. The daemon treats a frame it cannot read as a broken worker.
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::base::key::{KeySpec, Scheme};
+
+/// Changes whenever a frame changes.
+pub const PROTOCOL: u32 = 1;
+
+/// The most bytes of one packet.
+pub const PACKET_MAX: usize = 64 * 1024;
+
+/// The most bytes of a DER certificate.
+pub const CERTIFICATE_MAX: usize = 16 * 1024;
+
+/// The most bytes of a message that a token signs whole (Ed25519).
+pub const WHOLE_MESSAGE_MAX: usize = 32 * 1024;
+
+/// The most bytes of a PIN (PKCS#11 leaves it to the token; no known token takes more).
+pub const PIN_MAX: usize = 255;
+
+/// The most bytes of a label that is read or written.
+pub const LABEL_MAX: usize = 255;
+
+/// The most items of one page of a list.
+pub const PAGE_ITEMS: usize = 32;
+
+/// A page is full once it holds this many bytes; the item that fills it fits in a packet.
+pub const PAGE_BYTES: usize = 40 * 1024;
+
+/// The most tokens one module may show.
+pub const TOKENS_MAX: usize = 64;
+
+/// Daemon to worker.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// The first frame.
+    Hello {
+        /// [`PROTOCOL`] of the daemon.
+        protocol: u32,
+        /// Path of the PKCS#11 library.
+        module: String,
+        /// How many signing threads to run.
+        threads: u16,
+    },
+    /// Something to do.
+    Call(Call),
+}
+
+/// Worker to daemon.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub enum FromWorker {
+    /// The library is loaded.
+    Hello {
+        /// [`PROTOCOL`] of the worker.
+        protocol: u32,
+        /// What `C_GetInfo` says.
+        module: ModuleInfo,
+    },
+    /// The library is not loaded; the worker ends.
+    LoadFailed {
+        /// [`PROTOCOL`] of the worker.
+        protocol: u32,
+        /// Why.
+        failure: LoadFailure,
+    },
+    /// The answer to a call.
+    Reply(Reply),
+}
+
+/// `CK_INFO`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleInfo {
+    /// `manufacturerID`.
+    pub manufacturer: String,
+    /// `libraryDescription`.
+    pub description: String,
+    /// `libraryVersion`.
+    pub version: String,
+    /// `cryptokiVersion`.
+    pub interface: String,
+}
+
+/// Why a library could not be used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LoadFailure {
+    /// No such file.
+    Missing,
+    /// The dynamic linker's words.
+    Unloadable(String),
+    /// A PKCS#11 function refused.
+    Refused {
+        /// Its name.
+        function: String,
+        /// The CKR name.
+        code: String,
+    },
+    /// The worker speaks another protocol.
+    Protocol(u32),
+}
+
+/// One call.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct Call {
+    /// Repeated by the reply.
+    pub id: u64,
+    /// What to do.
+    pub verb: Verb,
+}
+
+/// What a worker can do. Tokens go by the number the worker gave them in [`Answer::Tokens`].
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub enum Verb {
+    /// `C_Sign` of a digest (of the scheme's hash), or of the message for Ed25519.
+    Sign {
+        /// Token number.
+        token: u16,
+        /// `CKA_ID`.
+        key: Vec<u8>,
+        /// How.
+        scheme: Scheme,
+        /// Digest or message.
+        #[serde(with = "bytes")]
+        input: Vec<u8>,
+    },
+    /// Look at the slots again.
+    Tokens,
+    /// `C_Login`, unless the token's flags advise against it.
+    Login {
+        /// Token number.
+        token: u16,
+        /// The PIN.
+        pin: PinBytes,
+    },
+    /// Read the public key with this `CKA_ID`.
+    PublicKey {
+        /// Token number.
+        token: u16,
+        /// `CKA_ID`.
+        key: Vec<u8>,
+    },
+    /// Generate a key pair and prove it.
+    Generate {
+        /// Token number.
+        token: u16,
+        /// `CKA_ID`.
+        key: Vec<u8>,
+        /// `CKA_LABEL`.
+        label: String,
+        /// What to generate.
+        spec: KeySpec,
+    },
+    /// A page of private keys.
+    Keys {
+        /// Token number.
+        token: u16,
+        /// What the page before said; `None` for the first.
+        cursor: Option<u32>,
+    },
+    /// A page of X.509 certificates.
+    Certificates {
+        /// Token number.
+        token: u16,
+        /// What the page before said; `None` for the first.
+        cursor: Option<u32>,
+    },
+    /// Store a certificate in place of those with the same `CKA_ID`.
+    WriteCertificate {
+        /// Token number.
+        token: u16,
+        /// The certificate.
+        certificate: CertificateParts,
+    },
+    /// Destroy private key, public key and certificates with this `CKA_ID`.
+    Delete {
+        /// Token number.
+        token: u16,
+        /// `CKA_ID`.
+        key: Vec<u8>,
+    },
+}
+
+impl Verb {
+    /// The PKCS#11 function that a person would connect with the verb.
+    pub fn function(&self) -> &'static str {
+        match self {
+            Self::Sign { .. } => "C_Sign",
+            Self::Tokens => "C_GetTokenInfo",
+            Self::Login { .. } => "C_Login",
+            Self::PublicKey { .. } => "C_GetAttributeValue",
+            Self::Generate { .. } => "C_GenerateKeyPair",
+            Self::Keys { .. } | Self::Certificates { .. } => "C_FindObjects",
+            Self::WriteCertificate { .. } => "C_CreateObject",
+            Self::Delete { .. } => "C_DestroyObject",
+        }
+    }
+}
+
+/// A certificate as `C_CreateObject` wants it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateParts {
+    /// `CKA_ID`.
+    pub id: Vec<u8>,
+    /// `CKA_LABEL`.
+    pub label: String,
+    /// `CKA_VALUE`: the DER certificate.
+    #[serde(with = "bytes")]
+    pub der: Vec<u8>,
+    /// `CKA_SUBJECT`: the DER name.
+    #[serde(with = "bytes")]
+    pub subject: Vec<u8>,
+    /// `CKA_ISSUER`: the DER name.
+    #[serde(with = "bytes")]
+    pub issuer: Vec<u8>,
+    /// `CKA_SERIAL_NUMBER`: the DER INTEGER.
+    #[serde(with = "bytes")]
+    pub serial: Vec<u8>,
+}
+
+/// The answer to one call.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reply {
+    /// The call's number.
+    pub id: u64,
+    /// What came of it.
+    pub result: Result<Answer, Failure>,
+}
+
+/// What a call brought.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub enum Answer {
+    /// The bytes of `C_Sign`.
+    Signature(#[serde(with = "bytes")] Vec<u8>),
+    /// The tokens present.
+    Tokens(Vec<TokenInfo>),
+    /// What came of a login.
+    Login(LoginOutcome),
+    /// A public key.
+    PublicKey(PublicParts),
+    /// A key pair generated and proven.
+    Generated(PublicParts),
+    /// A page of keys, and the cursor of the next.
+    Keys(Vec<KeyEntry>, Option<u32>),
+    /// A page of certificates, and the cursor of the next.
+    Certificates(Vec<CertificateEntry>, Option<u32>),
+    /// Done.
+    Done,
+}
+
+/// What came of a login.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LoginOutcome {
+    /// Logged in, now or before.
+    Ok,
+    /// The token refused the PIN: one try is spent.
+    Wrong {
+        /// The CKR name.
+        code: String,
+    },
+    /// The token is locked. Nothing was tried, or the try locked it.
+    Locked,
+    /// One try is left. Nothing was tried.
+    FinalTry,
+    /// It failed before the PIN reached the token.
+    NotTried {
+        /// The CKR name.
+        code: String,
+    },
+    /// It failed, and whether a try was spent is not known.
+    Uncertain {
+        /// The CKR name.
+        code: String,
+    },
+}
+
+/// A token as `C_GetTokenInfo` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenInfo {
+    /// How calls name it, as long as this worker lives.
+    pub number: u16,
+    /// `label`.
+    pub label: String,
+    /// `serialNumber`.
+    pub serial: String,
+    /// `manufacturerID`.
+    pub manufacturer: String,
+    /// `model`.
+    pub model: String,
+    /// `firmwareVersion`.
+    pub firmware: String,
+    /// The flags.
+    pub flags: TokenFlags,
+    /// What it can generate.
+    pub generates: Vec<KeySpec>,
+    /// How it can sign.
+    pub signs: Vec<Scheme>,
+}
+
+/// The flags of a token that matter here (PKCS#11 v3.0 section 3.2, `CK_TOKEN_INFO`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct TokenFlags {
+    /// `CKF_LOGIN_REQUIRED`.
+    pub login_required: bool,
+    /// `CKF_USER_PIN_INITIALIZED`.
+    pub pin_initialized: bool,
+    /// `CKF_PROTECTED_AUTHENTICATION_PATH`: the PIN is typed on the device.
+    pub protected_path: bool,
+    /// `CKF_USER_PIN_COUNT_LOW`: a wrong PIN was given since the last right one.
+    pub pin_count_low: bool,
+    /// `CKF_USER_PIN_FINAL_TRY`.
+    pub pin_final_try: bool,
+    /// `CKF_USER_PIN_LOCKED`.
+    pub pin_locked: bool,
+    /// `CKF_WRITE_PROTECTED`.
+    pub write_protected: bool,
+}
+
+/// A public key as the token gives it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PublicParts {
+    /// `CKK_RSA`.
+    Rsa {
+        /// `CKA_MODULUS`.
+        #[serde(with = "bytes")]
+        modulus: Vec<u8>,
+        /// `CKA_PUBLIC_EXPONENT`.
+        #[serde(with = "bytes")]
+        exponent: Vec<u8>,
+    },
+    /// `CKK_EC` or `CKK_EC_EDWARDS`.
+    Ec {
+        /// `CKA_EC_PARAMS`.
+        #[serde(with = "bytes")]
+        parameters: Vec<u8>,
+        /// `CKA_EC_POINT`.
+        #[serde(with = "bytes")]
+        point: Vec<u8>,
+    },
+    /// No public key object, but a certificate with the same `CKA_ID`.
+    Certificate(#[serde(with = "bytes")] Vec<u8>),
+}
+
+/// A private key in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyEntry {
+    /// `CKA_ID`; may be empty.
+    pub id: Vec<u8>,
+    /// `CKA_LABEL`, cut at [`LABEL_MAX`].
+    pub label: String,
+    /// What it is, where it is something we know.
+    pub spec: Option<KeySpec>,
+}
+
+/// A certificate in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateEntry {
+    /// `CKA_ID`; may be empty.
+    pub id: Vec<u8>,
+    /// `CKA_VALUE`.
+    #[serde(with = "bytes")]
+    pub der: Vec<u8>,
+}
+
+/// Why a call brought nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Failure {
+    /// A PKCS#11 function failed.
+    Pkcs11 {
+        /// Its name.
+        function: String,
+        /// The CKR name.
+        code: String,
+        /// What to do about it.
+        class: Class,
+    },
+    /// No such token number, or the token left its slot.
+    TokenGone,
+    /// No private key has this `CKA_ID`.
+    KeyMissing,
+    /// More than one private key has this `CKA_ID`.
+    KeyAmbiguous,
+    /// The `CKA_ID` is taken.
+    KeyExists,
+    /// The key found under a known `CKA_ID` is another key now.
+    KeyChanged,
+    /// The key is not of the type that the scheme needs.
+    KeyType,
+    /// The digest has the wrong length for the scheme, or the message is too long.
+    InputLength,
+    /// A generated key lacks an attribute; it was destroyed.
+    KeyNotProven {
+        /// The attribute.
+        attribute: String,
+    },
+    /// The token cannot do it.
+    Unsupported {
+        /// What it lacks.
+        what: String,
+    },
+    /// The cursor of a list is too old.
+    CursorExpired,
+}
+
+/// What to do about a return value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Class {
+    /// The request was wrong: tell the caller.
+    Caller,
+    /// Log in again, guarded, once.
+    Login,
+    /// Find the key again, once.
+    Handle,
+    /// Open another session, once.
+    Session,
+    /// Too many sessions or too little memory: use fewer.
+    Shrink,
+    /// A PIN was refused: stop, a person is needed.
+    Pin,
+    /// The library or the token is unwell: replace the worker.
+    Respawn,
+}
+
+/// A PIN inside a frame; wiped when dropped.
+#[derive(PartialEq)]
+pub struct PinBytes(Zeroizing<Vec<u8>>);
+
+impl PinBytes {
+    /// Copies a PIN into a buffer of its own.
+    pub fn new(pin: &str) -> Self {
+        Self(Zeroizing::new(pin.as_bytes().to_vec()))
+    }
+
+    /// The bytes.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for PinBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PinBytes(…)")
+    }
+}
+
+impl Serialize for PinBytes {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for PinBytes {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(Zeroizing::new(bytes::deserialize(deserializer)?)))
+    }
+}
+
+/// Byte strings as such rather than as sequences of numbers: one copy instead of a loop.
+mod bytes {
+    use serde::de::{Deserializer, Visitor};
+    use serde::ser::Serializer;
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        struct Bytes;
+        impl Visitor<'_> for Bytes {
+            type Value = Vec<u8>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a byte string")
+            }
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+        }
+        deserializer.deserialize_bytes(Bytes)
+    }
+}
+
+/// Why bytes are no frames.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// Longer than allowed.
+    #[error("frame too large: {length} bytes, at most {limit} are allowed")]
+    TooLarge {
+        /// Its length.
+        length: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// A length points past the end of the packet.
+    #[error("packet ends inside a frame")]
+    Truncated,
+    /// The bytes of a frame are no value of its type.
+    #[error("malformed frame")]
+    Malformed,
+}
+
+/// Bytes of the length before each frame.
+const LENGTH: usize = size_of::<u32>();
+
+/// Appends `frame` behind its length. On error `packet` is as before.
+pub fn append<T: Serialize>(packet: &mut Vec<u8>, frame: &T) -> Result<(), FrameError> {
+    let start = packet.len();
+    let result = encode_at(packet, frame, start);
+    if result.is_err() {
+        packet.truncate(start);
+    }
+    result
+}
+
+fn encode_at<T: Serialize>(
+    packet: &mut Vec<u8>,
+    frame: &T,
+    start: usize,
+) -> Result<(), FrameError> {
+    packet.extend_from_slice(&[0; LENGTH]);
+    postcard::to_extend(frame, Tail(packet)).map_err(|_| FrameError::Malformed)?;
+    let length = packet.len() - start - LENGTH;
+    let too_large = FrameError::TooLarge {
+        length,
+        limit: PACKET_MAX - LENGTH,
+    };
+    if length > PACKET_MAX - LENGTH {
+        return Err(too_large);
+    }
+    let prefix = u32::try_from(length).map_err(|_| too_large)?;
+    packet[start..start + LENGTH].copy_from_slice(&prefix.to_le_bytes());
+    Ok(())
+}
+
+/// Lets postcard write behind what a packet holds already.
+struct Tail<'a>(&'a mut Vec<u8>);
+
+impl Extend<u8> for Tail<'_> {
+    fn extend<T: IntoIterator<Item = u8>>(&mut self, bytes: T) {
+        self.0.extend(bytes);
+    }
+}
+
+/// The frames of one packet.
+pub fn split(packet: &[u8]) -> Split<'_> {
+    Split(packet)
+}
+
+/// Iterates over the bytes of the frames of a packet; ends at the first error.
+pub struct Split<'a>(&'a [u8]);
+
+impl<'a> Iterator for Split<'a> {
+    type Item = Result<&'a [u8], FrameError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let packet = std::mem::take(&mut self.0);
+        let Some((length, rest)) = packet.split_first_chunk::<LENGTH>() else {
+            return Some(Err(FrameError::Truncated));
+        };
+        let length = u32::from_le_bytes(*length) as usize;
+        match rest.split_at_checked(length) {
+            Some((frame, rest)) => {
+                self.0 = rest;
+                Some(Ok(frame))
+            }
+            None => Some(Err(FrameError::Truncated)),
+        }
+    }
+}
+
+/// Reads one frame; every byte must belong to it.
+pub fn decode<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T, FrameError> {
+    match postcard::take_from_bytes(frame) {
+        Ok((value, [])) => Ok(value),
+        Ok(_) | Err(_) => Err(FrameError::Malformed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn samples() -> Vec<Verb> {
+        vec![
+            Verb::Sign {
+                token: 3,
+                key: vec![1; 16],
+                scheme: Scheme::Es256,
+                input: vec![7; 32],
+            },
+            Verb::Tokens,
+            Verb::Login {
+                token: 0,
+                pin: PinBytes::new("123456"),
+            },
+            Verb::PublicKey {
+                token: 1,
+                key: vec![0xff],
+            },
+            Verb::Generate {
+                token: 1,
+                key: vec![2; 64],
+                label: "é".into(),
+                spec: KeySpec::Ed25519,
+            },
+            Verb::Keys {
+                token: 0,
+                cursor: Some(9),
+            },
+            Verb::Certificates {
+                token: 0,
+                cursor: None,
+            },
+            Verb::WriteCertificate {
+                token: 0,
+                certificate: CertificateParts {
+                    id: vec![1],
+                    label: "l".into(),
+                    der: vec![0x30; CERTIFICATE_MAX],
+                    subject: vec![0x30],
+                    issuer: vec![],
+                    serial: vec![2, 1, 1],
+                },
+            },
+            Verb::Delete {
+                token: 65535,
+                key: vec![],
+            },
+        ]
+    }
+
+    #[test]
+    fn calls_round_trip_many_to_a_packet() {
+        let mut packet = Vec::new();
+        let calls: Vec<_> = samples()
+            .into_iter()
+            .enumerate()
+            .map(|(id, verb)| {
+                ToWorker::Call(Call {
+                    id: id as u64,
+                    verb,
+                })
+            })
+            .collect();
+        for call in &calls {
+            append(&mut packet, call).unwrap();
+        }
+        let read: Vec<ToWorker> = split(&packet)
+            .map(|frame| decode(frame.unwrap()).unwrap())
+            .collect();
+        assert_eq!(read, calls);
+    }
+
+    #[test]
+    fn replies_round_trip() {
+        for result in [
+            Ok(Answer::Signature(vec![1; 384])),
+            Ok(Answer::Login(LoginOutcome::Wrong {
+                code: "CKR_PIN_INCORRECT".into(),
+            })),
+            Ok(Answer::PublicKey(PublicParts::Rsa {
+                modulus: vec![0xc0; 512],
+                exponent: vec![1, 0, 1],
+            })),
+            Err(Failure::Pkcs11 {
+                function: "C_Sign".into(),
+                code: "CKR_DEVICE_ERROR".into(),
+                class: Class::Respawn,
+            }),
+        ] {
+            let reply = FromWorker::Reply(Reply {
+                id: 1 << 40,
+                result,
+            });
+            let mut packet = Vec::new();
+            append(&mut packet, &reply).unwrap();
+            let frame = split(&packet).next().unwrap().unwrap();
+            assert_eq!(decode::<FromWorker>(frame).unwrap(), reply);
+        }
+    }
+
+    /// The bytes of the two first frames never change, or builds could not tell that they differ.
+    #[test]
+    fn the_hello_is_fixed() {
+        let mut packet = Vec::new();
+        let hello = ToWorker::Hello {
+            protocol: 1,
+            module: "/m".into(),
+            threads: 2,
+        };
+        append(&mut packet, &hello).unwrap();
+        assert_eq!(packet, [6, 0, 0, 0, 0, 1, 2, b'/', b'm', 2]);
+    }
+
+    #[test]
+    fn what_is_too_large_is_refused_and_leaves_the_packet_alone() {
+        let mut packet = vec![1, 2, 3];
+        let call = ToWorker::Call(Call {
+            id: 1,
+            verb: Verb::Sign {
+                token: 0,
+                key: vec![],
+                scheme: Scheme::EdDsa,
+                input: vec![0; PACKET_MAX],
+            },
+        });
+        assert!(matches!(
+            append(&mut packet, &call),
+            Err(FrameError::TooLarge { .. })
+        ));
+        assert_eq!(packet, [1, 2, 3]);
+    }
+
+    #[test]
+    fn trailing_bytes_are_malformed() {
+        let mut packet = Vec::new();
+        append(
+            &mut packet,
+            &FromWorker::Reply(Reply {
+                id: 1,
+                result: Ok(Answer::Done),
+            }),
+        )
+        .unwrap();
+        let mut frame = split(&packet).next().unwrap().unwrap().to_vec();
+        frame.push(0);
+        assert_eq!(decode::<FromWorker>(&frame), Err(FrameError::Malformed));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+            for frame in split(&bytes).flatten() {
+                let _ = decode::<ToWorker>(frame);
+                let _ = decode::<FromWorker>(frame);
+            }
+            let _ = decode::<ToWorker>(&bytes);
+            let _ = decode::<FromWorker>(&bytes);
+        }
+    }
+}

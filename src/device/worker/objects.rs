@@ -1,0 +1,348 @@
+//! Keys and certificates on a token.
+
+use cryptoki::error::Error;
+use cryptoki::mechanism::Mechanism;
+use cryptoki::object::{
+    Attribute, AttributeType, CertificateType, KeyType, ObjectClass, ObjectHandle,
+};
+use cryptoki::session::Session;
+
+use super::codes;
+use super::module::text;
+use crate::base::key::KeySpec;
+use crate::device::frames::{
+    CERTIFICATE_MAX, CertificateEntry, CertificateParts, Class, Failure, KeyEntry, PublicParts,
+};
+use crate::device::public_key::{
+    ED25519_CURVE_NAME, ED25519_PARAMETERS, P256_PARAMETERS, P384_PARAMETERS, ec_spec, rsa_spec,
+};
+
+/// What a private key can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// RSA of any size.
+    Rsa,
+    /// ECDSA on P-256.
+    P256,
+    /// ECDSA on P-384.
+    P384,
+    /// Ed25519.
+    Ed25519,
+}
+
+fn failure(error: Error) -> Failure {
+    codes::failure(&error)
+}
+
+/// The private key with this `CKA_ID`.
+pub fn find_private(session: &Session, id: &[u8]) -> Result<Option<ObjectHandle>, Failure> {
+    match find(session, ObjectClass::PRIVATE_KEY, id)?.as_slice() {
+        [] => Ok(None),
+        [one] => Ok(Some(*one)),
+        [_, _, ..] => Err(Failure::KeyAmbiguous),
+    }
+}
+
+fn find(session: &Session, class: ObjectClass, id: &[u8]) -> Result<Vec<ObjectHandle>, Failure> {
+    session
+        .find_objects(&[Attribute::Class(class), Attribute::Id(id.to_vec())])
+        .map_err(failure)
+}
+
+/// What the private key behind `handle` can do.
+pub fn kind(session: &Session, handle: ObjectHandle) -> Result<Kind, Failure> {
+    let attributes = session
+        .get_attributes(handle, &[AttributeType::KeyType, AttributeType::EcParams])
+        .map_err(failure)?;
+    let (mut is_rsa, mut spec) = (false, None);
+    for attribute in attributes {
+        match attribute {
+            Attribute::KeyType(KeyType::RSA) => is_rsa = true,
+            Attribute::EcParams(parameters) => spec = ec_spec(&parameters),
+            _ => {}
+        }
+    }
+    match spec {
+        _ if is_rsa => Ok(Kind::Rsa),
+        Some(KeySpec::P256) => Ok(Kind::P256),
+        Some(KeySpec::P384) => Ok(Kind::P384),
+        Some(KeySpec::Ed25519) => Ok(Kind::Ed25519),
+        _ => Err(Failure::KeyType),
+    }
+}
+
+/// The public key with this `CKA_ID`: of the public key object, of the private one (RSA), or of a
+/// certificate, whichever is there first. `KeyMissing` if there is none.
+pub fn public_parts(session: &Session, id: &[u8]) -> Result<PublicParts, Failure> {
+    for class in [ObjectClass::PUBLIC_KEY, ObjectClass::PRIVATE_KEY] {
+        for handle in find(session, class, id)? {
+            if let Some(parts) = parts_of(session, handle)? {
+                return Ok(parts);
+            }
+        }
+    }
+    for handle in find(session, ObjectClass::CERTIFICATE, id)? {
+        if let Some(der) = certificate_value(session, handle)? {
+            return Ok(PublicParts::Certificate(der));
+        }
+    }
+    Err(Failure::KeyMissing)
+}
+
+fn parts_of(session: &Session, handle: ObjectHandle) -> Result<Option<PublicParts>, Failure> {
+    let wanted = [
+        AttributeType::Modulus,
+        AttributeType::PublicExponent,
+        AttributeType::EcParams,
+        AttributeType::EcPoint,
+    ];
+    let (mut modulus, mut exponent, mut parameters, mut point) = (None, None, None, None);
+    for attribute in session.get_attributes(handle, &wanted).map_err(failure)? {
+        match attribute {
+            Attribute::Modulus(value) => modulus = Some(value),
+            Attribute::PublicExponent(value) => exponent = Some(value),
+            Attribute::EcParams(value) => parameters = Some(value),
+            Attribute::EcPoint(value) => point = Some(value),
+            _ => {}
+        }
+    }
+    let filled = |value: &Vec<u8>| !value.is_empty();
+    Ok(match (modulus, exponent, parameters, point) {
+        (Some(modulus), Some(exponent), _, _) if filled(&modulus) && filled(&exponent) => {
+            Some(PublicParts::Rsa { modulus, exponent })
+        }
+        (_, _, Some(parameters), Some(point)) if filled(&parameters) && filled(&point) => {
+            Some(PublicParts::Ec { parameters, point })
+        }
+        _ => None,
+    })
+}
+
+/// Generates a key pair, and reads back that the private key was made on the token and cannot
+/// leave it. A key that does not prove it is destroyed.
+pub fn generate(
+    session: &Session,
+    spec: KeySpec,
+    id: &[u8],
+    label: &str,
+) -> Result<PublicParts, Failure> {
+    if !find(session, ObjectClass::PRIVATE_KEY, id)?.is_empty() {
+        return Err(Failure::KeyExists);
+    }
+    let (public, private) = generate_pair(session, spec, id, label)?;
+    let proven = prove(session, private).and_then(|()| {
+        parts_of(session, public)?.ok_or_else(|| Failure::KeyNotProven {
+            attribute: "the public key".into(),
+        })
+    });
+    if proven.is_err() {
+        for handle in [private, public] {
+            if let Err(error) = session.destroy_object(handle) {
+                eprintln!("cannot destroy a key that is not proven: {error:?}");
+            }
+        }
+    }
+    proven
+}
+
+fn generate_pair(
+    session: &Session,
+    spec: KeySpec,
+    id: &[u8],
+    label: &str,
+) -> Result<(ObjectHandle, ObjectHandle), Failure> {
+    let private = [
+        Attribute::Token(true),
+        Attribute::Private(true),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+        Attribute::Sign(true),
+        Attribute::Id(id.to_vec()),
+        Attribute::Label(label.as_bytes().to_vec()),
+    ];
+    let with = |mechanism: Mechanism<'_>, specific: Vec<Attribute>| {
+        let mut public = vec![
+            Attribute::Token(true),
+            Attribute::Private(false),
+            Attribute::Verify(true),
+            Attribute::Id(id.to_vec()),
+            Attribute::Label(label.as_bytes().to_vec()),
+        ];
+        public.extend(specific);
+        session.generate_key_pair(&mechanism, &public, &private)
+    };
+    let rsa = |bits: u64| {
+        vec![
+            Attribute::ModulusBits(bits.into()),
+            Attribute::PublicExponent(vec![1, 0, 1]),
+        ]
+    };
+    let curve = |parameters: &[u8]| vec![Attribute::EcParams(parameters.to_vec())];
+    match spec {
+        KeySpec::Rsa2048 => with(Mechanism::RsaPkcsKeyPairGen, rsa(2048)),
+        KeySpec::Rsa3072 => with(Mechanism::RsaPkcsKeyPairGen, rsa(3072)),
+        KeySpec::P256 => with(Mechanism::EccKeyPairGen, curve(P256_PARAMETERS)),
+        KeySpec::P384 => with(Mechanism::EccKeyPairGen, curve(P384_PARAMETERS)),
+        // The object identifier of RFC 8410 is what SoftHSM takes; the curve name of PKCS#11 v3.0
+        // is the only form that some cards take.
+        KeySpec::Ed25519 => with(Mechanism::EccEdwardsKeyPairGen, curve(ED25519_PARAMETERS))
+            .or_else(|first| {
+                with(Mechanism::EccEdwardsKeyPairGen, curve(ED25519_CURVE_NAME)).map_err(|_| first)
+            }),
+    }
+    .map_err(failure)
+}
+
+/// `CKA_LOCAL`, `CKA_SENSITIVE`, `CKA_ALWAYS_SENSITIVE`, `CKA_NEVER_EXTRACTABLE` must read true and
+/// `CKA_EXTRACTABLE` false; one that cannot be read proves nothing.
+fn prove(session: &Session, private: ObjectHandle) -> Result<(), Failure> {
+    let wanted = [
+        AttributeType::Local,
+        AttributeType::Sensitive,
+        AttributeType::AlwaysSensitive,
+        AttributeType::NeverExtractable,
+        AttributeType::Extractable,
+    ];
+    let read = session.get_attributes(private, &wanted).map_err(failure)?;
+    for (attribute, name) in [
+        (Attribute::Local(true), "CKA_LOCAL"),
+        (Attribute::Sensitive(true), "CKA_SENSITIVE"),
+        (Attribute::AlwaysSensitive(true), "CKA_ALWAYS_SENSITIVE"),
+        (Attribute::NeverExtractable(true), "CKA_NEVER_EXTRACTABLE"),
+        (Attribute::Extractable(false), "CKA_EXTRACTABLE"),
+    ] {
+        if !read.contains(&attribute) {
+            return Err(Failure::KeyNotProven {
+                attribute: name.into(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The handles of all objects of a class.
+pub fn all(session: &Session, class: ObjectClass) -> Result<Vec<ObjectHandle>, Failure> {
+    session
+        .find_objects(&[Attribute::Class(class)])
+        .map_err(failure)
+}
+
+/// A private key for a list; `None` if it is gone meanwhile.
+pub fn key_entry(session: &Session, handle: ObjectHandle) -> Result<Option<KeyEntry>, Failure> {
+    let wanted = [
+        AttributeType::Id,
+        AttributeType::Label,
+        AttributeType::Modulus,
+        AttributeType::EcParams,
+    ];
+    let Some(attributes) = attributes_or_gone(session, handle, &wanted)? else {
+        return Ok(None);
+    };
+    let mut entry = KeyEntry {
+        id: Vec::new(),
+        label: String::new(),
+        spec: None,
+    };
+    for attribute in attributes {
+        match attribute {
+            Attribute::Id(id) => entry.id = id.into_iter().take(255).collect(),
+            Attribute::Label(label) => entry.label = text(&String::from_utf8_lossy(&label)),
+            Attribute::Modulus(modulus) => entry.spec = rsa_spec(&modulus),
+            Attribute::EcParams(parameters) => entry.spec = ec_spec(&parameters),
+            _ => {}
+        }
+    }
+    Ok(Some(entry))
+}
+
+/// A certificate for a list; `None` if it is gone meanwhile, too large or of another type.
+pub fn certificate_entry(
+    session: &Session,
+    handle: ObjectHandle,
+) -> Result<Option<CertificateEntry>, Failure> {
+    let Some(der) = certificate_value(session, handle)? else {
+        return Ok(None);
+    };
+    let attributes = attributes_or_gone(session, handle, &[AttributeType::Id])?;
+    let id = attributes
+        .unwrap_or_default()
+        .into_iter()
+        .find_map(|attribute| match attribute {
+            Attribute::Id(id) => Some(id.into_iter().take(255).collect()),
+            _ => None,
+        })
+        .unwrap_or_default();
+    Ok(Some(CertificateEntry { id, der }))
+}
+
+fn certificate_value(session: &Session, handle: ObjectHandle) -> Result<Option<Vec<u8>>, Failure> {
+    let wanted = [AttributeType::CertificateType, AttributeType::Value];
+    let attributes = attributes_or_gone(session, handle, &wanted)?.unwrap_or_default();
+    let is_x509 = attributes.contains(&Attribute::CertificateType(CertificateType::X_509));
+    let value = attributes
+        .into_iter()
+        .find_map(|attribute| match attribute {
+            Attribute::Value(value) => Some(value),
+            _ => None,
+        });
+    Ok(value.filter(|der| is_x509 && !der.is_empty() && der.len() <= CERTIFICATE_MAX))
+}
+
+fn attributes_or_gone(
+    session: &Session,
+    handle: ObjectHandle,
+    wanted: &[AttributeType],
+) -> Result<Option<Vec<Attribute>>, Failure> {
+    match session.get_attributes(handle, wanted).map_err(failure) {
+        Ok(attributes) => Ok(Some(attributes)),
+        Err(Failure::Pkcs11 {
+            class: Class::Handle,
+            ..
+        }) => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Stores a certificate, then removes those that had its `CKA_ID` before: a crash between leaves
+/// one too many rather than none.
+pub fn write_certificate(session: &Session, parts: CertificateParts) -> Result<(), Failure> {
+    let before = find(session, ObjectClass::CERTIFICATE, &parts.id)?;
+    session
+        .create_object(&[
+            Attribute::Class(ObjectClass::CERTIFICATE),
+            Attribute::CertificateType(CertificateType::X_509),
+            Attribute::Token(true),
+            Attribute::Private(false),
+            Attribute::Id(parts.id),
+            Attribute::Label(parts.label.into_bytes()),
+            Attribute::Subject(parts.subject),
+            Attribute::Issuer(parts.issuer),
+            Attribute::SerialNumber(parts.serial),
+            Attribute::Value(parts.der),
+        ])
+        .map_err(failure)?;
+    destroy(session, before)
+}
+
+/// Destroys everything with this `CKA_ID`, the private key first; `KeyMissing` if there is nothing.
+pub fn delete(session: &Session, id: &[u8]) -> Result<(), Failure> {
+    let mut handles = Vec::new();
+    for class in [
+        ObjectClass::PRIVATE_KEY,
+        ObjectClass::PUBLIC_KEY,
+        ObjectClass::CERTIFICATE,
+    ] {
+        handles.extend(find(session, class, id)?);
+    }
+    if handles.is_empty() {
+        return Err(Failure::KeyMissing);
+    }
+    destroy(session, handles)
+}
+
+fn destroy(session: &Session, handles: Vec<ObjectHandle>) -> Result<(), Failure> {
+    for handle in handles {
+        session.destroy_object(handle).map_err(failure)?;
+    }
+    Ok(())
+}

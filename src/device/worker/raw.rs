@@ -1,0 +1,94 @@
+//! The two calls that have no safe form: the single-part `C_Sign`, and `_exit`.
+//!
+//! cryptoki asks `C_Sign` for the length first and then calls it again: a second round trip on a
+//! network HSM, and some modules end the operation at the first. Signatures of the schemes in use
+//! fit in [`SIGNATURE_MAX`], so one call is enough.
+
+#![allow(unsafe_code)]
+
+use std::path::Path;
+
+use cryptoki::context::Function;
+use cryptoki::error::{Error, Rv};
+use cryptoki::session::Session;
+use cryptoki_sys::{CK_BYTE, CK_RV, CK_SESSION_HANDLE, CK_ULONG, CKR_OK};
+
+/// The most bytes of a signature: RSA with 8192 bits.
+pub const SIGNATURE_MAX: usize = 1024;
+
+type SignFunction = unsafe extern "C" fn(
+    CK_SESSION_HANDLE,
+    *mut CK_BYTE,
+    CK_ULONG,
+    *mut CK_BYTE,
+    *mut CK_ULONG,
+) -> CK_RV;
+
+/// `C_Sign` of the loaded module.
+#[derive(Clone, Copy)]
+pub struct RawSign(SignFunction);
+
+impl RawSign {
+    /// Finds the function in the module at `path`, which must be initialized through cryptoki
+    /// already; the dynamic linker hands out the same instance.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        // SAFETY: loading a library runs its initializers. It is loaded already, so there are
+        // none left to run; that vendor code runs here at all is the purpose of this process.
+        let library = unsafe { cryptoki_sys::Pkcs11::new(path) }.map_err(Error::LibraryLoading)?;
+        if library.C_GetFunctionList.is_err() {
+            return Err(Error::MissingSymbol("C_GetFunctionList"));
+        }
+        let mut list = std::ptr::null_mut();
+        // SAFETY: the symbol was found just above, and `list` is a valid place for one pointer.
+        let code = unsafe { library.C_GetFunctionList(&mut list) };
+        if code != CKR_OK {
+            Rv::from(code).into_result(Function::GetFunctionList)?;
+        }
+        // The library must stay: the function pointer points into it.
+        std::mem::forget(library);
+        // SAFETY: after CKR_OK a module's `list` is null or points to its static function list
+        // (PKCS#11 v3.0 section 5.4.4); null is told apart by `as_ref`.
+        let function = unsafe { list.as_ref() }.and_then(|list| list.C_Sign);
+        function.map(Self).ok_or(Error::NullFunctionPointer)
+    }
+
+    /// Ends the signature that `sign_init` began on `session`; returns how many bytes of
+    /// `signature` it takes.
+    pub fn sign(
+        self,
+        session: &Session,
+        data: &[u8],
+        signature: &mut [u8; SIGNATURE_MAX],
+    ) -> Result<usize, Error> {
+        let mut length = SIGNATURE_MAX as CK_ULONG;
+        // SAFETY: the function was taken from the module's list under its own name, so it has
+        // this signature. It only reads `data`, whose length is given, although C declares it
+        // without const; it writes at most `length` bytes to `signature`. `Session` is not Sync:
+        // no other thread uses the handle meanwhile.
+        let code = unsafe {
+            self.0(
+                session.handle(),
+                data.as_ptr().cast_mut(),
+                data.len() as CK_ULONG,
+                signature.as_mut_ptr(),
+                &mut length,
+            )
+        };
+        if code != CKR_OK {
+            Rv::from(code).into_result(Function::Sign)?;
+        }
+        Ok((length as usize).min(SIGNATURE_MAX))
+    }
+}
+
+unsafe extern "C" {
+    // SAFETY: POSIX `_exit` has no precondition.
+    #[link_name = "_exit"]
+    safe fn posix_exit(status: std::ffi::c_int) -> !;
+}
+
+/// Ends the process without the exit handlers of vendor libraries, which crash or hang while other
+/// threads are inside the module.
+pub fn exit_now(status: u8) -> ! {
+    posix_exit(std::ffi::c_int::from(status))
+}
