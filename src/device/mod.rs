@@ -1,3 +1,857 @@
-//! device: being written.
+//! PKCS#11 tokens, through supervised worker processes.
+//!
+//! # Shape
+//!
+//! [`Devices`] is the handle that the rest of the program holds. Per configured module there is
+//! one supervisor task and one worker process (`opcert-worker`), which alone loads the vendor's
+//! library. The daemon hashes, the worker signs, the daemon verifies: a signature leaves
+//! [`Devices::sign`] only after it verified under the public key that was read before.
+//!
+//! ```text
+//! Devices ── link ── SOCK_SEQPACKET ── opcert-worker ── vendor library ── token
+//!    │         (frames)                   N signing threads + the keeper
+//!    └── supervisor (start, log in, replace) ── PIN guard (pin-blocks.json)
+//! ```
+//!
+//! # What is kept
+//!
+//! Tokens are known by module, label and serial, keys by `CKA_ID`; slot numbers and object handles
+//! never leave a worker. Public keys are cached here for the life of the process. A PIN that
+//! worked is kept in memory for the next worker. Only `pin-blocks.json` outlives the process: see
+//! [`pin_guard`].
+//!
+//! # What a fault does
+//!
+//! - A call past its deadline kills the worker: threads inside a library cannot be stopped. All
+//!   calls under way end with [`DeviceError::Timeout`], outcome not known; none is sent again.
+//! - A worker that ends fails the calls under way with [`DeviceError::WorkerDied`] and is replaced.
+//! - A return value that means an unwell library fails its call and has the worker replaced after
+//!   the others are done.
+//! - Invalid handles and sessions are renewed inside the worker, once per call; a lost login is
+//!   renewed by the supervisor, guarded, once per call.
+//! - Modules do not notice each other's faults. Tokens of one module share its worker.
 
+mod catalogue;
+mod config;
+mod error;
+mod frames;
+mod link;
+mod pin_guard;
+mod public_key;
+mod supervisor;
 pub mod worker;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use der::{Decode, Encode};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+pub use self::catalogue::{
+    GeneratedKey, KeyInfo, ModuleStatus, Proof, TokenCertificate, TokenFlags, TokenState,
+    TokenStatus,
+};
+use self::catalogue::{Reason, TokenView};
+pub use self::config::{Config, InvalidPinSource, ModuleConfig, PinSource, TokenConfig};
+pub use self::error::DeviceError;
+use self::frames::{Answer, CERTIFICATE_MAX, CertificateParts, Class, Failure, Verb};
+use self::link::{CallError, Link};
+use self::pin_guard::PinGuard;
+use self::supervisor::{Command, Phase, Supervisor, View, call_error, unexpected};
+use crate::base::clock::Clock;
+use crate::base::key::{KeySpec, PublicKey, Scheme, Signature};
+use crate::base::pkcs11::{KeyId, KeyRef, TokenId, TokenUri};
+use crate::base::secret::Pin;
+use crate::policy::Permit;
+
+/// The most bytes of a message to be hashed and signed.
+const MESSAGE_MAX: usize = 16 * 1024 * 1024;
+
+/// The most bytes of a key's label.
+const LABEL_MAX: usize = frames::LABEL_MAX;
+
+/// The most lists that one module reads at a time.
+const LISTS_MAX: usize = 4;
+
+/// The most public keys that are cached; past it all are read anew.
+const PUBLIC_KEYS_MAX: usize = 16 * 1024;
+
+/// The most commands that wait for one supervisor.
+const COMMANDS_MAX: usize = 64;
+
+/// How long a question about the state of things waits for a worker's first start.
+const FIRST_START: Duration = Duration::from_secs(1);
+
+/// All configured tokens. Cloning shares them.
+#[derive(Clone)]
+pub struct Devices(Arc<Inner>);
+
+struct Inner {
+    modules: Vec<Module>,
+    public_keys: RwLock<HashMap<KeyRef, PublicKey>>,
+    stop: watch::Sender<bool>,
+    supervisors: Mutex<Vec<JoinHandle<()>>>,
+}
+
+struct Module {
+    config: ModuleConfig,
+    view: Arc<watch::Sender<Arc<View>>>,
+    commands: mpsc::Sender<Command>,
+    lists: tokio::sync::Semaphore,
+}
+
+/// What a call needs of a token.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// It is there; public objects are all that is asked for.
+    Presence,
+    /// It is logged in.
+    Login,
+}
+
+impl Devices {
+    /// Starts one supervised worker per module, and returns without waiting for them.
+    ///
+    /// An absent module file or token is no error here: it shows in [`Devices::modules`] and
+    /// [`Devices::tokens`]. Errors: two modules of the same name, or a record of refused PINs in
+    /// `state_directory` that cannot be read.
+    pub async fn start(
+        config: Config,
+        state_directory: &Path,
+        clock: Clock,
+    ) -> Result<Self, DeviceError> {
+        let worker = supervisor::find_worker(config.worker.as_deref());
+        let guard = Arc::new(PinGuard::open(state_directory, clock)?);
+        let stop = watch::Sender::new(false);
+        let mut modules: Vec<Module> = Vec::with_capacity(config.module.len());
+        let mut supervisors = Vec::with_capacity(config.module.len());
+        for config in config.module {
+            if modules.iter().any(|known| known.config.name == config.name) {
+                return Err(DeviceError::ModuleTwice {
+                    module: config.name,
+                });
+            }
+            let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+            let tokens = config
+                .token
+                .iter()
+                .map(|token| TokenView::absent(&config.name, &token.uri))
+                .collect();
+            let view = Arc::new(watch::Sender::new(Arc::new(View {
+                phase: Phase::Starting,
+                library: None,
+                tokens,
+            })));
+            let supervisor = Supervisor {
+                config: config.clone(),
+                worker: worker.clone(),
+                guard: guard.clone(),
+                view: view.clone(),
+                commands: inbox,
+                stop: stop.subscribe(),
+                pins: HashMap::new(),
+                logged_in: HashMap::new(),
+                looked_again: None,
+                looking: Vec::new(),
+            };
+            supervisors.push(supervisor.run());
+            modules.push(Module {
+                config,
+                view,
+                commands,
+                lists: tokio::sync::Semaphore::new(LISTS_MAX),
+            });
+        }
+        let supervisors = supervisors.into_iter().map(tokio::spawn).collect();
+        Ok(Self(Arc::new(Inner {
+            modules,
+            public_keys: RwLock::default(),
+            stop,
+            supervisors: Mutex::new(supervisors),
+        })))
+    }
+
+    /// The configured tokens as they are now, in the order of the configuration.
+    pub async fn tokens(&self) -> Vec<TokenStatus> {
+        let mut list = Vec::new();
+        for module in &self.0.modules {
+            let view = module.settled(FIRST_START).await;
+            let reason = match &view.phase {
+                Phase::Up(_) => None,
+                Phase::Starting => Some((
+                    TokenState::Respawning,
+                    "the module's worker is being started".to_owned(),
+                )),
+                Phase::Down { reason, .. } => Some((TokenState::Down, reason.to_string())),
+                Phase::Stopped => Some((TokenState::Down, DeviceError::Stopped.to_string())),
+            };
+            let outage = reason.as_ref().map(|(state, text)| (*state, text.as_str()));
+            list.extend(view.tokens.iter().map(|token| token.status(outage)));
+        }
+        list
+    }
+
+    /// The configured modules as they are now.
+    pub async fn modules(&self) -> Vec<ModuleStatus> {
+        let mut list = Vec::new();
+        for module in &self.0.modules {
+            let view = module.settled(FIRST_START).await;
+            let reason = match &view.phase {
+                Phase::Up(_) => None,
+                Phase::Starting => Some("its worker is being started".to_owned()),
+                Phase::Down { reason, .. } => Some(reason.to_string()),
+                Phase::Stopped => Some(DeviceError::Stopped.to_string()),
+            };
+            list.push(ModuleStatus {
+                name: module.config.name.clone(),
+                path: module.config.path.display().to_string(),
+                up: reason.is_none(),
+                reason,
+                library: view.library.as_ref().map(|library| {
+                    format!(
+                        "{} ({}) {}",
+                        library.description, library.manufacturer, library.version
+                    )
+                }),
+            });
+        }
+        list
+    }
+
+    /// The one configured token that `uri` selects. An absent one is looked for first.
+    pub async fn select(&self, uri: &TokenUri) -> Result<TokenId, DeviceError> {
+        let (mut found, mut missing) = self.matching(uri).await;
+        if found.is_empty() && !missing.is_empty() {
+            for module in &missing {
+                self.look_again(module).await?;
+            }
+            (found, missing) = self.matching(uri).await;
+        }
+        match found.as_slice() {
+            [one] => Ok(one.clone()),
+            [] => match missing.first() {
+                Some(module) => Err(module.outage().unwrap_or(DeviceError::TokenAbsent {
+                    token: uri.to_string(),
+                })),
+                None => Err(DeviceError::TokenUnknown {
+                    uri: uri.to_string(),
+                }),
+            },
+            several => Err(DeviceError::TokenAmbiguous {
+                uri: uri.to_string(),
+                count: several.len(),
+            }),
+        }
+    }
+
+    /// Signs `message` with the key that the permit is for.
+    ///
+    /// Refuses unless the message lies in the domain of the permit's purpose. Hashes here, has the
+    /// token sign, and verifies the signature before returning it. Messages may have 16 MiB; for
+    /// Ed25519, which a token signs whole, 32 KiB.
+    pub async fn sign(
+        &self,
+        permit: Permit,
+        scheme: Scheme,
+        message: &[u8],
+    ) -> Result<Signature, DeviceError> {
+        if !permit.purpose().admits(message) {
+            return Err(DeviceError::WrongPurpose {
+                purpose: permit.purpose(),
+            });
+        }
+        let input = sign_input(scheme, message)?;
+        let key = permit.key();
+        let public_key = self.public_key(key).await?;
+        if !public_key.family().supports(scheme) {
+            return Err(DeviceError::SchemeUnsupported {
+                key: key.to_string(),
+                scheme,
+            });
+        }
+        let module = self.module(&key.token.module)?;
+        let verb = |token| Verb::Sign {
+            token,
+            key: key.id.as_bytes().to_vec(),
+            scheme,
+            input: input.clone(),
+        };
+        let answer = self
+            .call(
+                &key.token,
+                Some(key),
+                Need::Login,
+                module.config.call_timeout,
+                verb,
+            )
+            .await?;
+        let Answer::Signature(bytes) = answer else {
+            return Err(unexpected(&key.token.module));
+        };
+        let signature = Signature::from_jose(bytes);
+        match public_key.verify(scheme, message, &signature) {
+            Ok(()) => Ok(signature),
+            Err(_) => {
+                // The id may mean another key by now; the next call reads it again.
+                self.forget(key);
+                Err(DeviceError::BadSignature {
+                    key: key.to_string(),
+                })
+            }
+        }
+    }
+
+    /// The public half of a key; read from the token once, then cached.
+    pub async fn public_key(&self, key: &KeyRef) -> Result<PublicKey, DeviceError> {
+        let cached = self
+            .0
+            .public_keys
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(key)
+            .cloned();
+        if let Some(cached) = cached {
+            return Ok(cached);
+        }
+        let module = self.module(&key.token.module)?;
+        let verb = |token| Verb::PublicKey {
+            token,
+            key: key.id.as_bytes().to_vec(),
+        };
+        let answer = self
+            .call(
+                &key.token,
+                Some(key),
+                Need::Presence,
+                module.config.call_timeout,
+                verb,
+            )
+            .await?;
+        let Answer::PublicKey(parts) = answer else {
+            return Err(unexpected(&key.token.module));
+        };
+        self.remember(key, &parts)
+    }
+
+    /// Generates a key pair on a token. The private key is proven to have been made there and to
+    /// be unable to leave; one that does not prove it is destroyed. `label` has at most 255 bytes.
+    ///
+    /// Writes to one module happen one after the other.
+    pub async fn generate(
+        &self,
+        token: &TokenId,
+        spec: KeySpec,
+        id: &KeyId,
+        label: &str,
+    ) -> Result<GeneratedKey, DeviceError> {
+        if label.len() > LABEL_MAX {
+            return Err(DeviceError::TooLarge {
+                what: "label",
+                limit: LABEL_MAX,
+            });
+        }
+        let key = KeyRef {
+            token: token.clone(),
+            id: id.clone(),
+        };
+        let module = self.module(&token.module)?;
+        let verb = |number| Verb::Generate {
+            token: number,
+            key: id.as_bytes().to_vec(),
+            label: label.to_owned(),
+            spec,
+        };
+        let answer = self
+            .call(
+                token,
+                Some(&key),
+                Need::Login,
+                module.config.generate_timeout,
+                verb,
+            )
+            .await?;
+        let Answer::Generated(parts) = answer else {
+            return Err(unexpected(&token.module));
+        };
+        let public_key = self.remember(&key, &parts)?;
+        Ok(GeneratedKey {
+            key,
+            public_key,
+            proof: Proof::COMPLETE,
+        })
+    }
+
+    /// The private keys on a token.
+    pub async fn keys(&self, token: &TokenId) -> Result<Vec<KeyInfo>, DeviceError> {
+        let read = async |cursor| {
+            let verb = |token| Verb::Keys { token, cursor };
+            match self.list_call(token, Need::Login, verb).await? {
+                Answer::Keys(entries, next) => Ok((entries, next)),
+                _ => Err(unexpected(&token.module)),
+            }
+        };
+        let entries = self.pages(token, read).await?;
+        Ok(entries
+            .into_iter()
+            .map(|entry| KeyInfo {
+                id: KeyId::from_bytes(entry.id).ok(),
+                label: entry.label,
+                spec: entry.spec,
+            })
+            .collect())
+    }
+
+    /// Removes private key, public key and certificates with this `CKA_ID`.
+    pub async fn delete_key(&self, key: &KeyRef) -> Result<(), DeviceError> {
+        let module = self.module(&key.token.module)?;
+        let verb = |token| Verb::Delete {
+            token,
+            key: key.id.as_bytes().to_vec(),
+        };
+        let result = self
+            .call(
+                &key.token,
+                Some(key),
+                Need::Login,
+                module.config.call_timeout,
+                verb,
+            )
+            .await;
+        self.forget(key);
+        match result? {
+            Answer::Done => Ok(()),
+            _ => Err(unexpected(&key.token.module)),
+        }
+    }
+
+    /// Stores a certificate under the key's `CKA_ID`, in place of any that is there. At most
+    /// 16 KiB. A crash in between leaves both.
+    pub async fn write_certificate(
+        &self,
+        key: &KeyRef,
+        certificate_der: &[u8],
+    ) -> Result<(), DeviceError> {
+        let certificate = certificate_parts(&key.id, certificate_der)?;
+        let module = self.module(&key.token.module)?;
+        let verb = |token| Verb::WriteCertificate {
+            token,
+            certificate: certificate.clone(),
+        };
+        let answer = self
+            .call(
+                &key.token,
+                Some(key),
+                Need::Login,
+                module.config.call_timeout,
+                verb,
+            )
+            .await?;
+        match answer {
+            Answer::Done => Ok(()),
+            _ => Err(unexpected(&key.token.module)),
+        }
+    }
+
+    /// The X.509 certificates on a token, but for those over 16 KiB or without a usable id.
+    pub async fn certificates(
+        &self,
+        token: &TokenId,
+    ) -> Result<Vec<TokenCertificate>, DeviceError> {
+        let read = async |cursor| {
+            let verb = |token| Verb::Certificates { token, cursor };
+            match self.list_call(token, Need::Presence, verb).await? {
+                Answer::Certificates(entries, next) => Ok((entries, next)),
+                _ => Err(unexpected(&token.module)),
+            }
+        };
+        let entries = self.pages(token, read).await?;
+        Ok(entries
+            .into_iter()
+            .filter_map(|entry| {
+                let id = KeyId::from_bytes(entry.id).ok()?;
+                Some(TokenCertificate { id, der: entry.der })
+            })
+            .collect())
+    }
+
+    /// Logs in with a PIN that a person gave: one try, and none if the token is locked or has one
+    /// try left. Success lifts what blocked the token's PIN; the PIN is kept for later workers.
+    pub async fn unlock(&self, token: &TokenId, pin: Pin) -> Result<(), DeviceError> {
+        let module = self.module(&token.module)?;
+        let (done, result) = oneshot::channel();
+        module
+            .command(Command::Unlock {
+                token: token.clone(),
+                pin,
+                done,
+            })
+            .await?;
+        // Looking at the slots and logging in each have a deadline; a start may come before.
+        match tokio::time::timeout(module.config.call_timeout * 3, result).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(module.outage().unwrap_or(DeviceError::Stopped)),
+            Err(_) => Err(DeviceError::Timeout {
+                token: token.to_string(),
+                function: "C_Login",
+                after: module.config.call_timeout * 3,
+            }),
+        }
+    }
+
+    /// Takes no more calls, waits for those under way, and ends the workers.
+    pub async fn shutdown(&self) {
+        self.0.stop.send_replace(true);
+        for supervisor in self.0.supervisors.lock().await.drain(..) {
+            if let Err(error) = supervisor.await {
+                tracing::error!(%error, "a supervisor failed");
+            }
+        }
+    }
+
+    fn module(&self, name: &str) -> Result<&Module, DeviceError> {
+        self.0
+            .modules
+            .iter()
+            .find(|module| module.config.name == name)
+            .ok_or_else(|| DeviceError::ModuleUnknown {
+                module: name.to_owned(),
+            })
+    }
+
+    /// Tokens present that `uri` selects, and modules with an absent one that it may select.
+    async fn matching(&self, uri: &TokenUri) -> (Vec<TokenId>, Vec<&Module>) {
+        let (mut found, mut missing) = (Vec::new(), Vec::new());
+        for module in &self.0.modules {
+            let path = module.config.path.to_string_lossy();
+            if uri
+                .module_path
+                .as_ref()
+                .is_some_and(|wanted| *wanted != path)
+            {
+                continue;
+            }
+            let view = module.settled(module.config.call_timeout).await;
+            let mut may_come = false;
+            for token in &view.tokens {
+                match &token.found {
+                    Some(info) if catalogue::selects(uri, &module.config.name, info) => {
+                        found.push(token.id.clone());
+                    }
+                    Some(_) => {}
+                    None => may_come |= overlap(uri, &token.uri),
+                }
+            }
+            if may_come {
+                missing.push(module);
+            }
+        }
+        (found, missing)
+    }
+
+    async fn look_again(&self, module: &Module) -> Result<(), DeviceError> {
+        let (done, result) = oneshot::channel();
+        module.command(Command::LookAgain { done }).await?;
+        // Whatever comes of it shows in the view.
+        let _ended = tokio::time::timeout(module.config.call_timeout, result).await;
+        Ok(())
+    }
+
+    /// Has the worker of a token do something. What was surely not done is done once more after
+    /// its hindrance was removed: a lost login, a token that had left, a worker being replaced.
+    async fn call(
+        &self,
+        token: &TokenId,
+        key: Option<&KeyRef>,
+        need: Need,
+        budget: Duration,
+        verb: impl Fn(u16) -> Verb,
+    ) -> Result<Answer, DeviceError> {
+        let module = self.module(&token.module)?;
+        let deadline = Instant::now() + module.config.call_timeout;
+        let (mut logged_in_again, mut looked_again) = (false, false);
+        loop {
+            let began = Instant::now();
+            let (link, number) = match module.ready(token, need, deadline).await {
+                Err(DeviceError::TokenAbsent { .. }) if !looked_again => {
+                    looked_again = true;
+                    self.look_again(module).await?;
+                    continue;
+                }
+                ready => ready?,
+            };
+            let verb = verb(number);
+            let function = verb.function();
+            let error = match link.call(verb, budget).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            match &error {
+                CallError::NotSent => continue,
+                CallError::Failed(Failure::Pkcs11 {
+                    class: Class::Login,
+                    ..
+                }) if !logged_in_again => {
+                    logged_in_again = true;
+                    let (done, result) = oneshot::channel();
+                    module
+                        .command(Command::LogInAgain {
+                            token: token.clone(),
+                            seen: began,
+                            done,
+                        })
+                        .await?;
+                    // Whatever comes of it shows in the view.
+                    let _ended = tokio::time::timeout(module.config.call_timeout, result).await;
+                    continue;
+                }
+                CallError::Failed(Failure::KeyMissing | Failure::TokenGone) if !looked_again => {
+                    looked_again = true;
+                    self.look_again(module).await?;
+                    continue;
+                }
+                CallError::Failed(Failure::Pkcs11 {
+                    class: Class::Respawn,
+                    function,
+                    code,
+                }) => {
+                    let why = format!("{function} failed with {code}");
+                    module.command(Command::Replace { link, why }).await?;
+                }
+                CallError::Failed(Failure::KeyChanged) => {
+                    if let Some(key) = key {
+                        self.forget(key);
+                    }
+                }
+                _ => {}
+            }
+            let name = token.to_string();
+            let subject = key.map_or_else(|| name.clone(), ToString::to_string);
+            return Err(call_error(
+                &module.config.name,
+                error,
+                &name,
+                &subject,
+                function,
+                budget,
+            ));
+        }
+    }
+
+    async fn list_call(
+        &self,
+        token: &TokenId,
+        need: Need,
+        verb: impl Fn(u16) -> Verb,
+    ) -> Result<Answer, DeviceError> {
+        let budget = self.module(&token.module)?.config.call_timeout;
+        self.call(token, None, need, budget, verb).await
+    }
+
+    /// Reads a list page by page.
+    async fn pages<T>(
+        &self,
+        token: &TokenId,
+        read: impl AsyncFn(Option<u32>) -> Result<(Vec<T>, Option<u32>), DeviceError>,
+    ) -> Result<Vec<T>, DeviceError> {
+        let module = self.module(&token.module)?;
+        let _turn = module
+            .lists
+            .acquire()
+            .await
+            .map_err(|_| DeviceError::Stopped)?;
+        let mut list = Vec::new();
+        let mut cursor = None;
+        loop {
+            let (entries, next) = read(cursor).await?;
+            list.extend(entries);
+            if next.is_none() {
+                return Ok(list);
+            }
+            cursor = next;
+        }
+    }
+
+    fn remember(
+        &self,
+        key: &KeyRef,
+        parts: &frames::PublicParts,
+    ) -> Result<PublicKey, DeviceError> {
+        let public_key = public_key::parse(parts).map_err(|source| DeviceError::KeyUnusable {
+            key: key.to_string(),
+            source,
+        })?;
+        let mut cache = self
+            .0
+            .public_keys
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if cache.len() >= PUBLIC_KEYS_MAX {
+            cache.clear();
+        }
+        cache.insert(key.clone(), public_key.clone());
+        Ok(public_key)
+    }
+
+    fn forget(&self, key: &KeyRef) {
+        self.0
+            .public_keys
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(key);
+    }
+}
+
+impl std::fmt::Debug for Devices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list()
+            .entries(self.0.modules.iter().map(|module| &module.config.name))
+            .finish()
+    }
+}
+
+impl Module {
+    /// The view, once the worker is not being started any more, or after `patience`.
+    async fn settled(&self, patience: Duration) -> Arc<View> {
+        let mut view = self.view.subscribe();
+        let settled = view.wait_for(|view| !matches!(view.phase, Phase::Starting));
+        match tokio::time::timeout(patience, settled).await {
+            Ok(Ok(view)) => view.clone(),
+            Ok(Err(_)) | Err(_) => self.view.borrow().clone(),
+        }
+    }
+
+    /// Why the module takes no calls now, if so.
+    fn outage(&self) -> Option<DeviceError> {
+        let view = self.view.borrow().clone();
+        match &view.phase {
+            Phase::Up(_) => None,
+            Phase::Starting => Some(self.down("its worker is being started", Instant::now())),
+            Phase::Down { reason, until } => Some(match reason {
+                missing @ DeviceError::ModuleMissing { .. } => missing.clone(),
+                reason => self.down(&reason.to_string(), *until),
+            }),
+            Phase::Stopped => Some(DeviceError::Stopped),
+        }
+    }
+
+    fn down(&self, reason: &str, until: Instant) -> DeviceError {
+        DeviceError::ModuleDown {
+            module: self.config.name.clone(),
+            reason: reason.to_owned(),
+            retry_after: until.saturating_duration_since(Instant::now()),
+        }
+    }
+
+    /// The link to the worker and the number of the token, waiting for a worker that is being
+    /// started, up to `deadline`.
+    async fn ready(
+        &self,
+        token: &TokenId,
+        need: Need,
+        deadline: Instant,
+    ) -> Result<(Arc<Link>, u16), DeviceError> {
+        let usable = |view: &Arc<View>| match &view.phase {
+            Phase::Starting => false,
+            Phase::Up(link) => link.is_open(),
+            Phase::Down { .. } | Phase::Stopped => true,
+        };
+        let now = self.view.borrow().clone();
+        let view = if usable(&now) {
+            now
+        } else {
+            let mut changes = self.view.subscribe();
+            match tokio::time::timeout_at(deadline, changes.wait_for(usable)).await {
+                Ok(Ok(view)) => view.clone(),
+                Ok(Err(_)) => return Err(DeviceError::Stopped),
+                Err(_) => return Err(self.down("its worker is being started", Instant::now())),
+            }
+        };
+        let Phase::Up(link) = &view.phase else {
+            return Err(self.outage().unwrap_or(DeviceError::Stopped));
+        };
+        let name = || token.to_string();
+        let absent = || DeviceError::TokenAbsent { token: name() };
+        let known = view
+            .tokens
+            .iter()
+            .find(|known| known.id == *token)
+            .ok_or_else(absent)?;
+        let number = known.found.as_ref().ok_or_else(absent)?.number;
+        match (known.state, need) {
+            (TokenState::Ready, _) | (_, Need::Presence) => Ok((link.clone(), number)),
+            (TokenState::LockedOut, _) => Err(DeviceError::PinLocked { token: name() }),
+            (TokenState::FinalTry, _) => Err(DeviceError::PinFinalTry { token: name() }),
+            _ => Err(match &known.reason {
+                Some(Reason::PinBlocked(reason)) => DeviceError::PinBlocked {
+                    token: name(),
+                    reason: reason.clone(),
+                },
+                Some(Reason::Other(_)) | None => DeviceError::PinNeeded { token: name() },
+            }),
+        }
+    }
+
+    async fn command(&self, command: Command) -> Result<(), DeviceError> {
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| DeviceError::Stopped)
+    }
+}
+
+/// Whether two URIs may select the same token.
+fn overlap(one: &TokenUri, other: &TokenUri) -> bool {
+    let agree = |a: &Option<String>, b: &Option<String>| match (a, b) {
+        (Some(a), Some(b)) => a == b,
+        _ => true,
+    };
+    agree(&one.token, &other.token)
+        && agree(&one.serial, &other.serial)
+        && agree(&one.manufacturer, &other.manufacturer)
+        && agree(&one.model, &other.model)
+}
+
+/// What the token signs for `message`: its digest, or itself for Ed25519.
+fn sign_input(scheme: Scheme, message: &[u8]) -> Result<Vec<u8>, DeviceError> {
+    let (algorithm, limit) = match scheme {
+        Scheme::Rs256 | Scheme::Ps256 | Scheme::Es256 => (Some(&digest::SHA256), MESSAGE_MAX),
+        Scheme::Es384 => (Some(&digest::SHA384), MESSAGE_MAX),
+        Scheme::EdDsa => (None, frames::WHOLE_MESSAGE_MAX),
+    };
+    if message.len() > limit {
+        return Err(DeviceError::TooLarge {
+            what: "message",
+            limit,
+        });
+    }
+    Ok(match algorithm {
+        Some(algorithm) => digest::digest(algorithm, message).as_ref().to_vec(),
+        None => message.to_vec(),
+    })
+}
+
+/// Takes a certificate apart for `C_CreateObject` (PKCS#11 v3.0 section 4.6.3).
+fn certificate_parts(id: &KeyId, der: &[u8]) -> Result<CertificateParts, DeviceError> {
+    if der.len() > CERTIFICATE_MAX {
+        return Err(DeviceError::TooLarge {
+            what: "certificate",
+            limit: CERTIFICATE_MAX,
+        });
+    }
+    let malformed = |_| DeviceError::MalformedCertificate;
+    let certificate = x509_cert::Certificate::from_der(der).map_err(malformed)?;
+    let body = certificate.tbs_certificate();
+    Ok(CertificateParts {
+        id: id.as_bytes().to_vec(),
+        label: "opcert".into(),
+        der: der.to_vec(),
+        subject: body.subject().to_der().map_err(malformed)?,
+        issuer: body.issuer().to_der().map_err(malformed)?,
+        serial: body.serial_number().to_der().map_err(malformed)?,
+    })
+}

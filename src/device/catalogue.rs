@@ -1,0 +1,271 @@
+//! What callers see of modules, tokens, keys and certificates.
+
+use serde::{Deserialize, Serialize};
+
+pub use super::frames::TokenFlags;
+use super::frames::TokenInfo;
+use crate::base::key::{KeySpec, PublicKey, Scheme};
+use crate::base::pkcs11::{KeyId, KeyRef, TokenId, TokenUri};
+
+/// A configured token, as it is now.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct TokenStatus {
+    /// The token. While it is absent, what the configured URI says of label and serial.
+    pub id: TokenId,
+    /// The configured URI.
+    pub uri: String,
+    /// `manufacturerID`; empty while absent, like the next two.
+    pub manufacturer: String,
+    /// `model`.
+    pub model: String,
+    /// `firmwareVersion`.
+    pub firmware: String,
+    /// Whether it can be used.
+    pub state: TokenState,
+    /// Why not, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Its flags when they were last read.
+    pub flags: TokenFlags,
+    /// The kinds of key it can generate.
+    pub generates: Vec<KeySpec>,
+    /// The schemes it can sign with.
+    pub signs: Vec<Scheme>,
+}
+
+/// Whether a token can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TokenState {
+    /// It is not there.
+    Absent,
+    /// Too many wrong PINs.
+    LockedOut,
+    /// It waits for its PIN.
+    PinNeeded,
+    /// One PIN try is left, which is never used from here.
+    FinalTry,
+    /// It signs.
+    Ready,
+    /// It is there, but the configuration or its state prevents its use.
+    Degraded,
+    /// Its worker is being started.
+    Respawning,
+    /// Its worker cannot be started, or fails again and again.
+    Down,
+}
+
+/// A configured module, as it is now.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct ModuleStatus {
+    /// The configured name.
+    pub name: String,
+    /// The configured path.
+    pub path: String,
+    /// Whether its worker is up.
+    pub up: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// `manufacturerID`, `libraryDescription` and `libraryVersion`, once it was loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub library: Option<String>,
+}
+
+/// A private key on a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyInfo {
+    /// `CKA_ID`; `None` where it is empty or longer than 64 bytes, so that no `KeyRef` can name it.
+    pub id: Option<KeyId>,
+    /// `CKA_LABEL`.
+    pub label: String,
+    /// What it is; `None` for what cannot be used here.
+    pub spec: Option<KeySpec>,
+}
+
+/// A certificate on a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenCertificate {
+    /// `CKA_ID`.
+    pub id: KeyId,
+    /// The DER certificate.
+    pub der: Vec<u8>,
+}
+
+/// A key pair that was generated on a token.
+#[must_use]
+#[derive(Debug, Clone)]
+pub struct GeneratedKey {
+    /// Its name.
+    pub key: KeyRef,
+    /// Its public half.
+    pub public_key: PublicKey,
+    /// What was read back from the token.
+    pub proof: Proof,
+}
+
+/// The attributes that prove that a private key was made on the token and cannot leave it, as the
+/// token itself states them (PKCS#11 v3.0 section 4.9). Only complete proofs exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct Proof {
+    /// `CKA_LOCAL`.
+    pub local: bool,
+    /// `CKA_SENSITIVE`.
+    pub sensitive: bool,
+    /// `CKA_ALWAYS_SENSITIVE`.
+    pub always_sensitive: bool,
+    /// `CKA_NEVER_EXTRACTABLE`.
+    pub never_extractable: bool,
+    /// `CKA_EXTRACTABLE`.
+    pub extractable: bool,
+}
+
+impl Proof {
+    /// What a worker that answered `Generated` has read.
+    pub(super) const COMPLETE: Self = Self {
+        local: true,
+        sensitive: true,
+        always_sensitive: true,
+        never_extractable: true,
+        extractable: false,
+    };
+}
+
+/// A configured token inside its supervisor's view.
+#[derive(Debug, Clone)]
+pub(super) struct TokenView {
+    pub uri: TokenUri,
+    /// `None` while absent, and where the URI selects several.
+    pub found: Option<TokenInfo>,
+    pub id: TokenId,
+    pub state: TokenState,
+    pub reason: Option<Reason>,
+}
+
+/// Why a token cannot be used.
+#[derive(Debug, Clone)]
+pub(super) enum Reason {
+    /// A PIN was refused or may have been; a person has to give one.
+    PinBlocked(String),
+    /// Anything else.
+    Other(String),
+}
+
+impl Reason {
+    pub fn text(&self) -> &str {
+        match self {
+            Self::PinBlocked(text) | Self::Other(text) => text,
+        }
+    }
+}
+
+impl TokenView {
+    /// A token that was not found.
+    pub fn absent(module: &str, uri: &TokenUri) -> Self {
+        Self {
+            uri: uri.clone(),
+            found: None,
+            id: TokenId {
+                module: module.into(),
+                label: uri.token.clone().unwrap_or_default(),
+                serial: uri.serial.clone().unwrap_or_default(),
+            },
+            state: TokenState::Absent,
+            reason: Some(Reason::Other("no such token is present".into())),
+        }
+    }
+
+    /// Finds the one token that `uri` selects.
+    pub fn find(module: &str, uri: &TokenUri, present: &[TokenInfo]) -> Self {
+        let mut matching = present.iter().filter(|info| selects(uri, module, info));
+        let Some(info) = matching.next() else {
+            return Self::absent(module, uri);
+        };
+        let others = matching.count();
+        if others > 0 {
+            return Self {
+                state: TokenState::Degraded,
+                reason: Some(Reason::Other(format!(
+                    "the URI selects {} tokens; add serial=… to it",
+                    others + 1
+                ))),
+                ..Self::absent(module, uri)
+            };
+        }
+        Self {
+            uri: uri.clone(),
+            id: token_id(module, info),
+            found: Some(info.clone()),
+            state: TokenState::PinNeeded,
+            reason: None,
+        }
+    }
+
+    /// What callers see; `state` is overridden while the worker is not up.
+    pub fn status(&self, outage: Option<(TokenState, &str)>) -> TokenStatus {
+        let found = self.found.as_ref();
+        let text = |field: fn(&TokenInfo) -> &String| found.map(field).cloned().unwrap_or_default();
+        TokenStatus {
+            id: self.id.clone(),
+            uri: self.uri.to_string(),
+            manufacturer: text(|info| &info.manufacturer),
+            model: text(|info| &info.model),
+            firmware: text(|info| &info.firmware),
+            state: outage.map_or(self.state, |(state, _)| state),
+            reason: match outage {
+                Some((_, reason)) => Some(reason.to_owned()),
+                None => self.reason.as_ref().map(|reason| reason.text().to_owned()),
+            },
+            flags: found.map(|info| info.flags).unwrap_or_default(),
+            generates: found.map(|info| info.generates.clone()).unwrap_or_default(),
+            signs: found.map(|info| info.signs.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+/// The name of a token.
+pub(super) fn token_id(module: &str, info: &TokenInfo) -> TokenId {
+    TokenId {
+        module: module.into(),
+        label: info.label.clone(),
+        serial: info.serial.clone(),
+    }
+}
+
+/// Whether a URI selects a token.
+pub(super) fn selects(uri: &TokenUri, module: &str, info: &TokenInfo) -> bool {
+    let is = |wanted: &Option<String>, value: &str| wanted.as_ref().is_none_or(|w| w == value);
+    uri.matches(&token_id(module, info))
+        && is(&uri.manufacturer, &info.manufacturer)
+        && is(&uri.model, &info.model)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(label: &str, serial: &str) -> TokenInfo {
+        TokenInfo {
+            number: 0,
+            label: label.into(),
+            serial: serial.into(),
+            manufacturer: "m".into(),
+            model: "x".into(),
+            firmware: "1.0".into(),
+            flags: TokenFlags::default(),
+            generates: vec![],
+            signs: vec![],
+        }
+    }
+
+    #[test]
+    fn a_uri_finds_one_token_or_says_why_not() {
+        let present = [info("pay", "1"), info("pay", "2"), info("ca", "3")];
+        let find = |uri: &str| TokenView::find("m", &uri.parse().unwrap(), &present);
+        assert_eq!(find("pkcs11:token=ca").id.serial, "3");
+        assert_eq!(find("pkcs11:token=pay;serial=2").id.serial, "2");
+        assert_eq!(find("pkcs11:token=pay").state, TokenState::Degraded);
+        assert_eq!(find("pkcs11:token=no").state, TokenState::Absent);
+        assert_eq!(find("pkcs11:token=ca;model=y").state, TokenState::Absent);
+    }
+}

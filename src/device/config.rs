@@ -1,0 +1,186 @@
+//! The `worker` and `[[module]]` part of a configuration file.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+use crate::base::pkcs11::TokenUri;
+
+/// Which PKCS#11 modules to use, and how.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Config {
+    /// The worker executable. Default: `opcert-worker` beside the running executable.
+    pub worker: Option<PathBuf>,
+    /// The modules, each in a worker of its own.
+    #[serde(default)]
+    pub module: Vec<ModuleConfig>,
+}
+
+/// One PKCS#11 library.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ModuleConfig {
+    /// How logs, statuses and `TokenId` name it.
+    pub name: String,
+    /// The shared object.
+    pub path: PathBuf,
+    /// The environment of its worker; nothing else is inherited.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// Signing threads, each with a session of its own; 1 to 64. Default: the number of cores.
+    /// A smart card does one thing at a time: give it 1.
+    #[serde(default)]
+    pub threads: Option<u16>,
+    /// How long a signature, a login or a list may take, in seconds; past it the worker is
+    /// replaced. Default: 10.
+    #[serde(
+        default = "default_call_timeout",
+        rename = "call-timeout-seconds",
+        deserialize_with = "seconds"
+    )]
+    pub call_timeout: Duration,
+    /// How long generating a key may take, in seconds. Default: 120.
+    #[serde(
+        default = "default_generate_timeout",
+        rename = "generate-timeout-seconds",
+        deserialize_with = "seconds"
+    )]
+    pub generate_timeout: Duration,
+    /// The tokens to use; others are ignored.
+    #[serde(default)]
+    pub token: Vec<TokenConfig>,
+}
+
+/// One token.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct TokenConfig {
+    /// Which; must select exactly one.
+    pub uri: TokenUri,
+    /// Where its PIN comes from. Absent: a person unlocks it.
+    #[serde(default)]
+    pub pin_source: Option<PinSource>,
+}
+
+/// Where a PIN comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PinSource {
+    /// `file:PATH`: a file of root or of the user we run as, closed to everybody else.
+    File(PathBuf),
+    /// `credential:NAME`: a systemd credential, `$CREDENTIALS_DIRECTORY/NAME`.
+    Credential(String),
+}
+
+/// A PIN source that is neither `file:` nor `credential:`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a PIN source is \"file:/absolute/path\" or \"credential:NAME\"")]
+pub struct InvalidPinSource;
+
+impl FromStr for PinSource {
+    type Err = InvalidPinSource;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPinSource> {
+        if let Some(path) = text.strip_prefix("file:") {
+            let path = PathBuf::from(path.strip_prefix("//").unwrap_or(path));
+            return if path.is_absolute() {
+                Ok(Self::File(path))
+            } else {
+                Err(InvalidPinSource)
+            };
+        }
+        match text.strip_prefix("credential:") {
+            Some(name) if !name.is_empty() && !name.contains('/') && !name.starts_with('.') => {
+                Ok(Self::Credential(name.into()))
+            }
+            _ => Err(InvalidPinSource),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for PinSource {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+fn default_call_timeout() -> Duration {
+    Duration::from_secs(10)
+}
+
+fn default_generate_timeout() -> Duration {
+    Duration::from_secs(120)
+}
+
+/// 0.1 to 3600 seconds.
+fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let value = f64::deserialize(deserializer)?;
+    if (0.1..=3600.0).contains(&value) {
+        Ok(Duration::from_secs_f64(value))
+    } else {
+        Err(serde::de::Error::custom("must be 0.1 to 3600 seconds"))
+    }
+}
+
+impl ModuleConfig {
+    /// How many signing threads to run.
+    pub(super) fn thread_count(&self) -> u16 {
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        let wanted = self.threads.map_or(cores, usize::from);
+        u16::try_from(wanted.clamp(1, 64)).unwrap_or(64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_is_read_with_its_defaults() {
+        let config: Config = toml::from_str(
+            r#"
+            [[module]]
+            name = "softhsm"
+            path = "/usr/lib/softhsm/libsofthsm2.so"
+            environment = { SOFTHSM2_CONF = "/etc/opcert/softhsm2.conf" }
+            [[module.token]]
+            uri = "pkcs11:token=opcert-demo"
+            pin-source = "file:/etc/opcert/pin"
+            "#,
+        )
+        .unwrap();
+        let module = &config.module[0];
+        assert_eq!(module.call_timeout, Duration::from_secs(10));
+        assert_eq!(module.generate_timeout, Duration::from_secs(120));
+        assert!(module.thread_count() >= 1);
+        assert_eq!(
+            module.token[0].pin_source,
+            Some(PinSource::File("/etc/opcert/pin".into()))
+        );
+    }
+
+    #[test]
+    fn unknown_keys_and_odd_values_are_refused() {
+        for bad in [
+            "colour = 1",
+            "[[module]]\nname = \"a\"\npath = \"b\"\ncall-timeout-seconds = 0",
+            "[[module]]\nname = \"a\"\npath = \"b\"\npin = \"1234\"",
+        ] {
+            assert!(toml::from_str::<Config>(bad).is_err(), "{bad}");
+        }
+        for bad in [
+            "1234",
+            "file:pin",
+            "credential:../x",
+            "credential:",
+            "env:PIN",
+        ] {
+            assert_eq!(bad.parse::<PinSource>(), Err(InvalidPinSource), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! What can go wrong with a token.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::base::files::FileError;
+use crate::base::key::{KeyError, Scheme};
+use crate::policy::Purpose;
+
+/// Why a device did not do what was asked.
+///
+/// The text says what happened and, where a person can do something, what. Tokens and keys are
+/// named by their RFC 7512 URI.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DeviceError {
+    /// A PKCS#11 function failed. What it was to do did not happen.
+    #[error("{function} on {token} failed with {code}")]
+    Pkcs11 {
+        /// The token.
+        token: String,
+        /// The function, `C_Sign` for instance.
+        function: String,
+        /// The return value's name, `CKR_DEVICE_ERROR` for instance.
+        code: String,
+    },
+    /// No token is there that the name or URI selects.
+    #[error("token {token} is not present; insert it, or check the configuration")]
+    TokenAbsent {
+        /// The token or URI.
+        token: String,
+    },
+    /// No configured token is selected by the URI.
+    #[error("no token that {uri} selects is configured")]
+    TokenUnknown {
+        /// The URI.
+        uri: String,
+    },
+    /// A URI selects several tokens.
+    #[error("{uri} selects {count} tokens; add serial=… to select one")]
+    TokenAmbiguous {
+        /// The URI.
+        uri: String,
+        /// How many.
+        count: usize,
+    },
+    /// No module of that name is configured.
+    #[error("no module {module:?} is configured")]
+    ModuleUnknown {
+        /// The name.
+        module: String,
+    },
+    /// The library's file is not there.
+    #[error("module {module}: there is no file {}; install the vendor's library or correct the path", path.display())]
+    ModuleMissing {
+        /// The name.
+        module: String,
+        /// The path.
+        path: PathBuf,
+    },
+    /// The library cannot be loaded or does not initialize.
+    #[error("module {module} cannot be used: {reason}")]
+    ModuleUnusable {
+        /// The name.
+        module: String,
+        /// The dynamic linker's words, or function and return value.
+        reason: String,
+    },
+    /// The worker of the module is not up; calls fail at once until the next try.
+    #[error("module {module} is down: {reason}; the next try is in {} ms", retry_after.as_millis())]
+    ModuleDown {
+        /// The name.
+        module: String,
+        /// Why the last start failed.
+        reason: String,
+        /// When it is tried again.
+        retry_after: Duration,
+    },
+    /// The worker ended during the call. Whether the token did the work is not known, and it is
+    /// not tried again.
+    #[error(
+        "the worker of module {module} ended during {function}: {last_words}; the outcome is not known"
+    )]
+    WorkerDied {
+        /// The module.
+        module: String,
+        /// The function.
+        function: &'static str,
+        /// Exit status and last output.
+        last_words: String,
+    },
+    /// The token did not answer in time; its worker is replaced. Whether the token did the work
+    /// is not known, and it is not tried again.
+    #[error("{function} on {token} did not answer within {} ms; the outcome is not known", after.as_millis())]
+    Timeout {
+        /// The token.
+        token: String,
+        /// The function.
+        function: &'static str,
+        /// The deadline.
+        after: Duration,
+    },
+    /// Too many calls wait for the module already.
+    #[error("module {module} has {limit} calls waiting already; try again later")]
+    Busy {
+        /// The module.
+        module: String,
+        /// The limit.
+        limit: usize,
+    },
+    /// Two modules have the same name.
+    #[error("two modules are named {module:?}; names must differ")]
+    ModuleTwice {
+        /// The name.
+        module: String,
+    },
+    /// The worker executable cannot be started.
+    #[error("cannot start {}", path.display())]
+    WorkerStart {
+        /// The executable.
+        path: PathBuf,
+        /// Why.
+        source: Arc<std::io::Error>,
+    },
+    /// The worker said something that is no frame, or speaks another protocol.
+    #[error("the worker of module {module} broke the protocol: {reason}")]
+    Protocol {
+        /// The module.
+        module: String,
+        /// What it did.
+        reason: String,
+    },
+    /// Nobody has unlocked the token.
+    #[error("token {token} needs its PIN; run `opcert token unlock`")]
+    PinNeeded {
+        /// The token.
+        token: String,
+    },
+    /// A PIN was refused before, or whether it was is not known. It is not tried again on its own.
+    #[error(
+        "a PIN of {token} is not tried again ({reason}); run `opcert token unlock` with the right one"
+    )]
+    PinBlocked {
+        /// The token.
+        token: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The token refused the PIN just given.
+    #[error("{token} refused the PIN ({code}); it is not tried again")]
+    PinWrong {
+        /// The token.
+        token: String,
+        /// The return value's name.
+        code: String,
+    },
+    /// The token is locked.
+    #[error("{token} is locked after too many wrong PINs; unlock it with the vendor's tool")]
+    PinLocked {
+        /// The token.
+        token: String,
+    },
+    /// One try is left; it is not ours to spend.
+    #[error(
+        "{token} has one PIN try left, which is never used from here; log in once with the vendor's tool"
+    )]
+    PinFinalTry {
+        /// The token.
+        token: String,
+    },
+    /// The PIN is empty or too long.
+    #[error("a PIN has 1 to {limit} bytes")]
+    PinLength {
+        /// The limit.
+        limit: usize,
+    },
+    /// The file that holds a PIN is open to others, or belongs to somebody else.
+    #[error("PIN file {} is not private: {problem}", path.display())]
+    PinFileNotPrivate {
+        /// The file.
+        path: PathBuf,
+        /// What to change.
+        problem: String,
+    },
+    /// The file that holds a PIN cannot be read.
+    #[error("cannot read the PIN's file")]
+    PinFileUnreadable {
+        /// Which, and why.
+        source: Arc<FileError>,
+    },
+    /// The record of refused PINs cannot be kept; without it no PIN is tried.
+    #[error("cannot keep the record of refused PINs, and no PIN is tried without it")]
+    PinRecord {
+        /// Which file, and why.
+        source: Arc<FileError>,
+    },
+    /// There is no private key with that id.
+    #[error("there is no key {key}")]
+    KeyMissing {
+        /// The key.
+        key: String,
+    },
+    /// Several private keys share the id.
+    #[error("several private keys are named {key}; remove all but one")]
+    KeyAmbiguous {
+        /// The key.
+        key: String,
+    },
+    /// The id of a key to be generated is taken.
+    #[error("there is a key {key} already")]
+    KeyExists {
+        /// The key.
+        key: String,
+    },
+    /// The key with the id is another one than before.
+    #[error("{key} is another key than it was")]
+    KeyChanged {
+        /// The key.
+        key: String,
+    },
+    /// The public key with the id cannot be read or is of no supported type.
+    #[error("the public key of {key} cannot be used")]
+    KeyUnusable {
+        /// The key.
+        key: String,
+        /// Why.
+        source: KeyError,
+    },
+    /// A generated key lacks an attribute that proves it cannot leave the token; it was destroyed.
+    #[error("{token} did not prove {attribute} of the key it generated; the key was destroyed")]
+    KeyNotProven {
+        /// The token.
+        token: String,
+        /// The attribute.
+        attribute: String,
+    },
+    /// The permit is for another purpose than the message.
+    #[error("the message is none of purpose {purpose:?}")]
+    WrongPurpose {
+        /// The permit's purpose.
+        purpose: Purpose,
+    },
+    /// The key cannot sign with the scheme.
+    #[error("{key} cannot sign with {scheme}")]
+    SchemeUnsupported {
+        /// The key.
+        key: String,
+        /// The scheme.
+        scheme: Scheme,
+    },
+    /// The token lacks a mechanism.
+    #[error("{token} cannot do {what}")]
+    Unsupported {
+        /// The token.
+        token: String,
+        /// What it lacks.
+        what: String,
+    },
+    /// The token returned a signature that does not verify. It was thrown away.
+    #[error("{key} returned a signature that does not verify; it was thrown away")]
+    BadSignature {
+        /// The key.
+        key: String,
+    },
+    /// Longer than allowed.
+    #[error("{what} too large: at most {limit} bytes are allowed")]
+    TooLarge {
+        /// What.
+        what: &'static str,
+        /// The limit.
+        limit: usize,
+    },
+    /// The bytes to be stored are no X.509 certificate.
+    #[error("malformed certificate")]
+    MalformedCertificate,
+    /// The devices are shut down.
+    #[error("the devices are shut down")]
+    Stopped,
+}

@@ -1,0 +1,507 @@
+//! The daemon's end of the socket to one worker: calls out, replies in.
+//!
+//! Any task may call. A signature joins the batch that waits to be sent; the writer task empties
+//! the batch in as few packets as keep every signing thread of the worker busy, so that under load
+//! one system call and one wake-up serve many signatures. A lone call is sent by its caller at
+//! once. Other calls travel in packets of their own, as they may hold a PIN or take long.
+//!
+//! Every call has a deadline. The first that passes closes the link for all: threads inside a
+//! vendor library cannot be stopped, so the worker has to go. A signature's deadline is put off
+//! while a long call (key generation) occupies the module within its own.
+//!
+//! A link ends once and for good, for one reason that everybody waiting is told.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use tokio::io::Interest;
+use tokio::net::UnixDatagram;
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::Instant;
+
+use super::frames::{
+    self, Answer, Call, Failure, FrameError, FromWorker, PACKET_MAX, ToWorker, Verb,
+};
+use super::pin_guard;
+
+/// The most calls that may wait for one module.
+pub(super) const CALLS_MAX: usize = 1024;
+
+/// The most signatures in one packet: one thread does them one after the other.
+const PACKET_FRAMES: usize = 8;
+
+/// Why a link ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum End {
+    /// The worker ended; its exit status and last output.
+    Died(String),
+    /// A deadline passed.
+    Expired,
+    /// What came from the worker is no frame.
+    Protocol(String),
+    /// The supervisor wants no more of it.
+    Retired,
+}
+
+/// Why a call brought nothing.
+#[derive(Debug)]
+pub(super) enum CallError {
+    /// The worker says so.
+    Failed(Failure),
+    /// The link ended first; the outcome is not known.
+    Ended(End),
+    /// Nothing was sent: the link takes no calls any more.
+    NotSent,
+    /// Nothing was sent: too many calls wait.
+    Busy,
+    /// Nothing was sent: the call fits no packet.
+    TooLarge,
+}
+
+/// One worker's socket.
+pub(super) struct Link {
+    socket: UnixDatagram,
+    /// How many threads of the worker sign.
+    lanes: usize,
+    last_id: AtomicU64,
+    state: Mutex<State>,
+    /// There is something to send.
+    outgoing: Notify,
+    /// An earlier deadline than the one watched was set.
+    sooner: Notify,
+    /// Nobody waits any more.
+    idle: Notify,
+    /// Whether the link takes calls.
+    open: watch::Sender<bool>,
+    served: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    end: Option<End>,
+    /// No new calls, those under way may finish.
+    draining: bool,
+    waiting: HashMap<u64, Waiter>,
+    /// How many of them are long.
+    long: usize,
+    batch: Batch,
+    alone: VecDeque<Vec<u8>>,
+    /// The deadline that is being watched.
+    watched: Option<Instant>,
+}
+
+struct Waiter {
+    reply: oneshot::Sender<Result<Result<Answer, Failure>, End>>,
+    deadline: Instant,
+    budget: Duration,
+    length: Length,
+}
+
+/// Whether a call may hold up others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Length {
+    Short,
+    Long,
+}
+
+/// Frames in one buffer, and where each ends.
+#[derive(Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Link {
+    /// Takes over a non-blocking socket whose worker has said hello.
+    pub fn new(socket: UnixDatagram, lanes: usize) -> Arc<Self> {
+        Arc::new(Self {
+            socket,
+            lanes,
+            last_id: AtomicU64::new(1),
+            state: Mutex::default(),
+            outgoing: Notify::new(),
+            sooner: Notify::new(),
+            idle: Notify::new(),
+            open: watch::Sender::new(true),
+            served: AtomicBool::new(false),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the worker do something within `budget`.
+    pub async fn call(&self, verb: Verb, budget: Duration) -> Result<Answer, CallError> {
+        let is_signature = matches!(verb, Verb::Sign { .. });
+        let length = match verb {
+            Verb::Generate { .. } => Length::Long,
+            _ => Length::Short,
+        };
+        let (sender, receiver) = oneshot::channel();
+        let deadline = Instant::now() + budget;
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed);
+        // Large enough for a login from the start: growing would leave pieces of a PIN behind.
+        let mut frame = Vec::with_capacity(512);
+        frames::append(&mut frame, &ToWorker::Call(Call { id, verb }))
+            .map_err(|_| CallError::TooLarge)?;
+        let lone = {
+            let mut state = self.state();
+            let refusal = if state.end.is_some() || state.draining {
+                Some(CallError::NotSent)
+            } else if state.waiting.len() >= CALLS_MAX {
+                Some(CallError::Busy)
+            } else {
+                None
+            };
+            if let Some(refusal) = refusal {
+                pin_guard::wipe(frame);
+                return Err(refusal);
+            }
+            let waiter = Waiter {
+                reply: sender,
+                deadline,
+                budget,
+                length,
+            };
+            state.waiting.insert(id, waiter);
+            state.long += usize::from(length == Length::Long);
+            if state.watched.is_none_or(|watched| deadline < watched) {
+                self.sooner.notify_one();
+            }
+            if state.waiting.len() == 1 && is_signature {
+                Some(frame)
+            } else {
+                state.queue(frame, is_signature);
+                None
+            }
+        };
+        match lone {
+            Some(frame) if send(&self.socket, &frame, SendFlags::NOSIGNAL).is_ok() => {}
+            Some(frame) => {
+                self.state().queue(frame, true);
+                self.outgoing.notify_one();
+            }
+            None => self.outgoing.notify_one(),
+        }
+        match receiver.await {
+            Ok(Ok(Ok(answer))) => Ok(answer),
+            Ok(Ok(Err(failure))) => Err(CallError::Failed(failure)),
+            Ok(Err(end)) => Err(CallError::Ended(end)),
+            Err(_) => Err(CallError::Ended(End::Retired)),
+        }
+    }
+
+    /// Sends what waits; for a task of its own.
+    pub async fn write(self: Arc<Self>) {
+        loop {
+            self.outgoing.notified().await;
+            loop {
+                let (batch, alone) = {
+                    let mut state = self.state();
+                    (
+                        std::mem::take(&mut state.batch),
+                        std::mem::take(&mut state.alone),
+                    )
+                };
+                if batch.ends.is_empty() && alone.is_empty() {
+                    break;
+                }
+                for frame in alone {
+                    let sent = self.send(&frame).await;
+                    pin_guard::wipe(frame);
+                    if sent.is_err() {
+                        return self.stop_taking_calls();
+                    }
+                }
+                for packet in batch.packets(self.lanes) {
+                    if self.send(packet).await.is_err() {
+                        return self.stop_taking_calls();
+                    }
+                }
+            }
+        }
+    }
+
+    async fn send(&self, packet: &[u8]) -> std::io::Result<()> {
+        self.socket
+            .async_io(Interest::WRITABLE, || {
+                send(&self.socket, packet, SendFlags::NOSIGNAL).map_err(std::io::Error::from)
+            })
+            .await
+            .map(drop)
+    }
+
+    /// Hands replies to those who wait; for a task of its own. Ends when the worker hangs up.
+    pub async fn read(self: Arc<Self>) {
+        let mut buffer = vec![0; PACKET_MAX];
+        loop {
+            match receive(&self.socket, &mut buffer).await {
+                Ok(Some(length)) => {
+                    if let Err(error) = self.deliver(&buffer[..length]) {
+                        return self.close(End::Protocol(error));
+                    }
+                }
+                Ok(None) => return self.stop_taking_calls(),
+                Err(error) => return self.close(End::Protocol(error.to_string())),
+            }
+        }
+    }
+
+    fn deliver(&self, packet: &[u8]) -> Result<(), String> {
+        let mut ready = Vec::with_capacity(PACKET_FRAMES);
+        for frame in frames::split(packet) {
+            match frame.and_then(frames::decode).map_err(|e| e.to_string())? {
+                FromWorker::Reply(reply) => ready.push(reply),
+                FromWorker::Hello { .. } | FromWorker::LoadFailed { .. } => {
+                    return Err("a second hello".into());
+                }
+            }
+        }
+        let mut woken = Vec::with_capacity(ready.len());
+        {
+            let mut state = self.state();
+            for reply in ready {
+                let Some(waiter) = state.waiting.remove(&reply.id) else {
+                    if state.end.is_some() {
+                        return Ok(());
+                    }
+                    return Err("a reply to no call".into());
+                };
+                state.long -= usize::from(waiter.length == Length::Long);
+                woken.push((waiter.reply, reply.result));
+            }
+            if state.waiting.is_empty() {
+                self.idle.notify_one();
+            }
+        }
+        if woken.iter().any(|(_, result)| result.is_ok()) {
+            self.served.store(true, Ordering::Relaxed);
+        }
+        for (waiter, result) in woken {
+            // Whoever asked may have gone away.
+            let _gone = waiter.send(Ok(result));
+        }
+        Ok(())
+    }
+
+    /// Watches the deadlines; for a task of its own. Ends at the first that passes.
+    pub async fn watch_deadlines(self: Arc<Self>) {
+        loop {
+            let next = {
+                let mut state = self.state();
+                let now = Instant::now();
+                let long_under_way = state
+                    .waiting
+                    .values()
+                    .any(|waiter| waiter.length == Length::Long && waiter.deadline > now);
+                let mut expired = false;
+                for waiter in state.waiting.values_mut() {
+                    if waiter.deadline <= now {
+                        if waiter.length == Length::Short && long_under_way {
+                            waiter.deadline = now + waiter.budget;
+                        } else {
+                            expired = true;
+                        }
+                    }
+                }
+                if expired {
+                    drop(state);
+                    return self.close(End::Expired);
+                }
+                state.watched = state.waiting.values().map(|waiter| waiter.deadline).min();
+                state.watched
+            };
+            match next {
+                Some(deadline) => {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(deadline) => {}
+                        () = self.sooner.notified() => {}
+                    }
+                }
+                None => self.sooner.notified().await,
+            }
+        }
+    }
+
+    /// Whether any call succeeded since [`Link::count_from_here`].
+    pub fn served(&self) -> bool {
+        self.served.load(Ordering::Relaxed)
+    }
+
+    /// Forgets that calls succeeded.
+    pub fn count_from_here(&self) {
+        self.served.store(false, Ordering::Relaxed);
+    }
+
+    /// Takes no more calls and waits for those under way, which their deadlines bound.
+    pub async fn drain(&self) {
+        loop {
+            {
+                let mut state = self.state();
+                state.draining = true;
+                if state.waiting.is_empty() || state.end.is_some() {
+                    return;
+                }
+            }
+            self.idle.notified().await;
+        }
+    }
+
+    /// Takes no more calls. Those under way are told by [`Link::close`], which follows once the
+    /// worker's exit status is known.
+    fn stop_taking_calls(&self) {
+        self.state().draining = true;
+        self.open.send_replace(false);
+    }
+
+    /// Ends the link; everybody waiting is told why. Only the first reason counts.
+    pub fn close(&self, end: End) {
+        let waiting = {
+            let mut state = self.state();
+            if state.end.is_some() {
+                return;
+            }
+            state.end = Some(end.clone());
+            state.long = 0;
+            for frame in state.alone.drain(..) {
+                pin_guard::wipe(frame);
+            }
+            std::mem::take(&mut state.waiting)
+        };
+        self.idle.notify_one();
+        self.open.send_replace(false);
+        for waiter in waiting.into_values() {
+            let _gone = waiter.reply.send(Err(end.clone()));
+        }
+    }
+
+    /// Why it ended, if it has.
+    pub fn end(&self) -> Option<End> {
+        self.state().end.clone()
+    }
+
+    /// Whether it takes calls.
+    pub fn is_open(&self) -> bool {
+        *self.open.borrow()
+    }
+
+    /// Returns when the link takes no more calls because of the worker or a deadline.
+    pub async fn closed(&self) {
+        let mut open = self.open.subscribe();
+        // An error would mean that the sender is gone, which `self` holds.
+        let _open = open.wait_for(|open| !open).await;
+    }
+
+    /// Returns when the link has ended and [`Link::end`] says why.
+    pub async fn ended(&self) -> End {
+        let mut open = self.open.subscribe();
+        loop {
+            open.mark_unchanged();
+            if let Some(end) = self.end() {
+                return end;
+            }
+            if open.changed().await.is_err() {
+                return End::Retired;
+            }
+        }
+    }
+}
+
+impl State {
+    fn queue(&mut self, frame: Vec<u8>, is_signature: bool) {
+        if is_signature {
+            self.batch.bytes.extend_from_slice(&frame);
+            self.batch.ends.push(self.batch.bytes.len());
+        } else {
+            self.alone.push_back(frame);
+        }
+    }
+}
+
+impl Batch {
+    /// Spreads the frames over `lanes` packets, with at most [`PACKET_FRAMES`] in each.
+    fn packets(&self, lanes: usize) -> impl Iterator<Item = &[u8]> {
+        let share = self
+            .ends
+            .len()
+            .div_ceil(lanes.max(1))
+            .clamp(1, PACKET_FRAMES);
+        let (mut next, mut start) = (0, 0);
+        std::iter::from_fn(move || {
+            let mut end = *self.ends.get(next)?;
+            next += 1;
+            let mut count = 1;
+            while let Some(&further) = self.ends.get(next)
+                && count < share
+                && further - start <= PACKET_MAX
+            {
+                end = further;
+                next += 1;
+                count += 1;
+            }
+            let packet = self.bytes.get(start..end);
+            start = end;
+            packet
+        })
+    }
+}
+
+/// One packet, or `None` when the worker hung up.
+pub(super) async fn receive(
+    socket: &UnixDatagram,
+    buffer: &mut [u8],
+) -> std::io::Result<Option<usize>> {
+    socket
+        .async_io(Interest::READABLE, || {
+            match recv(socket, &mut *buffer, RecvFlags::TRUNC) {
+                Ok((0, _)) | Err(Errno::CONNRESET) => Ok(None),
+                Ok((length, whole)) if whole <= length => Ok(Some(length)),
+                Ok((_, whole)) => Err(std::io::Error::other(FrameError::TooLarge {
+                    length: whole,
+                    limit: PACKET_MAX,
+                })),
+                Err(errno) => Err(errno.into()),
+            }
+        })
+        .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(sizes: &[usize]) -> Batch {
+        let mut state = State::default();
+        for &size in sizes {
+            state.queue(vec![0; size], true);
+        }
+        state.batch
+    }
+
+    fn lengths(batch: &Batch, lanes: usize) -> Vec<usize> {
+        batch.packets(lanes).map(<[u8]>::len).collect()
+    }
+
+    #[test]
+    fn a_batch_keeps_all_lanes_busy() {
+        assert_eq!(lengths(&batch(&[10]), 2), [10]);
+        assert_eq!(lengths(&batch(&[10, 10]), 2), [10, 10]);
+        assert_eq!(lengths(&batch(&[10; 5]), 2), [30, 20]);
+        assert_eq!(lengths(&batch(&[10; 40]), 2), [80; 5]);
+        assert_eq!(lengths(&batch(&[10; 3]), 1), [30]);
+    }
+
+    #[test]
+    fn no_packet_is_too_large() {
+        let large = 30 * 1024;
+        assert_eq!(
+            lengths(&batch(&[large; 5]), 1),
+            [2 * large, 2 * large, large]
+        );
+    }
+}

@@ -1,0 +1,385 @@
+//! PINs: where they come from, and how it is made sure that none is tried twice.
+//!
+//! A token locks after a few wrong PINs, and what is on it is lost. So a PIN that failed once is
+//! never tried again by the machine: not in a loop, not after a crash, not after a restart.
+//!
+//! `pin-blocks.json` in the state directory holds one entry per token (serial and label) whose PIN
+//! must not be tried. Before a PIN goes to a token, an entry `attempting` is made durable; a login
+//! that succeeded, or surely spent no try, removes it; one that failed turns it into `refused`.
+//! A crash in between leaves `attempting`, which blocks just as well: whether a try was spent is
+//! not known. Only a person who supplies a PIN (`opcert token unlock`) gets past an entry.
+//!
+//! If that PIN is right but the configured source holds another one, the entry stays as
+//! `source-stale`, so that the next start does not spend a try on the source.
+//!
+//! The file holds nothing about the PIN itself: a hash of a few digits is guessed at once.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::config::PinSource;
+use super::error::DeviceError;
+use super::frames::PIN_MAX;
+use crate::base::clock::Clock;
+use crate::base::files::{FileError, Readers, read_checked, write_atomic};
+use crate::base::pkcs11::TokenId;
+use crate::base::secret::Pin;
+
+/// The file in the state directory.
+const FILE: &str = "pin-blocks.json";
+
+/// The most bytes of that file.
+const FILE_MAX: u64 = 1024 * 1024;
+
+/// The most bytes of a PIN's file: the PIN and the end of its line.
+const PIN_FILE_MAX: u64 = PIN_MAX as u64 + 2;
+
+/// Remembers which PINs must not be tried.
+pub(super) struct PinGuard {
+    path: PathBuf,
+    clock: Clock,
+    blocks: Mutex<Vec<Block>>,
+}
+
+/// A token whose PIN must not be tried.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Block {
+    serial: String,
+    label: String,
+    /// The module through which it happened.
+    module: String,
+    state: BlockState,
+    /// Whether the configured source is known to hold another PIN than the token's.
+    #[serde(default)]
+    source_stale: bool,
+    /// RFC 3339.
+    when: String,
+    /// The return value's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    code: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum BlockState {
+    /// A login is under way, or was when the program ended.
+    Attempting,
+    /// The token refused a PIN.
+    Refused,
+    /// Logged in, but with a PIN that the source does not hold.
+    SourceStale,
+}
+
+/// What a login tried to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PinOrigin {
+    /// The configured source.
+    Source,
+    /// A PIN that worked before in this process.
+    Kept,
+}
+
+/// How a login ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Settled {
+    /// It succeeded, or spent no try.
+    Harmless,
+    /// It succeeded, with a PIN that the configured source does not hold.
+    SourceStale,
+    /// It spent a try, or may have.
+    Refused(String),
+}
+
+impl PinGuard {
+    /// Reads what an earlier process left.
+    pub fn open(state_directory: &Path, clock: Clock) -> Result<Self, DeviceError> {
+        let path = state_directory.join(FILE);
+        let blocks = match read_checked(&path, Readers::Group, FILE_MAX) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|error| FileError::Unreadable {
+                path: path.clone(),
+                source: error.into(),
+            }),
+            Err(FileError::Unreadable { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                Ok(Vec::new())
+            }
+            Err(error) => Err(error),
+        }
+        .map_err(record_error)?;
+        Ok(Self {
+            path,
+            clock,
+            blocks: Mutex::new(blocks),
+        })
+    }
+
+    /// Why the machine must not try a PIN of `token`, if so.
+    pub async fn blocked(&self, token: &TokenId, origin: PinOrigin) -> Option<String> {
+        let blocks = self.blocks.lock().await;
+        let block = blocks.iter().find(|block| block.is_of(token))?;
+        let code = block.code.as_deref().unwrap_or("no code");
+        match block.state {
+            BlockState::Attempting => Some(format!(
+                "a login at {} was interrupted, so whether a try was spent is not known",
+                block.when
+            )),
+            BlockState::Refused => Some(format!("a PIN was refused at {} with {code}", block.when)),
+            BlockState::SourceStale if origin == PinOrigin::Source => {
+                Some("the configured source holds another PIN than the token's".into())
+            }
+            BlockState::SourceStale => None,
+        }
+    }
+
+    /// Makes durable that a PIN of `token` is about to be tried. Nothing may be tried before.
+    pub async fn begin(&self, token: &TokenId) -> Result<(), DeviceError> {
+        let mut blocks = self.blocks.lock().await;
+        let mut next = blocks.clone();
+        let source_stale = next
+            .iter()
+            .any(|block| block.is_of(token) && block.source_stale);
+        next.retain(|block| !block.is_of(token));
+        next.push(Block {
+            serial: token.serial.clone(),
+            label: token.label.clone(),
+            module: token.module.clone(),
+            state: BlockState::Attempting,
+            source_stale,
+            when: self.clock.now().to_string(),
+            code: None,
+        });
+        self.write(&next).await?;
+        *blocks = next;
+        Ok(())
+    }
+
+    /// Makes durable how the login that [`PinGuard::begin`] announced ended.
+    pub async fn settle(&self, token: &TokenId, how: Settled) -> Result<(), DeviceError> {
+        let mut blocks = self.blocks.lock().await;
+        let mut next = blocks.clone();
+        for block in next.iter_mut().filter(|block| block.is_of(token)) {
+            block.when = self.clock.now().to_string();
+            block.code = None;
+            match &how {
+                // Both may leave an entry of its own state behind; see the retain below.
+                Settled::Harmless => block.state = BlockState::SourceStale,
+                Settled::SourceStale => {
+                    block.state = BlockState::SourceStale;
+                    block.source_stale = true;
+                }
+                Settled::Refused(code) => {
+                    block.state = BlockState::Refused;
+                    block.code = Some(code.clone());
+                }
+            }
+        }
+        next.retain(|block| block.state != BlockState::SourceStale || block.source_stale);
+        self.write(&next).await?;
+        *blocks = next;
+        Ok(())
+    }
+
+    /// Forgets that the source was stale: a person's PIN proved to be the one in it.
+    pub async fn source_is_right(&self, token: &TokenId) {
+        let mut blocks = self.blocks.lock().await;
+        for block in blocks.iter_mut().filter(|block| block.is_of(token)) {
+            block.source_stale = false;
+        }
+    }
+
+    async fn write(&self, blocks: &[Block]) -> Result<(), DeviceError> {
+        let path = self.path.clone();
+        let failed = |source| FileError::Unwritable {
+            path: self.path.clone(),
+            source,
+        };
+        let text = serde_json::to_vec_pretty(blocks)
+            .map_err(|error| record_error(failed(error.into())))?;
+        tokio::task::spawn_blocking(move || write_atomic(&path, &text, 0o600))
+            .await
+            .unwrap_or_else(|panic| Err(failed(std::io::Error::other(panic))))
+            .map_err(record_error)
+    }
+}
+
+impl Block {
+    fn is_of(&self, token: &TokenId) -> bool {
+        self.serial == token.serial && self.label == token.label
+    }
+}
+
+fn record_error(error: FileError) -> DeviceError {
+    DeviceError::PinRecord {
+        source: Arc::new(error),
+    }
+}
+
+/// Reads the PIN that the configuration points to.
+pub(super) fn read_pin(source: &PinSource) -> Result<Pin, DeviceError> {
+    let bytes = match source {
+        PinSource::File(path) => read_checked(path, Readers::Owner, PIN_FILE_MAX),
+        PinSource::Credential(name) => read_credential(name),
+    };
+    let bytes = Zeroizing::new(bytes.map_err(file_error)?);
+    let text = std::str::from_utf8(bytes.trim_ascii_end());
+    checked(Pin::new(text.map_err(|_| PIN_LENGTH)?.to_owned()))
+}
+
+/// A credential lies in a directory that systemd keeps private and gets its access from an ACL,
+/// which shows as group access; so its mode says nothing.
+fn read_credential(name: &str) -> Result<Vec<u8>, FileError> {
+    let unreadable = |path: PathBuf, source| FileError::Unreadable { path, source };
+    let Some(directory) = std::env::var_os("CREDENTIALS_DIRECTORY") else {
+        let none = std::io::Error::other("$CREDENTIALS_DIRECTORY is not set; systemd sets it");
+        return Err(unreadable(name.into(), none));
+    };
+    let path = PathBuf::from(directory).join(name);
+    let size = std::fs::metadata(&path).map_err(|error| unreadable(path.clone(), error))?;
+    if size.len() > PIN_FILE_MAX {
+        return Err(FileError::TooLarge {
+            path,
+            limit: PIN_FILE_MAX,
+        });
+    }
+    std::fs::read(&path).map_err(|error| unreadable(path, error))
+}
+
+fn file_error(error: FileError) -> DeviceError {
+    match error {
+        FileError::Permissions { path, problem } => {
+            DeviceError::PinFileNotPrivate { path, problem }
+        }
+        other => DeviceError::PinFileUnreadable {
+            source: Arc::new(other),
+        },
+    }
+}
+
+const PIN_LENGTH: DeviceError = DeviceError::PinLength { limit: PIN_MAX };
+
+/// A PIN of possible length.
+pub(super) fn checked(pin: Pin) -> Result<Pin, DeviceError> {
+    if (1..=PIN_MAX).contains(&pin.expose().len()) {
+        Ok(pin)
+    } else {
+        Err(PIN_LENGTH)
+    }
+}
+
+/// Whether two PINs are the same.
+pub(super) fn same(one: &Pin, other: &Pin) -> bool {
+    one.expose() == other.expose()
+}
+
+/// Wipes a frame that held a PIN.
+pub(super) fn wipe(mut frame: Vec<u8>) {
+    frame.zeroize();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn token() -> TokenId {
+        TokenId {
+            module: "m".into(),
+            label: "l".into(),
+            serial: "s".into(),
+        }
+    }
+
+    fn open(directory: &Path) -> PinGuard {
+        PinGuard::open(directory, Clock::system()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_attempt_blocks_until_it_is_settled_also_in_the_next_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let guard = open(directory.path());
+        assert_eq!(guard.blocked(&token(), PinOrigin::Source).await, None);
+        guard.begin(&token()).await.unwrap();
+
+        let after_crash = open(directory.path());
+        assert!(
+            after_crash
+                .blocked(&token(), PinOrigin::Source)
+                .await
+                .is_some()
+        );
+        assert!(
+            after_crash
+                .blocked(&token(), PinOrigin::Kept)
+                .await
+                .is_some()
+        );
+
+        guard.settle(&token(), Settled::Harmless).await.unwrap();
+        let after_success = open(directory.path());
+        assert_eq!(
+            after_success.blocked(&token(), PinOrigin::Source).await,
+            None
+        );
+        assert_eq!(*after_success.blocks.lock().await, []);
+    }
+
+    #[tokio::test]
+    async fn a_refused_pin_stays_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let guard = open(directory.path());
+        guard.begin(&token()).await.unwrap();
+        let refused = Settled::Refused("CKR_PIN_INCORRECT".into());
+        guard.settle(&token(), refused).await.unwrap();
+        let reason = open(directory.path())
+            .blocked(&token(), PinOrigin::Kept)
+            .await
+            .unwrap();
+        assert!(reason.contains("CKR_PIN_INCORRECT"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn a_stale_source_is_not_tried_though_another_pin_works() {
+        let directory = tempfile::tempdir().unwrap();
+        let guard = open(directory.path());
+        guard.begin(&token()).await.unwrap();
+        guard.settle(&token(), Settled::SourceStale).await.unwrap();
+        // A later login with the kept PIN does not make the source right.
+        guard.begin(&token()).await.unwrap();
+        guard.settle(&token(), Settled::Harmless).await.unwrap();
+        let next = open(directory.path());
+        assert!(next.blocked(&token(), PinOrigin::Source).await.is_some());
+        assert_eq!(next.blocked(&token(), PinOrigin::Kept).await, None);
+    }
+
+    #[test]
+    fn a_pin_file_is_private_or_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pin");
+        std::fs::write(&path, "1234\n").unwrap();
+        let source = PinSource::File(path.clone());
+        for (mode, good) in [(0o600, true), (0o400, true), (0o640, false), (0o604, false)] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            match read_pin(&source) {
+                Ok(pin) => assert!(good && pin.expose() == "1234", "{mode:o}"),
+                Err(DeviceError::PinFileNotPrivate { .. }) => assert!(!good, "{mode:o}"),
+                Err(other) => panic!("{mode:o}: {other}"),
+            }
+        }
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::write(&path, "\n").unwrap();
+        assert!(matches!(
+            read_pin(&source),
+            Err(DeviceError::PinLength { .. })
+        ));
+        assert!(matches!(
+            read_pin(&PinSource::File(directory.path().join("none"))),
+            Err(DeviceError::PinFileUnreadable { .. })
+        ));
+    }
+}

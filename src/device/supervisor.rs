@@ -1,0 +1,1003 @@
+//! The life of one module: its worker is started, logged in, watched, and replaced.
+//!
+//! One task per module owns the worker. It publishes a [`View`] of what it has; those who sign
+//! read the view and call the worker through its link directly, so no signature passes through
+//! this task. What changes the life of the worker (unlock, look again, replace) comes in as a
+//! [`Command`].
+//!
+//! A worker that ends is replaced at once if it had been of use, otherwise after a delay that
+//! doubles from 0.1 s to 30 s, with jitter so that several modules do not start in step: a library
+//! that crashes at every start must not eat the machine, and a pcscd that restarts is back within
+//! a second. A new worker gets the PINs that worked before, through the [`PinGuard`].
+//!
+//! SoftHSM2, and smart-card stacks too, see new tokens only after a restart of the library. So a
+//! call that names an absent token has the slots looked at, and then, at most once in 5 s, the
+//! worker replaced after the calls under way are done.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixDatagram;
+use tokio::net::unix::pipe;
+use tokio::process::{Child, Command as Process};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::catalogue::{Reason, TokenState, TokenView};
+use super::config::{ModuleConfig, PinSource, TokenConfig};
+use super::error::DeviceError;
+use super::frames::{
+    self, Answer, Failure, FromWorker, LoadFailure, LoginOutcome, ModuleInfo, PACKET_MAX, PROTOCOL,
+    PinBytes, ToWorker, Verb,
+};
+use super::link::{CallError, End, Link, receive};
+use super::pin_guard::{self, PinGuard, PinOrigin, Settled};
+use crate::base::pkcs11::TokenId;
+use crate::base::secret::Pin;
+
+/// A worker is replaced for the sake of an absent token at most this often.
+const LOOK_AGAIN_EVERY: Duration = Duration::from_secs(5);
+
+/// The first and the longest delay before a worker that was of no use is replaced.
+const DELAYS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+
+/// Callers wait through a delay up to this; past it they are told to come back.
+const DELAY_WAITED_OUT: Duration = Duration::from_millis(250);
+
+/// How long the exit status of a killed worker is waited for. A process stuck in the kernel ends
+/// when the kernel lets go of it, and nobody waits for that.
+const REAP_WITHIN: Duration = Duration::from_secs(1);
+
+/// A worker that lived this long was of use, even if nobody called.
+const LIVED: Duration = Duration::from_secs(5);
+
+/// The most bytes of a line of a library's output that are logged.
+const LINE_MAX: usize = 1024;
+
+/// How many lines of a library's output are kept as last words.
+const LAST_WORDS: usize = 4;
+
+/// What there is of a module now.
+#[derive(Clone)]
+pub(super) struct View {
+    pub phase: Phase,
+    /// What the library said of itself, when it was last loaded.
+    pub library: Option<ModuleInfo>,
+    /// In the order of the configuration.
+    pub tokens: Vec<TokenView>,
+}
+
+#[derive(Clone)]
+pub(super) enum Phase {
+    /// A worker is being started.
+    Starting,
+    /// It is up.
+    Up(Arc<Link>),
+    /// It could not be started, or was of no use.
+    Down { reason: DeviceError, until: Instant },
+    /// Nothing is started any more.
+    Stopped,
+}
+
+/// What the supervisor can be asked.
+pub(super) enum Command {
+    /// Look whether an absent token has come.
+    LookAgain { done: oneshot::Sender<()> },
+    /// Log in with the PIN that worked before, unless that happened after `seen`.
+    LogInAgain {
+        token: TokenId,
+        seen: Instant,
+        done: oneshot::Sender<()>,
+    },
+    /// Log in with a PIN that a person gave.
+    Unlock {
+        token: TokenId,
+        pin: Pin,
+        done: oneshot::Sender<Result<(), DeviceError>>,
+    },
+    /// The module answered that it is unwell: replace the worker behind `link`.
+    Replace { link: Arc<Link>, why: String },
+}
+
+/// The task's state.
+pub(super) struct Supervisor {
+    pub config: ModuleConfig,
+    pub worker: PathBuf,
+    pub guard: Arc<PinGuard>,
+    pub view: Arc<watch::Sender<Arc<View>>>,
+    pub commands: mpsc::Receiver<Command>,
+    pub stop: watch::Receiver<bool>,
+    /// PINs that worked in this process, for the next worker.
+    pub pins: HashMap<TokenId, Pin>,
+    pub logged_in: HashMap<TokenId, Instant>,
+    pub looked_again: Option<Instant>,
+    /// Those who wait for a token, until the next worker is up.
+    pub looking: Vec<oneshot::Sender<()>>,
+}
+
+/// A running worker, and the tasks that serve it.
+struct Worker {
+    link: Arc<Link>,
+    started: Instant,
+    tasks: JoinSet<()>,
+}
+
+/// Why a worker is given up.
+enum Leave {
+    Stop,
+    LookAgain,
+    Ended(String),
+}
+
+impl Supervisor {
+    /// Runs until told to stop.
+    pub async fn run(mut self) {
+        let mut useless = 0_u32;
+        let mut stop = self.stop.clone();
+        loop {
+            self.publish_phase(Phase::Starting);
+            let started = tokio::select! {
+                started = self.start() => started,
+                () = stopped(&mut stop) => break,
+            };
+            let reason = match started {
+                Ok(mut worker) => {
+                    for waiting in self.looking.drain(..) {
+                        let _gone = waiting.send(());
+                    }
+                    let leave = self.serve(&worker, &mut stop).await;
+                    // Nobody may find the old link in the view once it takes no calls.
+                    self.publish_phase(Phase::Starting);
+                    let of_use = worker.link.served() || worker.started.elapsed() >= LIVED;
+                    let reason = match leave {
+                        Leave::Stop => {
+                            worker.retire().await;
+                            break;
+                        }
+                        Leave::LookAgain => {
+                            worker.retire().await;
+                            continue;
+                        }
+                        Leave::Ended(reason) => reason,
+                    };
+                    worker.retire().await;
+                    tracing::warn!(module = self.config.name, reason, "worker replaced");
+                    if of_use {
+                        useless = 0;
+                        continue;
+                    }
+                    DeviceError::ModuleUnusable {
+                        module: self.config.name.clone(),
+                        reason,
+                    }
+                }
+                Err(reason) => {
+                    tracing::warn!(
+                        module = self.config.name,
+                        reason = chain(&reason),
+                        "worker not started"
+                    );
+                    reason
+                }
+            };
+            useless = useless.saturating_add(1);
+            for waiting in self.looking.drain(..) {
+                let _gone = waiting.send(());
+            }
+            if self.pause(useless, reason, &mut stop).await.is_stop() {
+                break;
+            }
+        }
+        self.publish_phase(Phase::Stopped);
+    }
+
+    /// Waits before the next start; commands are answered meanwhile.
+    async fn pause(
+        &mut self,
+        useless: u32,
+        reason: DeviceError,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Pause {
+        let delay = delay(
+            useless,
+            f64::from(u16::from_le_bytes(crate::base::ids::random())) / 65536.0,
+        );
+        let until = Instant::now() + delay;
+        if delay > DELAY_WAITED_OUT {
+            self.publish_phase(Phase::Down {
+                reason: reason.clone(),
+                until,
+            });
+        }
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return Pause::Over,
+                () = stopped(stop) => return Pause::Stop,
+                command = self.commands.recv() => match command {
+                    Some(Command::Unlock { done, .. }) => {
+                        let _gone = done.send(Err(reason.clone()));
+                    }
+                    Some(Command::LookAgain { done } | Command::LogInAgain { done, .. }) => {
+                        let _gone = done.send(());
+                    }
+                    Some(Command::Replace { .. }) => {}
+                    None => return Pause::Stop,
+                }
+            }
+        }
+    }
+
+    fn publish_phase(&self, phase: Phase) {
+        self.view.send_modify(|view| {
+            let mut next = View::clone(view);
+            next.phase = phase;
+            *view = Arc::new(next);
+        });
+    }
+
+    fn publish_tokens(&self, tokens: Vec<TokenView>) {
+        self.view.send_modify(|view| {
+            let mut next = View::clone(view);
+            next.tokens = tokens;
+            *view = Arc::new(next);
+        });
+    }
+
+    /// Starts a worker, logs in where it can, and publishes the result.
+    async fn start(&mut self) -> Result<Worker, DeviceError> {
+        let (worker, library) = self.spawn().await?;
+        let link = worker.link.clone();
+        let mut tokens = self.find_tokens(&link).await?;
+        for token in &mut tokens {
+            self.log_in_on_our_own(&link, token).await?;
+        }
+        tracing::info!(
+            module = self.config.name,
+            library = library.description,
+            version = library.version,
+            "worker up"
+        );
+        link.count_from_here();
+        self.view.send_replace(Arc::new(View {
+            phase: Phase::Up(link),
+            library: Some(library),
+            tokens,
+        }));
+        Ok(worker)
+    }
+
+    async fn spawn(&self) -> Result<(Worker, ModuleInfo), DeviceError> {
+        let (socket, child, output) = self.exec().map_err(|error| DeviceError::WorkerStart {
+            path: self.worker.clone(),
+            source: Arc::new(error),
+        })?;
+        let words = Arc::new(Mutex::new(VecDeque::new()));
+        let mut tasks = JoinSet::new();
+        tokio::spawn(log_output(self.config.name.clone(), output, words.clone()));
+        let greeted = tokio::time::timeout(self.config.call_timeout, self.greet(&socket)).await;
+        let link = Link::new(socket, usize::from(self.config.thread_count()));
+        let reaper = tokio::spawn(reap(child, link.clone(), words));
+        let failed = match greeted {
+            Ok(Ok(Some(library))) => {
+                tasks.spawn(link.clone().write());
+                tasks.spawn(link.clone().read());
+                tasks.spawn(link.clone().watch_deadlines());
+                let worker = Worker {
+                    link,
+                    started: Instant::now(),
+                    tasks,
+                };
+                return Ok((worker, library));
+            }
+            Ok(Ok(None)) => None,
+            Ok(Err(error)) => Some(error),
+            Err(_) => Some(DeviceError::Timeout {
+                token: format!("module {}", self.config.name),
+                function: "C_Initialize",
+                after: self.config.call_timeout,
+            }),
+        };
+        // Without a hello the worker is of no use. If it ended on its own, its words say why.
+        if failed.is_some() {
+            link.close(End::Retired);
+        }
+        let end = tokio::time::timeout(REAP_WITHIN, link.ended()).await;
+        drop(reaper);
+        Err(failed.unwrap_or_else(|| DeviceError::WorkerDied {
+            module: self.config.name.clone(),
+            function: "C_Initialize",
+            last_words: match end {
+                Ok(End::Died(words)) => words,
+                Ok(_) | Err(_) => "it said nothing".into(),
+            },
+        }))
+    }
+
+    /// Starts the process with the socket as descriptor 0 and its output in a pipe.
+    fn exec(&self) -> std::io::Result<(UnixDatagram, Child, pipe::Receiver)> {
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        rustix::io::ioctl_fionbio(&ours, true)?;
+        let (output, input) = std::io::pipe()?;
+        let child = Process::new(&self.worker)
+            .arg(&self.config.name)
+            .env_clear()
+            // A provider of OpenSSL that is itself a PKCS#11 client would enter the module again.
+            .env("OPENSSL_CONF", "/dev/null")
+            .envs(&self.config.environment)
+            .current_dir("/")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::from(input.try_clone()?))
+            .stderr(Stdio::from(input))
+            .kill_on_drop(true)
+            .spawn()?;
+        let output = pipe::Receiver::from_owned_fd(output.into())?;
+        // A type for datagram sockets does for SEQPACKET: both send and receive whole packets.
+        let ours = UnixDatagram::from_std(ours.into())?;
+        Ok((ours, child, output))
+    }
+
+    /// Says hello. `None`: the worker hung up.
+    async fn greet(&self, socket: &UnixDatagram) -> Result<Option<ModuleInfo>, DeviceError> {
+        let broken = |reason: String| DeviceError::Protocol {
+            module: self.config.name.clone(),
+            reason,
+        };
+        let mut packet = Vec::new();
+        let hello = ToWorker::Hello {
+            protocol: PROTOCOL,
+            module: self.config.path.to_string_lossy().into_owned(),
+            threads: self.config.thread_count(),
+        };
+        frames::append(&mut packet, &hello).map_err(|error| broken(error.to_string()))?;
+        if send(socket, &packet, SendFlags::NOSIGNAL).is_err() {
+            return Ok(None);
+        }
+        let mut buffer = vec![0; PACKET_MAX];
+        let received = receive(socket, &mut buffer).await;
+        let Some(length) = received.map_err(|error| broken(error.to_string()))? else {
+            return Ok(None);
+        };
+        let frame = frames::split(&buffer[..length])
+            .next()
+            .unwrap_or(Err(frames::FrameError::Truncated))
+            .and_then(frames::decode)
+            .map_err(|error| broken(error.to_string()))?;
+        match frame {
+            FromWorker::Hello {
+                protocol: PROTOCOL,
+                module,
+            } => Ok(Some(module)),
+            FromWorker::Hello { protocol, .. } => Err(broken(format!(
+                "it speaks protocol {protocol}, not {PROTOCOL}"
+            ))),
+            FromWorker::LoadFailed { failure, .. } => Err(self.load_error(failure)),
+            FromWorker::Reply(_) => Err(broken("a reply before the hello".into())),
+        }
+    }
+
+    fn load_error(&self, failure: LoadFailure) -> DeviceError {
+        let module = self.config.name.clone();
+        match failure {
+            LoadFailure::Missing => DeviceError::ModuleMissing {
+                module,
+                path: self.config.path.clone(),
+            },
+            LoadFailure::Unloadable(reason) => DeviceError::ModuleUnusable { module, reason },
+            LoadFailure::Refused { function, code } => DeviceError::ModuleUnusable {
+                module,
+                reason: format!("{function} failed with {code}"),
+            },
+            LoadFailure::Protocol(protocol) => DeviceError::Protocol {
+                module,
+                reason: format!("it speaks protocol {protocol}, not {PROTOCOL}"),
+            },
+        }
+    }
+
+    /// The configured tokens as the worker sees them now, before any login.
+    async fn find_tokens(&self, link: &Link) -> Result<Vec<TokenView>, DeviceError> {
+        let name = &self.config.name;
+        match link.call(Verb::Tokens, self.config.call_timeout).await {
+            Ok(Answer::Tokens(present)) => Ok(self
+                .config
+                .token
+                .iter()
+                .map(|token| TokenView::find(name, &token.uri, &present))
+                .collect()),
+            Ok(_) => Err(unexpected(name)),
+            Err(error) => Err(self.call_error(
+                error,
+                &format!("module {name}"),
+                "C_GetTokenInfo",
+                self.config.call_timeout,
+            )),
+        }
+    }
+
+    fn call_error(
+        &self,
+        error: CallError,
+        token: &str,
+        function: &'static str,
+        after: Duration,
+    ) -> DeviceError {
+        call_error(&self.config.name, error, token, token, function, after)
+    }
+
+    /// Logs in without a person: with the PIN that worked before, or from the source. Only the
+    /// end of the worker is an error; everything else is a state of the token.
+    async fn log_in_on_our_own(
+        &mut self,
+        link: &Link,
+        token: &mut TokenView,
+    ) -> Result<(), DeviceError> {
+        let Some(info) = &token.found else {
+            return Ok(());
+        };
+        let (number, flags) = (info.number, info.flags);
+        let settle = |token: &mut TokenView, state, reason: Option<Reason>| {
+            token.state = state;
+            token.reason = reason;
+        };
+        let other = |text: &str| Some(Reason::Other(text.to_owned()));
+        if !flags.login_required {
+            settle(token, TokenState::Ready, None);
+            return Ok(());
+        }
+        if flags.pin_locked {
+            let why = other("too many wrong PINs; unlock it with the vendor's tool");
+            settle(token, TokenState::LockedOut, why);
+            return Ok(());
+        }
+        if flags.pin_final_try {
+            let why = other("one PIN try is left; log in once with the vendor's tool");
+            settle(token, TokenState::FinalTry, why);
+            return Ok(());
+        }
+        if !flags.pin_initialized {
+            let why = other("no user PIN is set; set it with the vendor's tool");
+            settle(token, TokenState::Degraded, why);
+            return Ok(());
+        }
+        let kept = self.pins.get(&token.id).cloned();
+        let source = self.source_of(token);
+        let (pin, origin) = match (kept, source) {
+            (Some(pin), _) => (Ok(pin), PinOrigin::Kept),
+            (None, Some(source)) => (pin_guard::read_pin(source), PinOrigin::Source),
+            (None, None) => {
+                let why = other("no PIN source is configured; run `opcert token unlock`");
+                settle(token, TokenState::PinNeeded, why);
+                return Ok(());
+            }
+        };
+        if let Some(reason) = self.guard.blocked(&token.id, origin).await {
+            settle(
+                token,
+                TokenState::PinNeeded,
+                Some(Reason::PinBlocked(reason)),
+            );
+            return Ok(());
+        }
+        let tried = match pin {
+            Ok(pin) => self.try_pin(link, &token.id, number, pin, None).await,
+            Err(error) => Err(error),
+        };
+        match tried {
+            Ok(()) => settle(token, TokenState::Ready, None),
+            Err(error) => {
+                if link.end().is_some() || !link.is_open() {
+                    return Err(error);
+                }
+                tracing::warn!(
+                    module = self.config.name,
+                    token = %token.id,
+                    reason = chain(&error),
+                    "not logged in"
+                );
+                self.note_login_failure(token, &error);
+            }
+        }
+        Ok(())
+    }
+
+    fn note_login_failure(&self, token: &mut TokenView, error: &DeviceError) {
+        let text = chain(error);
+        (token.state, token.reason) = match error {
+            DeviceError::PinLocked { .. } => (TokenState::LockedOut, Some(Reason::Other(text))),
+            DeviceError::PinFinalTry { .. } => (TokenState::FinalTry, Some(Reason::Other(text))),
+            DeviceError::PinWrong { .. } => (TokenState::PinNeeded, Some(Reason::PinBlocked(text))),
+            _ => (TokenState::PinNeeded, Some(Reason::Other(text))),
+        };
+    }
+
+    fn source_of(&self, token: &TokenView) -> Option<&PinSource> {
+        self.config
+            .token
+            .iter()
+            .find(|config: &&TokenConfig| config.uri == token.uri)
+            .and_then(|config| config.pin_source.as_ref())
+    }
+
+    /// Tries one PIN once. `source` is the PIN of the configured source where a person gave the
+    /// other.
+    async fn try_pin(
+        &mut self,
+        link: &Link,
+        token: &TokenId,
+        number: u16,
+        pin: Pin,
+        source: Option<Pin>,
+    ) -> Result<(), DeviceError> {
+        self.guard.begin(token).await?;
+        let verb = Verb::Login {
+            token: number,
+            pin: PinBytes::new(pin.expose()),
+        };
+        let name = token.to_string();
+        let outcome = match link.call(verb, self.config.call_timeout).await {
+            Ok(Answer::Login(outcome)) => outcome,
+            Ok(_) => return Err(unexpected(&self.config.name)),
+            // The worker answered before it called C_Login, or was not asked: no try is spent.
+            Err(
+                error @ (CallError::Failed(_)
+                | CallError::NotSent
+                | CallError::Busy
+                | CallError::TooLarge),
+            ) => {
+                self.guard.settle(token, Settled::Harmless).await?;
+                return Err(self.call_error(error, &name, "C_Login", self.config.call_timeout));
+            }
+            // Not known: the entry stays.
+            Err(error @ CallError::Ended(_)) => {
+                self.pins.remove(token);
+                return Err(self.call_error(error, &name, "C_Login", self.config.call_timeout));
+            }
+        };
+        let (settled, result) = match outcome {
+            LoginOutcome::Ok => {
+                let settled = match source {
+                    Some(source) if !pin_guard::same(&source, &pin) => Settled::SourceStale,
+                    Some(_) => {
+                        self.guard.source_is_right(token).await;
+                        Settled::Harmless
+                    }
+                    None => Settled::Harmless,
+                };
+                (settled, Ok(()))
+            }
+            LoginOutcome::Wrong { code } => (
+                Settled::Refused(code.clone()),
+                Err(DeviceError::PinWrong { token: name, code }),
+            ),
+            LoginOutcome::Locked => (
+                Settled::Refused("CKR_PIN_LOCKED".into()),
+                Err(DeviceError::PinLocked { token: name }),
+            ),
+            LoginOutcome::FinalTry => (
+                Settled::Harmless,
+                Err(DeviceError::PinFinalTry { token: name }),
+            ),
+            LoginOutcome::NotTried { code } => (
+                Settled::Harmless,
+                Err(DeviceError::Pkcs11 {
+                    token: name,
+                    function: "C_Login".into(),
+                    code,
+                }),
+            ),
+            LoginOutcome::Uncertain { code } => (
+                Settled::Refused(code.clone()),
+                Err(DeviceError::PinWrong { token: name, code }),
+            ),
+        };
+        match &result {
+            Ok(()) => {
+                self.pins.insert(token.clone(), pin);
+                self.logged_in.insert(token.clone(), Instant::now());
+            }
+            Err(_) => {
+                self.pins.remove(token);
+            }
+        }
+        self.guard.settle(token, settled).await?;
+        result
+    }
+
+    /// Serves commands until the worker ends or is to be replaced.
+    async fn serve(&mut self, worker: &Worker, stop: &mut watch::Receiver<bool>) -> Leave {
+        loop {
+            let command = tokio::select! {
+                () = worker.link.closed() => return self.post_mortem(&worker.link).await,
+                () = stopped(stop) => return Leave::Stop,
+                command = self.commands.recv() => command,
+            };
+            match command {
+                None => return Leave::Stop,
+                Some(Command::Replace { link, why }) => {
+                    if Arc::ptr_eq(&link, &worker.link) {
+                        return Leave::Ended(why);
+                    }
+                }
+                Some(Command::LookAgain { done }) => {
+                    let due = self
+                        .looked_again
+                        .is_none_or(|last| last.elapsed() >= LOOK_AGAIN_EVERY);
+                    match self.look_again(&worker.link).await {
+                        Ok(Complete::No) if due => {
+                            self.looked_again = Some(Instant::now());
+                            self.looking.push(done);
+                            return Leave::LookAgain;
+                        }
+                        Ok(Complete::Yes | Complete::No) | Err(_) => {
+                            let _gone = done.send(());
+                        }
+                    }
+                }
+                Some(Command::LogInAgain { token, seen, done }) => {
+                    let fresh = self.logged_in.get(&token).is_some_and(|last| *last > seen);
+                    if !fresh {
+                        self.log_in_again(&worker.link, &token).await;
+                    }
+                    let _gone = done.send(());
+                }
+                Some(Command::Unlock { token, pin, done }) => {
+                    let result = self.unlock(&worker.link, &token, pin).await;
+                    let _gone = done.send(result);
+                }
+            }
+        }
+    }
+
+    /// Why a link is closed. Its worker's exit status comes a moment later than its hang-up.
+    async fn post_mortem(&self, link: &Link) -> Leave {
+        Leave::Ended(match link.ended().await {
+            End::Died(words) => words,
+            End::Expired => "a call did not return in time".into(),
+            End::Protocol(reason) => format!("it broke the protocol: {reason}"),
+            End::Retired => "it was retired".into(),
+        })
+    }
+
+    /// Looks at the slots again; tokens that were logged in stay so.
+    async fn look_again(&mut self, link: &Link) -> Result<Complete, DeviceError> {
+        let before = self.view.borrow().tokens.clone();
+        let mut tokens = self.find_tokens(link).await?;
+        for token in &mut tokens {
+            let known = before
+                .iter()
+                .find(|known| known.id == token.id && known.found.is_some());
+            match known {
+                Some(known) if token.found.is_some() => {
+                    token.state = known.state;
+                    token.reason = known.reason.clone();
+                }
+                _ => self.log_in_on_our_own(link, token).await?,
+            }
+        }
+        let complete = tokens.iter().all(|token| token.found.is_some());
+        self.publish_tokens(tokens);
+        Ok(if complete {
+            Complete::Yes
+        } else {
+            Complete::No
+        })
+    }
+
+    async fn log_in_again(&mut self, link: &Link, id: &TokenId) {
+        let mut tokens = self.view.borrow().tokens.clone();
+        for token in tokens.iter_mut().filter(|token| token.id == *id) {
+            if let Err(error) = self.log_in_on_our_own(link, token).await {
+                self.note_login_failure(token, &error);
+            }
+        }
+        self.publish_tokens(tokens);
+    }
+
+    /// Tries a person's PIN, once, whatever happened before.
+    async fn unlock(&mut self, link: &Link, id: &TokenId, pin: Pin) -> Result<(), DeviceError> {
+        let pin = pin_guard::checked(pin)?;
+        let absent = || DeviceError::TokenAbsent {
+            token: id.to_string(),
+        };
+        // The flags as they are now: somebody else may have spent tries.
+        self.look_again(link).await?;
+        let mut tokens = self.view.borrow().tokens.clone();
+        let token = tokens
+            .iter_mut()
+            .find(|token| token.id == *id)
+            .ok_or_else(absent)?;
+        let number = token.found.as_ref().map(|info| info.number);
+        let number = number.ok_or_else(absent)?;
+        // A source that cannot be read is not known to be stale.
+        let source = self
+            .source_of(token)
+            .and_then(|source| pin_guard::read_pin(source).ok());
+        let result = self.try_pin(link, id, number, pin, source).await;
+        match &result {
+            Ok(()) => {
+                token.state = TokenState::Ready;
+                token.reason = None;
+            }
+            Err(error) => self.note_login_failure(token, error),
+        }
+        self.publish_tokens(tokens);
+        result
+    }
+}
+
+/// Whether every configured token is there.
+enum Complete {
+    Yes,
+    No,
+}
+
+/// How a pause ended.
+enum Pause {
+    Over,
+    Stop,
+}
+
+impl Pause {
+    fn is_stop(&self) -> bool {
+        matches!(self, Self::Stop)
+    }
+}
+
+impl Worker {
+    /// Lets the calls under way finish, then ends the worker.
+    async fn retire(&mut self) {
+        self.link.drain().await;
+        self.link.close(End::Retired);
+        self.tasks.shutdown().await;
+    }
+}
+
+/// Returns once there is to be an end.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that the handle is gone, and with it everybody who could call.
+    let _gone = stop.wait_for(|stop| *stop).await;
+}
+
+/// The delay before a start after `useless` workers in a row; `random` is in 0 to 1.
+fn delay(useless: u32, random: f64) -> Duration {
+    let doubled = DELAYS
+        .0
+        .saturating_mul(1 << useless.saturating_sub(1).min(16));
+    doubled.min(DELAYS.1).mul_f64(0.75 + random / 2.0)
+}
+
+/// Ends a worker whose link is closed and waits for it, without ever holding up anybody.
+async fn reap(mut child: Child, link: Arc<Link>, words: Arc<Mutex<VecDeque<String>>>) {
+    let ended = tokio::select! {
+        status = child.wait() => Some(status),
+        () = link.closed() => {
+            // An error means that it has ended by itself.
+            let _ended = child.start_kill();
+            tokio::time::timeout(REAP_WITHIN, child.wait()).await.ok()
+        }
+    };
+    let status = match &ended {
+        Some(Ok(status)) => describe(*status),
+        Some(Err(error)) => format!("its exit status is not known: {error}"),
+        None => "it does not end, it is stuck in the kernel".into(),
+    };
+    let output: Vec<String> = words
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .iter()
+        .cloned()
+        .collect();
+    link.close(End::Died(if output.is_empty() {
+        status
+    } else {
+        format!("{status}; its last output: {}", output.join(" / "))
+    }));
+    if ended.is_none() {
+        // Whatever comes of it, the process must not stay a zombie.
+        let _status = child.wait().await;
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("it ended with status {code}"),
+        (None, Some(signal)) => format!("signal {signal} ended it"),
+        (None, None) => "it ended".into(),
+    }
+}
+
+/// Logs what a library prints, line by line, and keeps the last lines.
+async fn log_output(
+    module: String,
+    mut output: pipe::Receiver,
+    words: Arc<Mutex<VecDeque<String>>>,
+) {
+    let mut line = Vec::new();
+    let mut buffer = [0; 1024];
+    // An error ends the output just as its end does.
+    while let Ok(length @ 1..) = output.read(&mut buffer).await {
+        for &byte in &buffer[..length] {
+            if byte == b'\n' {
+                keep_line(&module, &mut line, &words);
+            } else if line.len() < LINE_MAX {
+                line.push(byte);
+            }
+        }
+    }
+    keep_line(&module, &mut line, &words);
+}
+
+fn keep_line(module: &str, line: &mut Vec<u8>, words: &Mutex<VecDeque<String>>) {
+    let text = scrub(line);
+    line.clear();
+    if text.is_empty() {
+        return;
+    }
+    tracing::info!(module, line = text, "library output");
+    let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);
+    if words.len() == LAST_WORDS {
+        words.pop_front();
+    }
+    words.push_back(text);
+}
+
+/// Vendor output as text that cannot move a cursor or fake a log line.
+fn scrub(line: &[u8]) -> String {
+    String::from_utf8_lossy(line)
+        .trim_end()
+        .chars()
+        .map(|letter| {
+            if letter.is_control() {
+                '\u{fffd}'
+            } else {
+                letter
+            }
+        })
+        .collect()
+}
+
+/// A call's failure as callers see it. `subject` is what a missing or taken key is called.
+pub(super) fn call_error(
+    module: &str,
+    error: CallError,
+    token: &str,
+    subject: &str,
+    function: &'static str,
+    after: Duration,
+) -> DeviceError {
+    let (module, token, key) = (module.to_owned(), token.to_owned(), subject.to_owned());
+    match error {
+        CallError::Failed(failure) => match failure {
+            Failure::Pkcs11 { function, code, .. } => DeviceError::Pkcs11 {
+                token,
+                function,
+                code,
+            },
+            Failure::TokenGone => DeviceError::TokenAbsent { token },
+            Failure::KeyMissing => DeviceError::KeyMissing { key },
+            Failure::KeyAmbiguous => DeviceError::KeyAmbiguous { key },
+            Failure::KeyExists => DeviceError::KeyExists { key },
+            Failure::KeyChanged => DeviceError::KeyChanged { key },
+            Failure::KeyType => DeviceError::Unsupported {
+                token,
+                what: format!("this with {key}, which is of another type"),
+            },
+            Failure::InputLength => DeviceError::TooLarge {
+                what: "message for Ed25519",
+                limit: frames::WHOLE_MESSAGE_MAX,
+            },
+            Failure::KeyNotProven { attribute } => DeviceError::KeyNotProven { token, attribute },
+            Failure::Unsupported { what } => DeviceError::Unsupported { token, what },
+            Failure::CursorExpired => DeviceError::Busy {
+                module,
+                limit: super::LISTS_MAX,
+            },
+        },
+        CallError::Ended(End::Died(last_words)) => DeviceError::WorkerDied {
+            module,
+            function,
+            last_words,
+        },
+        CallError::Ended(End::Expired) => DeviceError::Timeout {
+            token,
+            function,
+            after,
+        },
+        CallError::Ended(End::Protocol(reason)) => DeviceError::Protocol { module, reason },
+        CallError::Ended(End::Retired) | CallError::NotSent => DeviceError::Stopped,
+        CallError::Busy => DeviceError::Busy {
+            module,
+            limit: super::link::CALLS_MAX,
+        },
+        CallError::TooLarge => DeviceError::TooLarge {
+            what: "request",
+            limit: PACKET_MAX,
+        },
+    }
+}
+
+/// The worker answered something else than it was asked.
+pub(super) fn unexpected(module: &str) -> DeviceError {
+    DeviceError::Protocol {
+        module: module.to_owned(),
+        reason: "an answer to another question".into(),
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// Where the worker executable is: as configured, else beside the running program, else one
+/// directory up, which is where cargo puts it for tests.
+pub(super) fn find_worker(configured: Option<&Path>) -> PathBuf {
+    const NAME: &str = "opcert-worker";
+    if let Some(path) = configured {
+        return path.to_owned();
+    }
+    let Ok(program) = std::env::current_exe() else {
+        return PathBuf::from(NAME);
+    };
+    program
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|directory| directory.join(NAME))
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| program.with_file_name(NAME))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_up_to_a_limit() {
+        assert_eq!(delay(1, 0.5), Duration::from_millis(100));
+        assert_eq!(delay(2, 0.5), Duration::from_millis(200));
+        assert_eq!(delay(9, 0.5), Duration::from_millis(25_600));
+        assert_eq!(delay(10, 0.5), Duration::from_secs(30));
+        assert_eq!(delay(u32::MAX, 0.5), Duration::from_secs(30));
+        assert!(delay(1, 0.0) >= Duration::from_millis(75));
+        assert!(delay(u32::MAX, 1.0) <= Duration::from_millis(37_500));
+    }
+
+    #[test]
+    fn vendor_output_is_scrubbed() {
+        assert_eq!(scrub(b"\x1b[2Jhello\r"), "\u{fffd}[2Jhello");
+        assert_eq!(scrub(b"bad \xff utf-8"), "bad \u{fffd} utf-8");
+    }
+
+    #[tokio::test]
+    async fn long_lines_are_cut_and_the_last_ones_kept() {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let words = Arc::new(Mutex::new(VecDeque::new()));
+        std::io::Write::write_all(&mut writer, format!("{}\n", "x".repeat(3000)).as_bytes())
+            .unwrap();
+        std::io::Write::write_all(&mut writer, b"a\nb\nc\n\nlast").unwrap();
+        drop(writer);
+        let output = pipe::Receiver::from_owned_fd(reader.into()).unwrap();
+        log_output("m".into(), output, words.clone()).await;
+        let words = words.lock().unwrap();
+        assert_eq!(*words, ["a", "b", "c", "last"]);
+    }
+}
