@@ -1,0 +1,6 @@
+//! What several test programs share.
+//!
+//! Each test program compiles this for itself and uses only some of it.
+#![allow(dead_code)]
+
+pub mod softhsm;
