@@ -308,6 +308,33 @@ async fn a_torn_tail_is_cut_and_complete_records_beyond_the_head_are_kept() {
 }
 
 #[tokio::test]
+async fn an_old_head_is_caught_up_across_segments_and_damage_beyond_it_is_found() {
+    let dir = private_directory();
+    let (audit, _) = open(dir.path());
+    write(&audit, 3).await;
+    let head = std::fs::read(dir.path().join("head")).unwrap();
+    write(&audit, 30).await;
+    audit.close().await.unwrap();
+    std::fs::write(dir.path().join("head"), head).unwrap();
+    assert_eq!(verify(dir.path()).unwrap().beyond_head, 31);
+
+    let damaged = copy(dir.path());
+    let (path, mut lines) = lines(damaged.path()).pop().unwrap();
+    lines[0][60] ^= 1;
+    std::fs::write(path, lines.concat()).unwrap();
+    let error = Audit::open(damaged.path(), small(), Clock::system()).unwrap_err();
+    assert!(matches!(error, AuditError::Broken(_)), "{error}");
+
+    let before = segments(dir.path());
+    let (audit, recovered) = open(dir.path());
+    assert_eq!((recovered.records, recovered.beyond_head), (34, 31));
+    assert_eq!(segments(dir.path()), before);
+    let next = audit.append(event(1)).unwrap().durable().await.unwrap();
+    assert_eq!(next.seq, 35);
+    assert_eq!(verify(dir.path()).unwrap().beyond_head, 0);
+}
+
+#[tokio::test]
 async fn the_daemon_does_not_open_a_damaged_log() {
     let sound = SOUND.path();
     let refuses = |dir: &Path, what: &str| {
