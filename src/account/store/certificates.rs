@@ -1,0 +1,354 @@
+//! Certificates, computers, and revocation lists.
+
+use jiff::Timestamp;
+
+use super::{Record, StoreError, Tx, millis};
+use crate::base::ids::{AccountId, ComputerId, Jti, OperatorId};
+
+/// An operating certificate.
+#[derive(Debug, Clone)]
+pub struct Certificate {
+    /// Serial number, lower-case hexadecimal.
+    pub serial: String,
+    /// Whose it is.
+    pub account: AccountId,
+    /// Whose it is.
+    pub operator: OperatorId,
+    /// Where its key lives.
+    pub computer: ComputerId,
+    /// SHA-256 of the SubjectPublicKeyInfo, hexadecimal.
+    pub key_fingerprint: String,
+    /// The certificate.
+    pub der: Vec<u8>,
+    /// First instant of its validity.
+    pub not_before: Timestamp,
+    /// Last instant of its validity.
+    pub not_after: Timestamp,
+    /// When it was issued.
+    pub issued_at: Timestamp,
+    /// When an approval was last accepted from it.
+    pub last_used_at: Option<Timestamp>,
+    /// When and why it was revoked.
+    pub revoked: Option<(Timestamp, String)>,
+}
+
+impl Certificate {
+    /// Where it stands at `now`: `active`, `expired` or `revoked`.
+    pub fn state(&self, now: Timestamp) -> &'static str {
+        if self.revoked.is_some() {
+            "revoked"
+        } else if self.not_after < now {
+            "expired"
+        } else {
+            "active"
+        }
+    }
+}
+
+/// A query over certificates with the columns that [`certificate`] reads.
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "SELECT serial, account, operator, computer, key_fingerprint, der, not_before,
+                    not_after, issued_at, last_used_at, revoked_at, revocation_reason
+             FROM certificates ",
+            $rest
+        )
+    };
+}
+
+/// Takes this account's turn to issue: until the transaction ends nobody else counts its quota.
+pub async fn take_turn(tx: &mut Tx<'_>, account: &AccountId) -> Result<(), StoreError> {
+    tx.execute(
+        sqlx::query("UPDATE accounts SET issued = issued + 1 WHERE id = $1").bind(account.as_str()),
+    )
+    .await?;
+    Ok(())
+}
+
+/// Certificates in force in this account, and computers other than `computer` that hold one.
+pub async fn active(
+    tx: &mut Tx<'_>,
+    account: &AccountId,
+    computer: &ComputerId,
+    now: Timestamp,
+) -> Result<(i64, i64), StoreError> {
+    let row = tx
+        .one(
+            sqlx::query(
+                "SELECT COUNT(*), COUNT(DISTINCT CASE WHEN computer <> $2 THEN computer END)
+                 FROM certificates
+                 WHERE account = $1 AND revoked_at IS NULL AND not_after >= $3",
+            )
+            .bind(account.as_str())
+            .bind(computer.as_str())
+            .bind(millis(now)),
+        )
+        .await?;
+    Ok((row.get(0)?, row.get(1)?))
+}
+
+/// Adds the computer, or takes over its new name.
+pub async fn upsert_computer(
+    tx: &mut Tx<'_>,
+    account: &AccountId,
+    computer: &ComputerId,
+    name: &str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    tx.execute(
+        sqlx::query(
+            "INSERT INTO computers (account, id, name, created_at) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (account, id) DO UPDATE SET name = excluded.name",
+        )
+        .bind(account.as_str())
+        .bind(computer.as_str())
+        .bind(name)
+        .bind(millis(now)),
+    )
+    .await?;
+    Ok(())
+}
+
+/// Whether a certificate was ever issued for this key.
+pub async fn key_known(tx: &mut Tx<'_>, key_fingerprint: &str) -> Result<bool, StoreError> {
+    Ok(tx
+        .optional(
+            sqlx::query("SELECT serial FROM certificates WHERE key_fingerprint = $1")
+                .bind(key_fingerprint),
+        )
+        .await?
+        .is_some())
+}
+
+/// Adds a certificate issued for a ticket.
+pub async fn insert(
+    tx: &mut Tx<'_>,
+    certificate: &Certificate,
+    ticket: &Jti,
+) -> Result<(), StoreError> {
+    tx.execute(
+        sqlx::query(
+            "INSERT INTO certificates (serial, account, operator, computer, ticket,
+                                       key_fingerprint, der, not_before, not_after, issued_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        )
+        .bind(certificate.serial.as_str())
+        .bind(certificate.account.as_str())
+        .bind(certificate.operator.as_str())
+        .bind(certificate.computer.as_str())
+        .bind(ticket.as_str())
+        .bind(certificate.key_fingerprint.as_str())
+        .bind(certificate.der.clone())
+        .bind(millis(certificate.not_before))
+        .bind(millis(certificate.not_after))
+        .bind(millis(certificate.issued_at)),
+    )
+    .await?;
+    Ok(())
+}
+
+/// The certificate issued for a ticket.
+pub async fn for_ticket(tx: &mut Tx<'_>, ticket: &Jti) -> Result<Option<Certificate>, StoreError> {
+    tx.optional(sqlx::query(select!("WHERE ticket = $1")).bind(ticket.as_str()))
+        .await?
+        .map(|row| certificate(&row))
+        .transpose()
+}
+
+/// The certificate with this serial number.
+pub async fn find(tx: &mut Tx<'_>, serial: &str) -> Result<Option<Certificate>, StoreError> {
+    tx.optional(sqlx::query(select!("WHERE serial = $1")).bind(serial))
+        .await?
+        .map(|row| certificate(&row))
+        .transpose()
+}
+
+/// The newest certificates, of one account where it is given; at most `limit`.
+pub async fn list(
+    tx: &mut Tx<'_>,
+    account: Option<&AccountId>,
+    limit: i64,
+) -> Result<Vec<Certificate>, StoreError> {
+    let query = match account {
+        Some(account) => sqlx::query(select!(
+            "WHERE account = $1 ORDER BY issued_at DESC, serial LIMIT $2"
+        ))
+        .bind(account.as_str())
+        .bind(limit),
+        None => sqlx::query(select!("ORDER BY issued_at DESC, serial LIMIT $1")).bind(limit),
+    };
+    tx.all(query).await?.iter().map(certificate).collect()
+}
+
+/// Those in force in an account, the one least recently used first; at most `limit`.
+pub async fn candidates(
+    tx: &mut Tx<'_>,
+    account: &AccountId,
+    now: Timestamp,
+    limit: i64,
+) -> Result<Vec<Certificate>, StoreError> {
+    tx.all(
+        sqlx::query(select!(
+            "WHERE account = $1 AND revoked_at IS NULL AND not_after >= $2
+             ORDER BY COALESCE(last_used_at, issued_at), serial LIMIT $3"
+        ))
+        .bind(account.as_str())
+        .bind(millis(now))
+        .bind(limit),
+    )
+    .await?
+    .iter()
+    .map(certificate)
+    .collect()
+}
+
+/// Revokes a certificate; `false` where there is none or it was revoked before.
+pub async fn revoke(
+    tx: &mut Tx<'_>,
+    serial: &str,
+    reason: &str,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let changed = tx
+        .execute(
+            sqlx::query(
+                "UPDATE certificates SET revoked_at = $2, revocation_reason = $3
+                 WHERE serial = $1 AND revoked_at IS NULL",
+            )
+            .bind(serial)
+            .bind(millis(now))
+            .bind(reason),
+        )
+        .await?;
+    Ok(changed == 1)
+}
+
+/// Notes that an approval by this certificate was accepted.
+pub async fn used(tx: &mut Tx<'_>, serial: &str, now: Timestamp) -> Result<(), StoreError> {
+    tx.execute(
+        sqlx::query("UPDATE certificates SET last_used_at = $2 WHERE serial = $1")
+            .bind(serial)
+            .bind(millis(now)),
+    )
+    .await?;
+    Ok(())
+}
+
+/// A revoked certificate, as a revocation list names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revoked {
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// When.
+    pub at: Timestamp,
+    /// Why.
+    pub reason: String,
+}
+
+/// Revoked certificates that have not expired, as RFC 5280 section 3.3 wants them listed.
+pub async fn revoked(tx: &mut Tx<'_>, now: Timestamp) -> Result<Vec<Revoked>, StoreError> {
+    tx.all(
+        sqlx::query(
+            "SELECT serial, revoked_at, revocation_reason FROM certificates
+             WHERE revoked_at IS NOT NULL AND not_after >= $1 ORDER BY serial",
+        )
+        .bind(millis(now)),
+    )
+    .await?
+    .iter()
+    .map(|row| {
+        Ok(Revoked {
+            serial: row.get(0)?,
+            at: row.time(1)?,
+            reason: row.get(2)?,
+        })
+    })
+    .collect()
+}
+
+/// How many certificates were ever revoked.
+pub async fn revocations(tx: &mut Tx<'_>) -> Result<i64, StoreError> {
+    tx.one(sqlx::query(
+        "SELECT COUNT(*) FROM certificates WHERE revoked_at IS NOT NULL",
+    ))
+    .await?
+    .get(0)
+}
+
+/// A revocation list that was signed.
+#[derive(Debug, Clone)]
+pub struct StoredCrl {
+    /// CRL number.
+    pub number: i64,
+    /// The list.
+    pub der: Vec<u8>,
+    /// [`revocations`] when it was made.
+    pub revocations: i64,
+    /// When it was made.
+    pub this_update: Timestamp,
+    /// When the next one is due at the latest.
+    pub next_update: Timestamp,
+}
+
+/// The newest list.
+pub async fn newest_crl(tx: &mut Tx<'_>) -> Result<Option<StoredCrl>, StoreError> {
+    tx.optional(sqlx::query(
+        "SELECT number, der, revocations, this_update, next_update FROM crls
+         ORDER BY number DESC LIMIT 1",
+    ))
+    .await?
+    .map(|row| {
+        Ok(StoredCrl {
+            number: row.get(0)?,
+            der: row.get(1)?,
+            revocations: row.get(2)?,
+            this_update: row.time(3)?,
+            next_update: row.time(4)?,
+        })
+    })
+    .transpose()
+}
+
+/// Keeps a list; `false` where another instance used its number first.
+pub async fn insert_crl(tx: &mut Tx<'_>, crl: &StoredCrl) -> Result<bool, StoreError> {
+    let changed = tx
+        .execute(
+            sqlx::query(
+                "INSERT INTO crls (number, der, revocations, this_update, next_update)
+                 VALUES ($1, $2, $3, $4, $5) ON CONFLICT (number) DO NOTHING",
+            )
+            .bind(crl.number)
+            .bind(crl.der.clone())
+            .bind(crl.revocations)
+            .bind(millis(crl.this_update))
+            .bind(millis(crl.next_update)),
+        )
+        .await?;
+    Ok(changed == 1)
+}
+
+fn certificate(row: &Record) -> Result<Certificate, StoreError> {
+    let revoked = match (row.optional_time(10)?, row.get::<Option<String>>(11)?) {
+        (Some(at), Some(reason)) => Some((at, reason)),
+        (None, None) => None,
+        _ => {
+            return Err(StoreError::Malformed {
+                column: "certificates.revoked_at",
+            });
+        }
+    };
+    Ok(Certificate {
+        serial: row.get(0)?,
+        account: row.parsed(1, "certificates.account")?,
+        operator: row.parsed(2, "certificates.operator")?,
+        computer: row.parsed(3, "certificates.computer")?,
+        key_fingerprint: row.get(4)?,
+        der: row.get(5)?,
+        not_before: row.time(6)?,
+        not_after: row.time(7)?,
+        issued_at: row.time(8)?,
+        last_used_at: row.optional_time(9)?,
+        revoked,
+    })
+}

@@ -1,0 +1,103 @@
+//! Where the keys of the service are.
+
+use jiff::Timestamp;
+
+use super::{StoreError, Tx, millis};
+use crate::base::key::PublicKey;
+use crate::base::pkcs11::{KeyId, KeyRef, TokenId};
+
+/// What a key of the service signs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyPurpose {
+    /// Certificates and revocation lists.
+    Issuing,
+    /// Challenges and tickets.
+    Challenge,
+}
+
+impl KeyPurpose {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Issuing => "issuing",
+            Self::Challenge => "challenge",
+        }
+    }
+}
+
+/// A key of the service.
+#[derive(Debug, Clone)]
+pub struct ServiceKey {
+    /// Where it is.
+    pub key: KeyRef,
+    /// Its public half.
+    pub public_key: PublicKey,
+    /// The certificate of an issuing key.
+    pub certificate: Option<Vec<u8>>,
+    /// When it was generated.
+    pub created_at: Timestamp,
+}
+
+/// Adds a key.
+pub async fn insert(
+    tx: &mut Tx<'_>,
+    purpose: KeyPurpose,
+    key: &ServiceKey,
+) -> Result<(), StoreError> {
+    tx.execute(
+        sqlx::query(
+            "INSERT INTO service_keys (fingerprint, purpose, module, label, serial, key_id, spki,
+                                       certificate, created_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        )
+        .bind(crate::base::encoding::hex(&key.public_key.fingerprint()))
+        .bind(purpose.as_str())
+        .bind(key.key.token.module.as_str())
+        .bind(key.key.token.label.as_str())
+        .bind(key.key.token.serial.as_str())
+        .bind(key.key.id.to_string())
+        .bind(key.public_key.spki().to_vec())
+        .bind(key.certificate.clone())
+        .bind(millis(key.created_at)),
+    )
+    .await?;
+    Ok(())
+}
+
+/// The key that signs for this purpose now.
+pub async fn current(
+    tx: &mut Tx<'_>,
+    purpose: KeyPurpose,
+) -> Result<Option<ServiceKey>, StoreError> {
+    let Some(row) = tx
+        .optional(
+            sqlx::query(
+                "SELECT module, label, serial, key_id, spki, certificate, created_at
+                 FROM service_keys WHERE purpose = $1 AND retired_at IS NULL",
+            )
+            .bind(purpose.as_str()),
+        )
+        .await?
+    else {
+        return Ok(None);
+    };
+    let id = KeyId::try_from(row.get::<String>(3)?).map_err(|_| StoreError::Malformed {
+        column: "service_keys.key_id",
+    })?;
+    let public_key =
+        PublicKey::from_spki(&row.get::<Vec<u8>>(4)?).map_err(|_| StoreError::Malformed {
+            column: "service_keys.spki",
+        })?;
+    Ok(Some(ServiceKey {
+        key: KeyRef {
+            token: TokenId {
+                module: row.get(0)?,
+                label: row.get(1)?,
+                serial: row.get(2)?,
+            },
+            id,
+        },
+        public_key,
+        certificate: row.get(5)?,
+        created_at: row.time(6)?,
+    }))
+}

@@ -1,0 +1,373 @@
+//! Operations, challenges, approvals, and answers kept for repeated requests.
+
+use std::fmt;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{StoreError, Tx, millis};
+use crate::base::ids::{AccountId, Jti, OperationId, OperatorId};
+use crate::statement::Statement;
+use crate::statement::strict::Object;
+
+/// Where an operation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// It waits for its approval.
+    Created,
+    /// It was approved.
+    Approved,
+    /// The platform took it back.
+    Cancelled,
+    /// Nobody approved it in time.
+    Expired,
+}
+
+impl State {
+    /// The stable name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Approved => "approved",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for State {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        [
+            Self::Created,
+            Self::Approved,
+            Self::Cancelled,
+            Self::Expired,
+        ]
+        .into_iter()
+        .find(|state| state.as_str() == text)
+        .ok_or(())
+    }
+}
+
+/// An operation.
+#[derive(Debug, Clone)]
+pub struct Operation {
+    /// Its id.
+    pub id: OperationId,
+    /// What is to be approved.
+    pub statement: Statement,
+    /// The page that may relay the challenge.
+    pub origin: Option<String>,
+    /// Where it stands.
+    pub state: State,
+    /// The platform key that created it.
+    pub platform_key: String,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When it can no longer be approved.
+    pub expires_at: Timestamp,
+    /// When it left [`State::Created`].
+    pub closed_at: Option<Timestamp>,
+}
+
+/// Adds an operation in [`State::Created`].
+pub async fn insert(tx: &mut Tx<'_>, operation: &Operation) -> Result<(), StoreError> {
+    tx.execute(
+        sqlx::query(
+            "INSERT INTO operations (id, account, operator, statement, origin, state,
+                                     platform_key, created_at, expires_at)
+             VALUES ($1, $2, $3, $4, $5, 'created', $6, $7, $8)",
+        )
+        .bind(operation.id.as_str())
+        .bind(operation.statement.account().as_str())
+        .bind(operation.statement.operator().as_str())
+        .bind(operation.statement.to_json().to_string())
+        .bind(operation.origin.clone())
+        .bind(operation.platform_key.as_str())
+        .bind(millis(operation.created_at))
+        .bind(millis(operation.expires_at)),
+    )
+    .await?;
+    Ok(())
+}
+
+/// The operation with this id.
+pub async fn find(tx: &mut Tx<'_>, id: &OperationId) -> Result<Option<Operation>, StoreError> {
+    let Some(row) = tx
+        .optional(
+            sqlx::query(
+                "SELECT statement, origin, state, platform_key, created_at, expires_at, closed_at
+                 FROM operations WHERE id = $1",
+            )
+            .bind(id.as_str()),
+        )
+        .await?
+    else {
+        return Ok(None);
+    };
+    let statement = Object::parse(row.get::<String>(0)?.as_bytes())
+        .and_then(Statement::from_object)
+        .map_err(|_| StoreError::Malformed {
+            column: "operations.statement",
+        })?;
+    Ok(Some(Operation {
+        id: id.clone(),
+        statement,
+        origin: row.get(1)?,
+        state: row.parsed(2, "operations.state")?,
+        platform_key: row.get(3)?,
+        created_at: row.time(4)?,
+        expires_at: row.time(5)?,
+        closed_at: row.optional_time(6)?,
+    }))
+}
+
+/// Moves an operation out of [`State::Created`]; `false` where it had left it before.
+pub async fn close(
+    tx: &mut Tx<'_>,
+    id: &OperationId,
+    state: State,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let changed = tx
+        .execute(
+            sqlx::query(
+                "UPDATE operations SET state = $2, closed_at = $3
+                 WHERE id = $1 AND state = 'created'",
+            )
+            .bind(id.as_str())
+            .bind(state.as_str())
+            .bind(millis(now)),
+        )
+        .await?;
+    Ok(changed == 1)
+}
+
+/// Marks every open operation whose time is over; gives their number.
+pub async fn expire(tx: &mut Tx<'_>, now: Timestamp) -> Result<u64, StoreError> {
+    tx.execute(
+        sqlx::query(
+            "UPDATE operations SET state = 'expired', closed_at = expires_at
+             WHERE state = 'created' AND expires_at <= $1",
+        )
+        .bind(millis(now)),
+    )
+    .await
+}
+
+/// A challenge that was signed.
+#[derive(Debug, Clone)]
+pub struct Challenge {
+    /// The token's id.
+    pub jti: Jti,
+    /// The operation.
+    pub operation: OperationId,
+    /// The operator asked.
+    pub operator: OperatorId,
+    /// The challenge, JWS compact.
+    pub challenge: String,
+    /// When it was signed.
+    pub created_at: Timestamp,
+    /// When it stops working.
+    pub expires_at: Timestamp,
+}
+
+/// Adds a challenge.
+pub async fn insert_challenge(tx: &mut Tx<'_>, challenge: &Challenge) -> Result<(), StoreError> {
+    tx.execute(
+        sqlx::query(
+            "INSERT INTO challenges (jti, operation, operator, challenge, created_at, expires_at)
+             VALUES ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(challenge.jti.as_str())
+        .bind(challenge.operation.as_str())
+        .bind(challenge.operator.as_str())
+        .bind(challenge.challenge.as_str())
+        .bind(millis(challenge.created_at))
+        .bind(millis(challenge.expires_at)),
+    )
+    .await?;
+    Ok(())
+}
+
+/// How many challenges an operation has had.
+pub async fn challenges(tx: &mut Tx<'_>, operation: &OperationId) -> Result<i64, StoreError> {
+    tx.one(
+        sqlx::query("SELECT COUNT(*) FROM challenges WHERE operation = $1")
+            .bind(operation.as_str()),
+    )
+    .await?
+    .get(0)
+}
+
+/// The challenge with this `jti`, if it belongs to this operation.
+pub async fn challenge(
+    tx: &mut Tx<'_>,
+    operation: &OperationId,
+    jti: &Jti,
+) -> Result<Option<Challenge>, StoreError> {
+    let Some(row) = tx
+        .optional(
+            sqlx::query(
+                "SELECT operator, challenge, created_at, expires_at FROM challenges
+                 WHERE jti = $1 AND operation = $2",
+            )
+            .bind(jti.as_str())
+            .bind(operation.as_str()),
+        )
+        .await?
+    else {
+        return Ok(None);
+    };
+    Ok(Some(Challenge {
+        jti: jti.clone(),
+        operation: operation.clone(),
+        operator: row.parsed(0, "challenges.operator")?,
+        challenge: row.get(1)?,
+        created_at: row.time(2)?,
+        expires_at: row.time(3)?,
+    }))
+}
+
+/// An approval that was accepted.
+#[derive(Debug, Clone)]
+pub struct Approval {
+    /// The operation.
+    pub operation: OperationId,
+    /// Who approved.
+    pub operator: OperatorId,
+    /// The challenge it answers.
+    pub challenge: Jti,
+    /// Serial number of the certificate it was signed with, hexadecimal.
+    pub certificate: String,
+    /// The approval, JWS compact.
+    pub approval: String,
+    /// When it was accepted.
+    pub accepted_at: Timestamp,
+}
+
+/// Adds an approval.
+pub async fn insert_approval(tx: &mut Tx<'_>, approval: &Approval) -> Result<(), StoreError> {
+    tx.execute(
+        sqlx::query(
+            "INSERT INTO approvals (operation, operator, challenge, certificate, approval,
+                                    accepted_at)
+             VALUES ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(approval.operation.as_str())
+        .bind(approval.operator.as_str())
+        .bind(approval.challenge.as_str())
+        .bind(approval.certificate.as_str())
+        .bind(approval.approval.as_str())
+        .bind(millis(approval.accepted_at)),
+    )
+    .await?;
+    Ok(())
+}
+
+/// The approvals of an operation, in the order they came.
+pub async fn approvals(
+    tx: &mut Tx<'_>,
+    operation: &OperationId,
+) -> Result<Vec<Approval>, StoreError> {
+    tx.all(
+        sqlx::query(
+            "SELECT operator, challenge, certificate, approval, accepted_at FROM approvals
+             WHERE operation = $1 ORDER BY accepted_at, operator",
+        )
+        .bind(operation.as_str()),
+    )
+    .await?
+    .iter()
+    .map(|row| {
+        Ok(Approval {
+            operation: operation.clone(),
+            operator: row.parsed(0, "approvals.operator")?,
+            challenge: row.parsed(1, "approvals.challenge")?,
+            certificate: row.get(2)?,
+            approval: row.get(3)?,
+            accepted_at: row.time(4)?,
+        })
+    })
+    .collect()
+}
+
+/// An answer kept for the repetition of its request.
+#[derive(Debug, Clone)]
+pub struct KeptAnswer {
+    /// SHA-256 of the request, hexadecimal.
+    pub request_hash: String,
+    /// HTTP status.
+    pub status: i64,
+    /// The body.
+    pub body: String,
+}
+
+/// The answer kept under a platform's idempotency key.
+pub async fn kept_answer(
+    tx: &mut Tx<'_>,
+    platform_key: &str,
+    key: &str,
+) -> Result<Option<KeptAnswer>, StoreError> {
+    tx.optional(
+        sqlx::query(
+            "SELECT request_hash, status, body FROM idempotency
+             WHERE platform_key = $1 AND key = $2",
+        )
+        .bind(platform_key)
+        .bind(key),
+    )
+    .await?
+    .map(|row| {
+        Ok(KeptAnswer {
+            request_hash: row.get(0)?,
+            status: row.get(1)?,
+            body: row.get(2)?,
+        })
+    })
+    .transpose()
+}
+
+/// Keeps an answer.
+pub async fn keep_answer(
+    tx: &mut Tx<'_>,
+    platform_key: &str,
+    key: &str,
+    answer: &KeptAnswer,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    tx.execute(
+        sqlx::query(
+            "INSERT INTO idempotency (platform_key, key, request_hash, status, body, created_at)
+             VALUES ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(platform_key)
+        .bind(key)
+        .bind(answer.request_hash.as_str())
+        .bind(answer.status)
+        .bind(answer.body.as_str())
+        .bind(millis(now)),
+    )
+    .await?;
+    Ok(())
+}
+
+/// An account and operator that a platform names, if such a login exists.
+pub async fn operator_exists(
+    tx: &mut Tx<'_>,
+    account: &AccountId,
+    operator: &OperatorId,
+) -> Result<bool, StoreError> {
+    Ok(super::accounts::operator(tx, account, operator)
+        .await?
+        .is_some())
+}
