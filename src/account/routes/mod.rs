@@ -1,0 +1,118 @@
+//! The HTTP interface of the account service, over TLS.
+//!
+//! | path | who | what |
+//! | --- | --- | --- |
+//! | `/v1/enrolment/…` | an operator's courier | SMS code, ticket |
+//! | `/.well-known/est/…` | an EST client with a ticket (RFC 7030) | authority, certificate |
+//! | `/v1/operations…` | the platform, with its key; an approval vouches for itself | operations |
+//! | `/.well-known/jwks.json`, `/pki/issuing.crl` | anybody | keys, revocation list |
+//! | `/v1/openapi.json`, `/healthz` | anybody | this interface, health |
+//!
+//! Handlers parse and answer; what is decided is decided in the modules beside this one. Every
+//! request body is limited by the door, every list and text by its type.
+
+pub mod enrolment;
+pub mod est;
+pub mod operations;
+pub mod problem;
+pub mod published;
+
+use axum::Router;
+use utoipa::OpenApi;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::service::Service;
+use crate::api::problem as problems;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "opcert account service",
+        description = "Accounts, enrolment by SMS code and EST, sensitive operations and their \
+                       approvals. Errors are RFC 9457 problem documents with a stable code."
+    ),
+    components(schemas(problems::ProblemDocument))
+)]
+struct Document;
+
+/// The OpenAPI 3.1 document of the interface.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    routes().split_for_parts().1
+}
+
+/// All routes, over `service`.
+pub fn router(service: Service) -> Router {
+    let (router, document) = routes().split_for_parts();
+    // It cannot change while the program runs.
+    let document = axum::body::Bytes::from(document.to_json().unwrap_or_default());
+    router
+        .route(
+            "/v1/openapi.json",
+            axum::routing::get(move || async move {
+                (
+                    [(axum::http::header::CONTENT_TYPE, "application/json")],
+                    document,
+                )
+            }),
+        )
+        .fallback(problems::not_found)
+        .method_not_allowed_fallback(problems::method_not_allowed)
+        .layer(axum::middleware::from_fn(problems::finish))
+        .with_state(service)
+}
+
+fn routes() -> OpenApiRouter<Service> {
+    let mut document = Document::openapi();
+    let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+    let basic = SecurityScheme::Http(Http::new(HttpAuthScheme::Basic));
+    let components = document.components.get_or_insert_default();
+    components.add_security_scheme("platform-key", bearer.clone());
+    components.add_security_scheme("ticket", bearer);
+    components.add_security_scheme("ticket-as-password", basic);
+    OpenApiRouter::with_openapi(document)
+        .routes(routes!(enrolment::send_code))
+        .routes(routes!(enrolment::give_ticket))
+        .routes(routes!(est::cacerts))
+        .routes(routes!(est::csrattrs))
+        .routes(routes!(est::simpleenroll))
+        .routes(routes!(operations::create))
+        .routes(routes!(operations::read))
+        .routes(routes!(operations::challenge))
+        .routes(routes!(operations::approve))
+        .routes(routes!(operations::cancel))
+        .routes(routes!(published::jwks))
+        .routes(routes!(published::crl))
+        .routes(routes!(published::health))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_is_openapi_3_1_and_names_every_route() {
+        let document: serde_json::Value =
+            serde_json::from_str(&openapi().to_json().unwrap()).unwrap();
+        assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
+        let paths = document["paths"].as_object().unwrap();
+        for path in [
+            "/v1/enrolment/codes",
+            "/v1/enrolment/tickets",
+            "/.well-known/est/cacerts",
+            "/.well-known/est/csrattrs",
+            "/.well-known/est/simpleenroll",
+            "/v1/operations",
+            "/v1/operations/{id}",
+            "/v1/operations/{id}/challenges",
+            "/v1/operations/{id}/approvals",
+            "/v1/operations/{id}/cancellation",
+            "/.well-known/jwks.json",
+            "/pki/issuing.crl",
+            "/healthz",
+        ] {
+            assert!(paths.contains_key(path), "{path}");
+        }
+    }
+}

@@ -1,0 +1,447 @@
+//! Operations: for the platform's backend, which presents its key; approvals vouch for themselves.
+
+use axum::Extension;
+use axum::extract::{FromRequestParts, State};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::problem::Refused;
+use crate::account::operations::{Idempotency, NewOperation};
+use crate::account::service::Service;
+use crate::account::store::operations::{Approval, Challenge, Operation, State as OperationState};
+use crate::account::store::{StoreError, accounts};
+use crate::api::extract::{Json, MediaType, Path, Raw};
+use crate::api::problem::{Code, Problem, ProblemDocument};
+use crate::base::encoding::{hex, sha256};
+use crate::base::ids::{AccountId, OperationId, OperatorId, RequestId};
+use crate::statement::{Facts, Origin};
+
+const SCHEME: &str = "Bearer realm=\"opcert platform\"";
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// Longest `Idempotency-Key`, in bytes.
+const IDEMPOTENCY_KEY_MAX: usize = 128;
+
+/// `application/jose` (RFC 7515 section 9.2.1).
+#[derive(Debug)]
+pub struct Jose;
+
+impl MediaType for Jose {
+    const NAME: &'static str = "application/jose";
+}
+
+/// The platform, known by its key.
+#[derive(Debug)]
+pub struct Platform {
+    /// The name of the key.
+    pub key: String,
+}
+
+impl FromRequestParts<Service> for Platform {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, service: &Service) -> Result<Self, Refused> {
+        let missing = || Refused::unauthenticated(SCHEME, "a platform key must be sent");
+        let presented = parts
+            .headers
+            .get(AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, key)| key.trim())
+            .ok_or_else(missing)?;
+        // The key is looked up by its hash, so the time this takes tells nothing about other keys.
+        let hash = hex(&sha256(presented.as_bytes()));
+        let hash = hash.as_str();
+        let name = service
+            .store()
+            .read("find platform key", move |tx| {
+                Box::pin(accounts::platform_key(tx, hash))
+            })
+            .await
+            .map_err(|error: StoreError| error)?;
+        name.map(|key| Self { key })
+            .ok_or_else(|| Refused::unauthenticated(SCHEME, "the platform key is not known"))
+    }
+}
+
+/// A new operation. Which facts it has depends on its kind.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OperationRequest {
+    /// Whose money or rights.
+    pub account: AccountId,
+    /// Who is to approve.
+    pub operator: OperatorId,
+    /// The kind, for instance `withdrawal`.
+    pub kind: String,
+    /// The amount in minor units.
+    #[serde(default)]
+    pub amount: Option<i64>,
+    /// The currency, ISO 4217.
+    #[serde(default)]
+    pub currency: Option<String>,
+    /// Who receives.
+    #[serde(default)]
+    pub payee: Option<String>,
+    /// How many pieces.
+    #[serde(default)]
+    pub count: Option<i64>,
+    /// The platform's own number.
+    #[serde(default)]
+    pub reference: Option<String>,
+    /// A remark.
+    #[serde(default)]
+    pub memo: Option<String>,
+    /// The page that may relay the challenge; none when absent.
+    #[serde(default)]
+    pub origin: Option<String>,
+}
+
+impl OperationRequest {
+    fn parse(self) -> Result<NewOperation, Problem> {
+        let invalid = |field: &str, problem: &dyn std::fmt::Display| {
+            Problem::new(Code::StatementInvalid, format!("{field}: {problem}"))
+                .with_action("Correct the field that is named and create the operation again.")
+        };
+        let amount = match (self.amount, self.currency) {
+            (Some(amount), Some(currency)) => Some((amount, currency)),
+            (None, None) => None,
+            (Some(_), None) => return Err(invalid("currency", &"is missing")),
+            (None, Some(_)) => return Err(invalid("amount", &"is missing")),
+        };
+        let origin = self
+            .origin
+            .map(|origin| origin.parse::<Origin>())
+            .transpose()
+            .map_err(|error| invalid("origin", &error))?;
+        Ok(NewOperation {
+            kind: self.kind.parse().map_err(|error| invalid("kind", &error))?,
+            account: self.account,
+            operator: self.operator,
+            facts: Facts {
+                amount,
+                payee: self.payee,
+                count: self.count,
+                reference: self.reference,
+                memo: self.memo,
+            },
+            origin,
+        })
+    }
+}
+
+/// An operation.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct OperationView {
+    /// Its id.
+    pub id: OperationId,
+    /// Where it stands.
+    pub state: OperationState,
+    /// What is to be approved: kind, account, operator and the facts of the kind.
+    #[schema(value_type = Object)]
+    pub statement: serde_json::Value,
+    /// The page that may relay the challenge.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// When it was created, RFC 3339.
+    pub created_at: String,
+    /// When it can no longer be approved, RFC 3339.
+    pub expires_at: String,
+    /// When it left the state `created`, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub closed_at: Option<String>,
+    /// The approvals that were accepted; absent where they are not asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub approvals: Vec<ApprovalView>,
+}
+
+impl OperationView {
+    fn new(operation: &Operation) -> Self {
+        Self {
+            id: operation.id.clone(),
+            state: operation.state,
+            statement: operation.statement.to_json(),
+            origin: operation.origin.clone(),
+            created_at: operation.created_at.to_string(),
+            expires_at: operation.expires_at.to_string(),
+            closed_at: operation.closed_at.map(|at| at.to_string()),
+            approvals: Vec::new(),
+        }
+    }
+}
+
+/// An approval that was accepted.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ApprovalView {
+    /// Who approved.
+    pub operator: OperatorId,
+    /// Serial number of the operating certificate, hexadecimal.
+    pub certificate: String,
+    /// When it was accepted, RFC 3339.
+    pub accepted_at: String,
+    /// The approval, JWS compact; anybody can verify it with the authority's certificate.
+    pub approval: String,
+}
+
+impl From<Approval> for ApprovalView {
+    fn from(approval: Approval) -> Self {
+        Self {
+            operator: approval.operator,
+            certificate: approval.certificate,
+            accepted_at: approval.accepted_at.to_string(),
+            approval: approval.approval,
+        }
+    }
+}
+
+/// An operation and its first challenge.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CreatedAnswer {
+    /// The operation.
+    pub operation: OperationView,
+    /// The challenge for the daemon, JWS compact (`typ: opcert-challenge+jwt`).
+    pub challenge: String,
+    /// When the challenge expires, RFC 3339.
+    pub expires_at: String,
+}
+
+/// An operation.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct OperationAnswer {
+    /// The operation.
+    pub operation: OperationView,
+}
+
+/// Creates an operation and its first challenge.
+#[utoipa::path(
+    post,
+    path = "/v1/operations",
+    tag = "operations",
+    security(("platform-key" = [])),
+    params(("idempotency-key" = Option<String>, Header, description = "1 to 128 visible ASCII characters; the same request with it gets the same answer")),
+    request_body = OperationRequest,
+    responses(
+        (status = 201, body = CreatedAnswer),
+        (status = 401, description = "unauthenticated", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, description = "idempotency-conflict", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 422, description = "statement-invalid", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "token-down, busy, audit-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+pub async fn create(
+    State(service): State<Service>,
+    Extension(request_id): Extension<RequestId>,
+    platform: Platform,
+    headers: HeaderMap,
+    Json(body): Json<OperationRequest>,
+) -> Result<Response, Refused> {
+    let idempotency = idempotency(&headers, &body)?;
+    let answer = service
+        .operations()
+        .create(
+            body.parse()?,
+            &platform.key,
+            idempotency,
+            &request_id,
+            |operation, challenge| {
+                serde_json::to_string(&CreatedAnswer {
+                    operation: OperationView::new(operation),
+                    challenge: challenge.challenge.clone(),
+                    expires_at: challenge.expires_at.to_string(),
+                })
+            },
+        )
+        .await
+        .map_err(Problem::from)?;
+    let headers = [(CONTENT_TYPE, "application/json")];
+    Ok((StatusCode::CREATED, headers, answer).into_response())
+}
+
+/// The key and what it stands for: the request as it was understood, so that a repetition may
+/// order and space its fields in another way.
+fn idempotency(
+    headers: &HeaderMap,
+    body: &OperationRequest,
+) -> Result<Option<Idempotency>, Problem> {
+    let Some(value) = headers.get(IDEMPOTENCY_KEY) else {
+        return Ok(None);
+    };
+    let key = value
+        .to_str()
+        .ok()
+        .filter(|key| {
+            (1..=IDEMPOTENCY_KEY_MAX).contains(&key.len())
+                && key.bytes().all(|byte| byte.is_ascii_graphic())
+        })
+        .ok_or_else(|| {
+            Problem::new(
+                Code::Malformed,
+                "the idempotency-key header must be 1 to 128 visible ASCII characters",
+            )
+        })?;
+    let mut request = b"POST /v1/operations\n".to_vec();
+    serde_json::to_writer(&mut request, body).map_err(|error| {
+        tracing::error!(%error, "cannot encode a request");
+        Problem::new(Code::Internal, "the request could not be encoded")
+    })?;
+    Ok(Some(Idempotency {
+        key: key.to_owned(),
+        request_hash: hex(&sha256(&request)),
+    }))
+}
+
+/// An operation, where it stands, and its approvals.
+#[utoipa::path(
+    get,
+    path = "/v1/operations/{id}",
+    tag = "operations",
+    security(("platform-key" = [])),
+    params(("id" = OperationId, Path)),
+    responses(
+        (status = 200, body = OperationAnswer),
+        (status = 401, description = "unauthenticated", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 404, description = "not-found", body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+pub async fn read(
+    State(service): State<Service>,
+    _: Platform,
+    Path(id): Path<OperationId>,
+) -> Result<Json<OperationAnswer>, Refused> {
+    let (operation, approvals) = service
+        .operations()
+        .find(&id)
+        .await
+        .map_err(Problem::from)?;
+    let mut view = OperationView::new(&operation);
+    view.approvals = approvals.into_iter().map(ApprovalView::from).collect();
+    Ok(Json(OperationAnswer { operation: view }))
+}
+
+/// A request for a further challenge.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChallengeRequest {
+    /// Who is to approve.
+    pub operator: OperatorId,
+}
+
+/// A challenge.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChallengeAnswer {
+    /// The challenge for the daemon, JWS compact.
+    pub challenge: String,
+    /// When it expires, RFC 3339.
+    pub expires_at: String,
+}
+
+impl From<Challenge> for ChallengeAnswer {
+    fn from(challenge: Challenge) -> Self {
+        Self {
+            challenge: challenge.challenge,
+            expires_at: challenge.expires_at.to_string(),
+        }
+    }
+}
+
+/// A fresh challenge for an operation that still waits, where the last one expired.
+#[utoipa::path(
+    post,
+    path = "/v1/operations/{id}/challenges",
+    tag = "operations",
+    security(("platform-key" = [])),
+    params(("id" = OperationId, Path)),
+    request_body = ChallengeRequest,
+    responses(
+        (status = 201, body = ChallengeAnswer),
+        (status = 401, description = "unauthenticated", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 403, description = "forbidden", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 404, description = "not-found", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, description = "operation-state", body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+pub async fn challenge(
+    State(service): State<Service>,
+    Extension(request_id): Extension<RequestId>,
+    _: Platform,
+    Path(id): Path<OperationId>,
+    Json(body): Json<ChallengeRequest>,
+) -> Result<(StatusCode, Json<ChallengeAnswer>), Refused> {
+    let challenge = service
+        .operations()
+        .challenge(&id, &body.operator, &request_id)
+        .await
+        .map_err(Problem::from)?;
+    Ok((StatusCode::CREATED, Json(challenge.into())))
+}
+
+/// Takes an approval. It needs no credentials beside its own signature.
+#[utoipa::path(
+    post,
+    path = "/v1/operations/{id}/approvals",
+    tag = "operations",
+    params(("id" = OperationId, Path)),
+    request_body(content = String, description = "the approval, JWS compact", content_type = "application/jose"),
+    responses(
+        (status = 200, body = OperationAnswer),
+        (status = 404, description = "not-found", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, description = "operation-state", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 415, description = "unsupported-media-type", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 422, description = "approval-invalid, challenge-expired, certificate-expired, certificate-revoked", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "audit-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+pub async fn approve(
+    State(service): State<Service>,
+    Extension(request_id): Extension<RequestId>,
+    Path(id): Path<OperationId>,
+    body: Raw<Jose>,
+) -> Result<Json<OperationAnswer>, Refused> {
+    let compact = std::str::from_utf8(&body.bytes)
+        .map_err(|_| Problem::new(Code::ApprovalInvalid, "the approval is not text"))?;
+    let operation = service
+        .operations()
+        .approve(&id, compact.trim_ascii_end(), &request_id)
+        .await
+        .map_err(Problem::from)?;
+    service.outbox_changed();
+    Ok(Json(OperationAnswer {
+        operation: OperationView::new(&operation),
+    }))
+}
+
+/// Takes an operation back before it is approved.
+#[utoipa::path(
+    post,
+    path = "/v1/operations/{id}/cancellation",
+    tag = "operations",
+    security(("platform-key" = [])),
+    params(("id" = OperationId, Path)),
+    responses(
+        (status = 200, body = OperationAnswer),
+        (status = 401, description = "unauthenticated", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 404, description = "not-found", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, description = "operation-state", body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+pub async fn cancel(
+    State(service): State<Service>,
+    Extension(request_id): Extension<RequestId>,
+    _: Platform,
+    Path(id): Path<OperationId>,
+) -> Result<Json<OperationAnswer>, Refused> {
+    let operation = service
+        .operations()
+        .cancel(&id, &request_id)
+        .await
+        .map_err(Problem::from)?;
+    Ok(Json(OperationAnswer {
+        operation: OperationView::new(&operation),
+    }))
+}

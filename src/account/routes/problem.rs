@@ -1,0 +1,237 @@
+//! What each domain error is to the outside: stable code, sentence, status.
+//!
+//! Faults of this service and of its token are logged with their whole chain and answered with
+//! one sentence, as their details are nobody else's business.
+
+use axum::http::HeaderValue;
+use axum::http::header::WWW_AUTHENTICATE;
+use axum::response::{IntoResponse, Response};
+
+use crate::account::codes::CodeError;
+use crate::account::enrolment::EnrolmentError;
+use crate::account::issuing::IssuingError;
+use crate::account::operations::OperationError;
+use crate::account::passwords::PasswordError;
+use crate::account::signer::SignError;
+use crate::account::store::StoreError;
+use crate::account::store::certificates::Certificate;
+use crate::api::problem::{Code, Problem};
+use crate::audit::AuditError;
+use crate::device::DeviceError;
+
+/// A refusal: a problem and, where credentials are missing, what to send.
+#[derive(Debug)]
+pub struct Refused {
+    problem: Problem,
+    scheme: Option<&'static str>,
+}
+
+impl Refused {
+    /// Credentials are missing or wrong; `scheme` is the `WWW-Authenticate` value.
+    pub fn unauthenticated(scheme: &'static str, detail: &'static str) -> Self {
+        Self {
+            problem: Problem::new(Code::Unauthenticated, detail),
+            scheme: Some(scheme),
+        }
+    }
+}
+
+impl<E: Into<Problem>> From<E> for Refused {
+    fn from(error: E) -> Self {
+        Self {
+            problem: error.into(),
+            scheme: None,
+        }
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let mut response = self.problem.into_response();
+        if let Some(scheme) = self.scheme {
+            response
+                .headers_mut()
+                .insert(WWW_AUTHENTICATE, HeaderValue::from_static(scheme));
+        }
+        response
+    }
+}
+
+/// Logs a fault of ours and gives what the outside learns of it.
+fn fault(code: Code, detail: &'static str, error: &(dyn std::error::Error + 'static)) -> Problem {
+    let mut chain = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        chain.push_str(": ");
+        chain.push_str(&source.to_string());
+        next = source.source();
+    }
+    tracing::error!(code = code.as_str(), error = %chain, "{detail}");
+    Problem::new(code, detail)
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        fault(Code::Internal, "the database did not answer", &error)
+    }
+}
+
+impl From<PasswordError> for Problem {
+    fn from(error: PasswordError) -> Self {
+        match error {
+            PasswordError::Busy => {
+                Self::new(Code::Busy, "too many log-ins are being checked").with_retry_after(2)
+            }
+            PasswordError::Length => Self::new(Code::LoginFailed, error.to_string()),
+            PasswordError::Hash { .. } => {
+                fault(Code::Internal, "the password could not be checked", &error)
+            }
+        }
+    }
+}
+
+impl From<SignError> for Problem {
+    fn from(error: SignError) -> Self {
+        const DETAIL: &str = "the service could not sign";
+        let code = match &error {
+            SignError::Device { source } => match source {
+                DeviceError::Busy { .. } => Code::Busy,
+                DeviceError::Timeout { .. } => Code::TokenTimeout,
+                DeviceError::BadSignature { .. } => Code::SignatureInvalid,
+                _ => Code::TokenDown,
+            },
+            SignError::Refused { .. } | SignError::Encode { .. } => Code::Internal,
+        };
+        fault(code, DETAIL, &error)
+            .with_action(
+                "Try again shortly; the operator of the service finds the cause in its log.",
+            )
+            .with_retry_after(5)
+    }
+}
+
+impl From<IssuingError> for Problem {
+    fn from(error: IssuingError) -> Self {
+        match error {
+            IssuingError::Sign(error) => error.into(),
+            IssuingError::Store(error) => error.into(),
+            error => fault(Code::Internal, "the authority could not issue", &error),
+        }
+    }
+}
+
+fn audit(error: &AuditError) -> Problem {
+    fault(
+        Code::AuditUnavailable,
+        "the audit record could not be written, so nothing was done",
+        error,
+    )
+    .with_action("Try again later; the operator of the service finds the cause in its log.")
+}
+
+impl From<CodeError> for Problem {
+    fn from(error: CodeError) -> Self {
+        let text = error.to_string();
+        match error {
+            CodeError::Login => Self::new(Code::LoginFailed, text),
+            CodeError::TooSoon { retry_after } => {
+                Self::new(Code::SmsTooSoon, text).with_retry_after(whole_seconds(retry_after))
+            }
+            CodeError::Wrong { .. } => Self::new(Code::SmsCodeWrong, text),
+            CodeError::Expired { .. } => Self::new(Code::SmsCodeExpired, text),
+            CodeError::Spent => Self::new(Code::SmsCodeSpent, text),
+            CodeError::Password(error) => error.into(),
+            CodeError::Sms(error) => fault(Code::SmsUnavailable, "the SMS cannot be sent", &error),
+            CodeError::Audit(error) => audit(&error),
+            CodeError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Seconds to wait, never too few.
+fn whole_seconds(wait: std::time::Duration) -> u32 {
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    u32::try_from(seconds).unwrap_or(u32::MAX)
+}
+
+impl From<EnrolmentError> for Problem {
+    fn from(error: EnrolmentError) -> Self {
+        let text = error.to_string();
+        match error {
+            EnrolmentError::Code(error) => error.into(),
+            EnrolmentError::Ticket(_) | EnrolmentError::TicketUnknown => {
+                Self::new(Code::TicketInvalid, text)
+            }
+            EnrolmentError::TicketSpent => Self::new(Code::TicketSpent, text),
+            EnrolmentError::Request(_) | EnrolmentError::RequestKey => {
+                Self::new(Code::CsrInvalid, text)
+            }
+            EnrolmentError::KeyReused => Self::new(Code::CsrInvalid, text)
+                .with_action("Generate a new key; no key is certified twice."),
+            EnrolmentError::Computers { candidates, .. } => Self::new(Code::QuotaComputers, text)
+                .with_action(could_go(
+                    "Delete the certificates of a computer",
+                    &candidates,
+                )),
+            EnrolmentError::Certificates { candidates, .. } => {
+                Self::new(Code::QuotaCertificates, text)
+                    .with_action(could_go("Delete a certificate", &candidates))
+            }
+            EnrolmentError::Sign(error) => error.into(),
+            EnrolmentError::Issuing(error) => error.into(),
+            EnrolmentError::Audit(error) => audit(&error),
+            EnrolmentError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Names what could go at the quota: owner, computer, last use.
+fn could_go(what: &str, candidates: &[Certificate]) -> String {
+    let named: Vec<String> = candidates
+        .iter()
+        .map(|certificate| {
+            let used = match certificate.last_used_at {
+                Some(at) => format!("last used {at}"),
+                None => format!("never used since {}", certificate.issued_at),
+            };
+            format!(
+                "{} of {} on {}, {used}",
+                certificate.serial, certificate.operator, certificate.computer
+            )
+        })
+        .collect();
+    format!(
+        "{what} that is no longer used. Least recently used first: {}.",
+        named.join("; ")
+    )
+}
+
+impl From<OperationError> for Problem {
+    fn from(error: OperationError) -> Self {
+        let text = error.to_string();
+        match error {
+            OperationError::OperatorUnknown { .. } => Self::new(Code::StatementInvalid, text)
+                .with_action("Name an account and an operator that exist."),
+            OperationError::Statement(_) => Self::new(Code::StatementInvalid, text)
+                .with_action("Correct the field that is named and create the operation again."),
+            OperationError::IdempotencyConflict => Self::new(Code::IdempotencyConflict, text),
+            OperationError::Unknown { .. } => Self::new(Code::NotFound, text),
+            OperationError::State { .. } | OperationError::TooManyChallenges => {
+                Self::new(Code::OperationState, text)
+            }
+            OperationError::OtherOperator => Self::new(Code::Forbidden, text)
+                .with_action("Ask the operator whom the operation names."),
+            OperationError::Approval(_)
+            | OperationError::Mismatch { .. }
+            | OperationError::ChallengeUnknown
+            | OperationError::CertificateUnknown => Self::new(Code::ApprovalInvalid, text),
+            OperationError::ChallengeExpired { .. } => Self::new(Code::ChallengeExpired, text),
+            OperationError::CertificateRevoked { .. } => Self::new(Code::CertificateRevoked, text),
+            OperationError::CertificateExpired => Self::new(Code::CertificateExpired, text),
+            OperationError::Sign(error) => error.into(),
+            OperationError::Audit(error) => audit(&error),
+            OperationError::Encode(error) => fault(Code::Internal, "the answer failed", &error),
+            OperationError::Store(error) => error.into(),
+        }
+    }
+}

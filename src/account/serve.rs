@@ -1,0 +1,163 @@
+//! `opcert-accountd serve`: open everything, bind, tell, serve, drain.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info, warn};
+
+use super::config::Config;
+use super::service::{Service, StartError};
+use super::store::StoreError;
+use super::store::operations;
+use super::{routes, webhooks};
+use crate::base::Clock;
+use crate::base::files::{FileError, Readers, read_checked};
+use crate::http::tls::{self, Identity, TlsError};
+use crate::http::{Door, Drained, Listener, Server};
+
+/// How long requests in flight may take once the service is told to stop.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// How often operations whose time is over are marked.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// Largest TLS file that is read, in bytes.
+const TLS_LIMIT: u64 = 256 * 1024;
+
+/// Why the service does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Something could not be opened.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// A TLS file cannot be used.
+    #[error("cannot use a TLS file")]
+    File(#[from] FileError),
+    /// Certificate and key do not make a TLS server.
+    #[error("cannot set up TLS")]
+    Tls(#[from] TlsError),
+    /// Webhooks cannot be set up.
+    #[error("cannot set up the webhook")]
+    Webhook(#[from] webhooks::WebhookError),
+    /// An address cannot be bound.
+    #[error("cannot listen on {address}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Signals cannot be received.
+    #[error("cannot receive signals")]
+    Signals {
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Runs the service until it is told to stop.
+pub async fn serve(config: &Config) -> Result<(), ServeError> {
+    let service = Service::open(config, Clock::system(), config.sms.gateway.into()).await?;
+    let result = run(config, &service).await;
+    service.close().await;
+    result
+}
+
+async fn run(config: &Config, service: &Service) -> Result<(), ServeError> {
+    let certificate = config.path(&config.tls.certificate);
+    let key = config.path(&config.tls.key);
+    let identity = Identity::from_pem(
+        &read_checked(&certificate, Readers::Anybody, TLS_LIMIT)?,
+        &read_checked(&key, Readers::Owner, TLS_LIMIT)?,
+    )?;
+    let settings = tls::public(identity)?;
+    let courier = match &config.webhook {
+        Some(webhook) => Some(webhooks::Courier::new(webhook, service.clone())?),
+        None => None,
+    };
+    let signals = |source| ServeError::Signals { source };
+    let mut stop = signal(SignalKind::terminate()).map_err(signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
+
+    let mut doors = Vec::new();
+    let mut addresses = Vec::new();
+    for &address in &config.listen {
+        let bind = |source| ServeError::Bind { address, source };
+        let listener = TcpListener::bind(address).await.map_err(bind)?;
+        addresses.push(listener.local_addr().map_err(bind)?);
+        doors.push(Door {
+            name: "account",
+            listener: Listener::Tcp {
+                listener,
+                tls: Some(settings.clone()),
+            },
+            limits: config.limits(),
+            router: routes::router(service.clone()),
+        });
+    }
+    let server = Server::start(doors);
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(sweep(service.clone()));
+    if let Some(courier) = courier {
+        tasks.spawn(courier.run());
+    }
+    for address in &addresses {
+        announce(address);
+    }
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        warn!(%error, "cannot tell the service manager");
+    }
+
+    wait(&mut stop, &mut interrupt).await;
+    info!("stopping");
+    if let Err(error) = sd_notify::notify(&[NotifyState::Stopping]) {
+        warn!(%error, "cannot tell the service manager");
+    }
+    if server.drain(DRAIN).await == Drained::Cut {
+        warn!("requests were cut at the deadline");
+    }
+    tasks.shutdown().await;
+    Ok(())
+}
+
+/// One line on standard output for each address, so that scripts find a port the system chose.
+fn announce(address: &SocketAddr) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = writeln!(out, "listening on https://{address}").and_then(|()| out.flush()) {
+        warn!(%error, "cannot write to standard output");
+    }
+    info!(%address, "listening");
+}
+
+async fn wait(stop: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = stop.recv() => (),
+        _ = interrupt.recv() => (),
+    }
+}
+
+/// Marks operations whose time is over. Readers take them as expired in any case; this keeps the
+/// table honest for whoever reads it directly.
+async fn sweep(service: Service) {
+    let mut turns = tokio::time::interval(SWEEP);
+    turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        turns.tick().await;
+        let now = service.clock().now();
+        let marked: Result<u64, StoreError> = service
+            .store()
+            .transaction("expire operations", move |tx| {
+                Box::pin(operations::expire(tx, now))
+            })
+            .await;
+        match marked {
+            Ok(0) => (),
+            Ok(count) => info!(count, "operations expired"),
+            Err(error) => error!(%error, "cannot mark expired operations"),
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! The running service: everything opened, nothing bound yet.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use super::codes::Codes;
+use super::config::Config;
+use super::enrolment::Enrolment;
+use super::issuing::Issuer;
+use super::operations::{Notify as Notices, Operations};
+use super::passwords::{PasswordError, Passwords};
+use super::records::Records;
+use super::signer::{ChallengeKey, Signer};
+use super::sms::Gateway;
+use super::store::keys::{self, KeyPurpose, ServiceKey};
+use super::store::{Store, StoreError};
+use crate::audit::{Audit, AuditError};
+use crate::base::Clock;
+use crate::base::files::{FileError, Readers, read_checked};
+use crate::base::jose::InvalidJwk;
+use crate::base::secret::SecretBytes;
+use crate::base::x509::{Certificate, X509Error};
+use crate::device::{DeviceError, Devices};
+
+/// The file of the HMAC key for codes, in the state directory.
+pub const CODE_KEY_FILE: &str = "code-key";
+
+/// Length of that key, in bytes.
+pub const CODE_KEY_BYTES: usize = 32;
+
+/// Why the service cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The database cannot be used.
+    #[error("cannot use the database")]
+    Store(#[from] StoreError),
+    /// A key file cannot be used.
+    #[error("cannot use a key file")]
+    File(#[from] FileError),
+    /// The key for codes is not what `init` wrote.
+    #[error("{} must hold {CODE_KEY_BYTES} bytes", path.display())]
+    CodeKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// `init` has not made this key.
+    #[error("the database names no {what} key")]
+    KeyMissing {
+        /// Which.
+        what: &'static str,
+    },
+    /// The challenge key is not P-256.
+    #[error("the challenge key cannot be published")]
+    ChallengeKey(#[from] InvalidJwk),
+    /// The authority's certificate is malformed.
+    #[error("the certificate of the issuing authority cannot be read")]
+    Authority(#[from] X509Error),
+    /// The modules cannot be started.
+    #[error("cannot start the PKCS#11 modules")]
+    Devices(#[from] DeviceError),
+    /// The audit trail cannot be opened.
+    #[error("cannot open the audit trail")]
+    Audit(#[from] AuditError),
+    /// Argon2 does not work.
+    #[error("cannot hash passwords")]
+    Passwords(#[from] PasswordError),
+}
+
+/// What every request handler has; cloning shares it.
+#[derive(Clone)]
+pub struct Service(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    clock: Clock,
+    audit: Audit,
+    devices: Devices,
+    codes: Codes,
+    enrolment: Enrolment,
+    operations: Operations,
+    issuer: Issuer,
+    challenge_key: ChallengeKey,
+    outbox: Notify,
+}
+
+impl Service {
+    /// Opens database, keys, devices and audit trail. A token that is not there is no reason to
+    /// stay down: what needs it is refused until it is.
+    pub async fn open(config: &Config, clock: Clock, gateway: Gateway) -> Result<Self, StartError> {
+        let store = Store::open(&config.database()).await?;
+        let code_key = read_code_key(&config.state_directory)?;
+        let (issuing, challenge) = find_keys(&store).await?;
+        let certificate = issuing
+            .certificate
+            .as_deref()
+            .ok_or(StartError::KeyMissing { what: "issuing" })?;
+        let certificate = Certificate::from_der(certificate)?;
+
+        let directory = config.state_directory.join("audit");
+        let (audit, _) = Audit::open(&directory, config.audit.clone(), clock.clone())?;
+        let records = Records::new(audit.clone());
+        let devices =
+            Devices::start(config.devices(), &config.state_directory, clock.clone()).await?;
+
+        let signer =
+            |key: ServiceKey| Signer::new(devices.clone(), clock.clone(), key.key, key.public_key);
+        let challenge_key = ChallengeKey::new(signer(challenge), config.origin.clone())?;
+        let issuer = Issuer::new(
+            store.clone(),
+            clock.clone(),
+            signer(issuing),
+            certificate,
+            &config.origin,
+            config.certificates.validity_days,
+        );
+        let codes = Codes::new(
+            store.clone(),
+            clock.clone(),
+            Passwords::new()?,
+            records.clone(),
+            &code_key,
+            gateway,
+            config.sms.clone(),
+        );
+        let enrolment = Enrolment {
+            store: store.clone(),
+            clock: clock.clone(),
+            records: records.clone(),
+            codes: codes.clone(),
+            challenge_key: challenge_key.clone(),
+            issuer: issuer.clone(),
+            quotas: config.quotas,
+            ticket_lifetime: config.certificates.ticket_lifetime_seconds,
+        };
+        let operations = Operations {
+            store: store.clone(),
+            clock: clock.clone(),
+            records,
+            challenge_key: challenge_key.clone(),
+            issuer: issuer.clone(),
+            rules: config.operations,
+            notify: match config.webhook {
+                Some(_) => Notices::Outbox,
+                None => Notices::No,
+            },
+        };
+        Ok(Self(Arc::new(Inner {
+            store,
+            clock,
+            audit,
+            devices,
+            codes,
+            enrolment,
+            operations,
+            issuer,
+            challenge_key,
+            outbox: Notify::new(),
+        })))
+    }
+
+    /// The database.
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
+    /// The audit trail.
+    pub fn audit(&self) -> &Audit {
+        &self.0.audit
+    }
+
+    /// SMS codes.
+    pub fn codes(&self) -> &Codes {
+        &self.0.codes
+    }
+
+    /// Tickets and certificates.
+    pub fn enrolment(&self) -> &Enrolment {
+        &self.0.enrolment
+    }
+
+    /// Operations.
+    pub fn operations(&self) -> &Operations {
+        &self.0.operations
+    }
+
+    /// The issuing authority.
+    pub fn issuer(&self) -> &Issuer {
+        &self.0.issuer
+    }
+
+    /// The key of challenges and tickets.
+    pub fn challenge_key(&self) -> &ChallengeKey {
+        &self.0.challenge_key
+    }
+
+    /// Tells the delivery of notices that there may be one.
+    pub fn outbox_changed(&self) {
+        self.0.outbox.notify_one();
+    }
+
+    /// Waits until [`Service::outbox_changed`] is called, or was since the last time.
+    pub async fn wait_for_outbox(&self) {
+        self.0.outbox.notified().await;
+    }
+
+    /// Closes audit trail, devices and database, in this order.
+    pub async fn close(&self) {
+        if let Err(error) = self.0.audit.close().await {
+            tracing::error!(%error, "the audit trail could not be closed");
+        }
+        self.0.devices.shutdown().await;
+        self.0.store.close().await;
+    }
+}
+
+fn read_code_key(state_directory: &Path) -> Result<SecretBytes, StartError> {
+    let path = state_directory.join(CODE_KEY_FILE);
+    let bytes = read_checked(&path, Readers::Owner, CODE_KEY_BYTES as u64)?;
+    if bytes.len() == CODE_KEY_BYTES {
+        Ok(SecretBytes::new(bytes))
+    } else {
+        Err(StartError::CodeKey { path })
+    }
+}
+
+async fn find_keys(store: &Store) -> Result<(ServiceKey, ServiceKey), StartError> {
+    let (issuing, challenge) = store
+        .read("find keys", |tx| {
+            Box::pin(async move {
+                Ok::<_, StoreError>((
+                    keys::current(tx, KeyPurpose::Issuing).await?,
+                    keys::current(tx, KeyPurpose::Challenge).await?,
+                ))
+            })
+        })
+        .await?;
+    Ok((
+        issuing.ok_or(StartError::KeyMissing { what: "issuing" })?,
+        challenge.ok_or(StartError::KeyMissing { what: "challenge" })?,
+    ))
+}
