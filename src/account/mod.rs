@@ -1,6 +1,43 @@
-//! account: being written.
+//! `opcert-accountd`, the account service: it knows accounts, operators and computers, issues
+//! operating certificates, asks for signatures and checks them.
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`admin`] | the command line: `init`, `serve`, accounts, operators, revocation |
+//! | [`serve`] | the life of the running service: open, bind, tell, serve, drain |
+//! | [`routes`] | the HTTP interface and what each error is to the outside |
+//! | [`service`] | everything opened, as request handlers have it |
+//! | [`codes`], [`sms`] | SMS codes: limits, keyed hashes, the gateway |
+//! | [`enrolment`] | a code becomes a ticket, a ticket a certificate |
+//! | [`issuing`] | the authority: certificate profile, revocation lists |
+//! | [`operations`] | sensitive operations, their challenges and approvals |
+//! | [`webhooks`] | telling the platform of approvals |
+//! | [`signer`] | the service's own keys, on a token |
+//! | [`passwords`] | Argon2id within limits |
+//! | [`records`] | the audit trail |
+//! | [`store`] | SQL |
+//! | [`config`] | the configuration file |
+//!
+//! What must hold however many requests and instances there are (single use, quotas, uniqueness)
+//! is held by the database, inside the transaction that depends on it. What must not happen
+//! without a record (a code sent, a certificate issued, an operation approved) has its record
+//! durable before the transaction commits; a record of something that then failed to commit is
+//! possible, the other way round is not.
 
-/// Runs the program.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
-}
+pub mod admin;
+pub mod codes;
+pub mod config;
+pub mod enrolment;
+pub mod issuing;
+pub mod operations;
+pub mod passwords;
+pub mod records;
+pub mod routes;
+pub mod serve;
+pub mod service;
+pub mod signer;
+pub mod sms;
+pub mod store;
+pub mod webhooks;
+
+pub use admin::main;

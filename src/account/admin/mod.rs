@@ -1,0 +1,313 @@
+//! The command line of `opcert-accountd`.
+//!
+//! Commands that change something work on the database directly, beside a running service, and
+//! leave their records in an audit trail of their own (`admin-audit` in the state directory), as
+//! the service keeps its trail locked while it runs.
+
+mod accounts;
+mod certificates;
+mod init;
+mod output;
+mod secrets;
+mod trial;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use super::config::{self, Config};
+use super::issuing::IssuingError;
+use super::passwords::PasswordError;
+use super::serve::{ServeError, serve};
+use super::service::StartError;
+use super::store::{Store, StoreError};
+use crate::api::problem::Code;
+use crate::audit::{Audit, AuditError, Event};
+use crate::base::Clock;
+use crate::base::files::FileError;
+use crate::base::sysexits::{
+    EX_CANTCREAT, EX_CONFIG, EX_DATAERR, EX_FAILED, EX_IOERR, EX_NOINPUT, EX_OSERR, EX_SOFTWARE,
+    EX_TEMPFAIL, EX_UNAVAILABLE,
+};
+use crate::base::x509::X509Error;
+use crate::config::ConfigError;
+use crate::device::DeviceError;
+use crate::telemetry;
+
+use output::Output;
+
+/// The account service of opcert: accounts, enrolment, issuing authority, operations.
+#[derive(Debug, Parser)]
+#[command(name = "opcert-accountd", version, about, propagate_version = true)]
+pub struct Arguments {
+    /// The configuration file.
+    #[arg(long, global = true, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+    /// Print one JSON value instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a new service: configuration, keys on the token, authority, database.
+    Init(Box<init::Arguments>),
+    /// Run the service.
+    Serve,
+    /// Bring the database to the schema of this version.
+    Migrate,
+    /// Accounts.
+    #[command(subcommand)]
+    Account(accounts::AccountCommand),
+    /// Operators.
+    #[command(subcommand)]
+    Operator(accounts::OperatorCommand),
+    /// Keys of the platform's backend.
+    #[command(subcommand)]
+    PlatformKey(accounts::PlatformKeyCommand),
+    /// Operating certificates.
+    #[command(subcommand)]
+    Certificate(certificates::Command),
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// The configuration was refused.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The service did not start or run.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The database cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The token cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The authority could not be made.
+    #[error("cannot make the issuing authority")]
+    Issuing(#[from] IssuingError),
+    /// A certificate could not be made.
+    #[error("cannot make a certificate")]
+    X509(#[from] X509Error),
+    /// The password was refused.
+    #[error(transparent)]
+    Password(#[from] PasswordError),
+    /// The audit record could not be written, so nothing was done.
+    #[error("cannot write the audit trail")]
+    Audit(#[from] AuditError),
+    /// Something is there already.
+    #[error("{what} exists already")]
+    Exists {
+        /// What.
+        what: String,
+    },
+    /// Something is not there.
+    #[error("there is no {what}")]
+    Missing {
+        /// What.
+        what: String,
+    },
+    /// An argument or input has no meaning.
+    #[error("{what} {problem}")]
+    Input {
+        /// Which.
+        what: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Reading from or writing to the terminal failed.
+    #[error("cannot use the terminal")]
+    Terminal(#[from] std::io::Error),
+    /// Logging is set up twice; a fault of the program.
+    #[error(transparent)]
+    Logging(#[from] telemetry::AlreadySetUp),
+    /// The runtime cannot be started.
+    #[error("cannot start the runtime")]
+    Runtime {
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl AdminError {
+    /// The exit code.
+    fn exit(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Serve(ServeError::Tls(_) | ServeError::Webhook(_)) => EX_CONFIG,
+            Self::Serve(ServeError::Bind { .. }) => EX_UNAVAILABLE,
+            Self::Serve(ServeError::Start(error)) => match error {
+                StartError::Store(StoreError::Schema { .. })
+                | StartError::KeyMissing { .. }
+                | StartError::CodeKey { .. } => EX_CONFIG,
+                StartError::Devices(_) => EX_UNAVAILABLE,
+                StartError::File(_) | StartError::Store(_) => EX_NOINPUT,
+                StartError::Audit(_) => EX_IOERR,
+                _ => EX_SOFTWARE,
+            },
+            Self::Serve(ServeError::File(_)) | Self::File(FileError::Unreadable { .. }) => {
+                EX_NOINPUT
+            }
+            Self::Serve(ServeError::Signals { .. }) | Self::Runtime { .. } => EX_OSERR,
+            Self::File(FileError::Unwritable { .. }) => EX_CANTCREAT,
+            Self::File(_) => EX_CONFIG,
+            Self::Store(StoreError::Schema { .. } | StoreError::Unsupported { .. }) => EX_CONFIG,
+            Self::Store(_) => EX_IOERR,
+            Self::Audit(AuditError::Locked { .. }) => EX_TEMPFAIL,
+            Self::Audit(_) | Self::Terminal(_) => EX_IOERR,
+            Self::Device(_) => EX_UNAVAILABLE,
+            Self::Exists { .. } | Self::Missing { .. } => EX_FAILED,
+            Self::Password(_) | Self::Input { .. } => EX_DATAERR,
+            Self::Issuing(_) | Self::X509(_) | Self::Logging(_) => EX_SOFTWARE,
+        }
+    }
+
+    /// The stable code, where the failure has one.
+    fn code(&self) -> Option<Code> {
+        match self {
+            Self::Config(error) => Some(error.code()),
+            Self::Serve(ServeError::Bind { source, .. })
+                if source.kind() == std::io::ErrorKind::AddrInUse =>
+            {
+                Some(Code::PortInUse)
+            }
+            Self::Serve(ServeError::Start(
+                StartError::Store(_) | StartError::File(_) | StartError::Audit(_),
+            ))
+            | Self::Store(_)
+            | Self::Audit(_) => Some(Code::StateUnusable),
+            _ => None,
+        }
+    }
+
+    /// What to do about it.
+    fn action(&self) -> String {
+        match self {
+            Self::Serve(ServeError::Start(StartError::Store(StoreError::Schema {
+                found,
+                needed,
+            })))
+            | Self::Store(StoreError::Schema { found, needed }) => {
+                if found < needed {
+                    "Make a backup, then run `opcert-accountd migrate`.".into()
+                } else {
+                    "Run the version of the program that made it, or a later one.".into()
+                }
+            }
+            Self::Serve(ServeError::Start(
+                StartError::KeyMissing { .. }
+                | StartError::CodeKey { .. }
+                | StartError::Store(StoreError::Open { .. }),
+            ))
+            | Self::Store(StoreError::Open { .. }) => {
+                "Check the state directory and its owner; `opcert-accountd init` makes a new \
+                 service."
+                    .into()
+            }
+            Self::Device(_) | Self::Serve(ServeError::Start(StartError::Devices(_))) => {
+                "Check [[module]] in the configuration, and that the token is there.".into()
+            }
+            Self::Audit(AuditError::Locked { .. }) => {
+                "Wait for the other command to end, then try again.".into()
+            }
+            Self::Exists { .. } => "Nothing was changed. Choose another name or path.".into(),
+            Self::Missing { .. } => "Check the name.".into(),
+            Self::Password(_) => "Choose another password.".into(),
+            _ => match self.code() {
+                Some(code) => code.action().to_owned(),
+                None => "Correct what is named and try again.".into(),
+            },
+        }
+    }
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let output = Output::new(arguments.json);
+    match run(arguments, &output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output.error(&error);
+            ExitCode::from(error.exit())
+        }
+    }
+}
+
+fn run(arguments: Arguments, output: &Output) -> Result<(), AdminError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| AdminError::Runtime { source })?;
+    runtime.block_on(async {
+        if let Command::Init(init) = &arguments.command {
+            telemetry::start(telemetry::Config {
+                level: telemetry::Level::Warn,
+                ..telemetry::Config::default()
+            })?;
+            return init::run(init, &arguments.config, output).await;
+        }
+        let config = Config::load(&arguments.config)?;
+        telemetry::start(config.log)?;
+        match arguments.command {
+            Command::Init(_) => Ok(()),
+            Command::Serve => Ok(serve(&config).await?),
+            Command::Migrate => migrate(&config, output).await,
+            Command::Account(command) => accounts::account(command, &config, output).await,
+            Command::Operator(command) => accounts::operator(command, &config, output).await,
+            Command::PlatformKey(command) => accounts::platform_key(command, &config, output).await,
+            Command::Certificate(command) => certificates::run(command, &config, output).await,
+        }
+    })
+}
+
+async fn migrate(config: &Config, output: &Output) -> Result<(), AdminError> {
+    let (store, before, after) = Store::migrate(&config.database()).await?;
+    store.close().await;
+    let text = if before == after {
+        format!("The database has schema version {after} already.")
+    } else {
+        format!("The database was brought from schema version {before} to {after}.")
+    };
+    output.done(
+        &text,
+        &serde_json::json!({ "before": before, "after": after }),
+    )
+}
+
+/// The audit trail of administration, for one command.
+struct Trail(Audit);
+
+impl Trail {
+    fn open(config: &Config, clock: &Clock) -> Result<Self, AdminError> {
+        let directory = config.state_directory.join("admin-audit");
+        let (audit, _) = Audit::open(&directory, config.audit.clone(), clock.clone())?;
+        Ok(Self(audit))
+    }
+
+    /// Writes a record and waits until it is durable. The user is the one the program runs as.
+    async fn write(
+        &self,
+        kind: &'static str,
+        mut body: serde_json::Value,
+    ) -> Result<(), AuditError> {
+        if let Some(object) = body.as_object_mut() {
+            let uid = rustix::process::getuid().as_raw();
+            object.insert("uid".into(), uid.into());
+        }
+        let event = Event::new(kind, None, &body)?;
+        self.0.append(event)?.durable().await?;
+        Ok(())
+    }
+
+    async fn close(self) -> Result<(), AuditError> {
+        self.0.close().await.map(|_| ())
+    }
+}
