@@ -136,9 +136,23 @@ impl ApprovalDraft {
         Ok(Self { jti, payload })
     }
 
+    /// The draft whose payload was made before; `payload` is trusted, as an audit record is.
+    pub fn from_payload(jti: Jti, payload: Vec<u8>) -> Self {
+        Self { jti, payload }
+    }
+
     /// The approval's id.
     pub fn jti(&self) -> &Jti {
         &self.jti
+    }
+
+    /// How consent to it came about.
+    pub fn consent(&self) -> Result<Consent, serde_json::Error> {
+        #[derive(Deserialize)]
+        struct OnlyConsent {
+            consent: Consent,
+        }
+        serde_json::from_slice::<OnlyConsent>(&self.payload).map(|claims| claims.consent)
     }
 
     /// The JSON payload, which a detached CMS signature covers too.

@@ -1,0 +1,591 @@
+//! What this computer is enrolled with: pinned services and installed certificates.
+//!
+//! PERSISTENT STATE. `registry.json` in the state directory holds the computer's id, every pinned
+//! service (origin, challenge keys, authorities) and every installed certificate;
+//! `crls/HASH.der` holds the newest revocation list of a service, where HASH is the SHA-256 of
+//! its origin. Each file is replaced whole, so a crash leaves the old or the new state.
+//!
+//! READING. The signing path reads one immutable [`Snapshot`] without a lock; writers build a new
+//! one, make it durable, then publish it. Nothing on the signing path grows with the number of
+//! services or certificates: both are found by hash.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::base::encoding::{base64, from_base64, hex, sha256};
+use crate::base::files::{self, FileError, Readers};
+use crate::base::ids::{AccountId, ComputerId, OperatorId};
+use crate::base::jose::{InvalidJwk, JwkSet};
+use crate::base::key::{PublicKey, Scheme};
+use crate::base::pkcs11::KeyRef;
+use crate::base::x509::{Certificate, Crl, OperatingIdentity, X509Error};
+use crate::statement::{ApprovalHeader, NoKey, Origin};
+
+/// Largest state file we read, in bytes: thousands of certificates.
+const MAX_STATE: u64 = 64 * 1024 * 1024;
+
+/// Why the registry cannot be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// A state file cannot be read or written.
+    #[error("the registry of installed certificates cannot be kept")]
+    File(#[from] FileError),
+    /// A state file does not hold what we wrote.
+    #[error("{} is damaged: {problem}; restore it from a backup, or move it away and install again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A service's key set is unsound or differs from the pinned one.
+    #[error("the key set of {origin} is refused: {problem}")]
+    Keys {
+        /// The service.
+        origin: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// No service of that origin is pinned, or none signed the list.
+    #[error("no service this computer is enrolled with signed this revocation list")]
+    CrlUnknown,
+    /// The list is malformed or not signed by its authority.
+    #[error("the revocation list is refused: {0}")]
+    Crl(X509Error),
+    /// The list is older than the one that is known.
+    #[error("revocation list number {number} is older than number {known}, which is known here")]
+    CrlOld {
+        /// Its number.
+        number: u64,
+        /// The number we have.
+        known: u64,
+    },
+}
+
+/// An account service, as pinned at enrolment.
+#[derive(Debug)]
+pub struct Service {
+    origin: Origin,
+    jwks: JwkSet,
+    keys: HashMap<String, PublicKey>,
+    authorities: Vec<Certificate>,
+    crl: Option<Crl>,
+}
+
+impl Service {
+    /// Checks what a courier brought: sound keys, and authorities that may sign certificates.
+    pub fn new(
+        origin: Origin,
+        jwks: JwkSet,
+        authorities: Vec<Certificate>,
+    ) -> Result<Self, RegistryError> {
+        let refuse = |problem: String| RegistryError::Keys {
+            origin: origin.to_string(),
+            problem,
+        };
+        if jwks.keys.is_empty() || jwks.keys.len() > 16 {
+            return Err(refuse("it must have 1 to 16 keys".into()));
+        }
+        if authorities.is_empty() || authorities.len() > 8 {
+            return Err(refuse("1 to 8 issuing authorities are needed".into()));
+        }
+        let keys = jwks
+            .keys
+            .iter()
+            .map(|jwk| Ok((jwk.kid.clone(), jwk.to_public_key()?)))
+            .collect::<Result<_, InvalidJwk>>()
+            .map_err(|error| refuse(error.to_string()))?;
+        Ok(Self {
+            origin,
+            jwks,
+            keys,
+            authorities,
+            crl: None,
+        })
+    }
+
+    /// Its origin.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// The pinned challenge key of that id.
+    pub fn key(&self, kid: &str) -> Option<&PublicKey> {
+        self.keys.get(kid)
+    }
+
+    /// The certificates of its issuing authorities.
+    pub fn authorities(&self) -> &[Certificate] {
+        &self.authorities
+    }
+
+    /// The newest revocation list that was handed in.
+    pub fn crl(&self) -> Option<&Crl> {
+        self.crl.as_ref()
+    }
+
+    /// Whether `other` would pin the same keys and authorities.
+    pub fn pins_same(&self, other: &Self) -> bool {
+        let fingerprints = |service: &Self| {
+            let mut all: Vec<_> = service.authorities.iter().map(Certificate::fingerprint).collect();
+            all.sort_unstable();
+            all
+        };
+        self.origin == other.origin
+            && self.keys == other.keys
+            && fingerprints(self) == fingerprints(other)
+    }
+
+    fn with_crl(&self, crl: Crl) -> Self {
+        Self {
+            origin: self.origin.clone(),
+            jwks: self.jwks.clone(),
+            keys: self.keys.clone(),
+            authorities: self.authorities.clone(),
+            crl: Some(crl),
+        }
+    }
+}
+
+/// An installed operating certificate.
+#[derive(Debug)]
+pub struct Installed {
+    /// The service that issued it.
+    pub service: Origin,
+    /// The key on the token.
+    pub key: KeyRef,
+    /// The certificate, then its issuers as they were brought.
+    pub chain: Vec<Certificate>,
+    /// Whom it speaks for.
+    pub identity: OperatingIdentity,
+    /// The scheme its approvals are signed with.
+    pub scheme: Scheme,
+    /// The ready-made header of its approvals.
+    pub header: ApprovalHeader,
+    /// When it was installed.
+    pub installed_at: Timestamp,
+    /// When a newer certificate took its place, if one did.
+    pub superseded_at: Option<Timestamp>,
+}
+
+impl Installed {
+    /// Reads the identity out of the certificate and prepares the header.
+    pub fn new(
+        service: Origin,
+        key: KeyRef,
+        chain: Vec<Certificate>,
+        installed_at: Timestamp,
+    ) -> Result<Self, X509Error> {
+        let malformed = || X509Error::Malformed {
+            what: "operating certificate",
+        };
+        let leaf = chain.first().ok_or_else(malformed)?;
+        let identity = leaf.identity().ok_or_else(malformed)?;
+        let scheme = leaf.public_key().default_scheme();
+        let header = ApprovalHeader::new(scheme, &chain).map_err(|_| malformed())?;
+        Ok(Self {
+            service,
+            key,
+            identity,
+            scheme,
+            header,
+            chain,
+            installed_at,
+            superseded_at: None,
+        })
+    }
+
+    /// The certificate itself.
+    pub fn certificate(&self) -> &Certificate {
+        &self.chain[0]
+    }
+
+    /// SHA-256 over the certificate, hexadecimal: its name in records.
+    pub fn fingerprint(&self) -> String {
+        hex(&self.certificate().fingerprint())
+    }
+
+    fn superseded(&self, at: Timestamp) -> Self {
+        Self {
+            service: self.service.clone(),
+            key: self.key.clone(),
+            chain: self.chain.clone(),
+            identity: self.identity.clone(),
+            scheme: self.scheme,
+            header: self.header.clone(),
+            installed_at: self.installed_at,
+            superseded_at: Some(self.superseded_at.unwrap_or(at)),
+        }
+    }
+}
+
+/// Whether an installed certificate may sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Standing {
+    /// It may.
+    Active,
+    /// Its validity has not begun.
+    NotYetValid,
+    /// Its validity has ended.
+    Expired,
+    /// It is on the newest revocation list of its service.
+    Revoked,
+    /// A newer certificate took its place.
+    Superseded,
+}
+
+/// One consistent view of the registry.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    services: HashMap<Origin, Arc<Service>>,
+    active: HashMap<(Origin, AccountId, OperatorId), Arc<Installed>>,
+    all: Vec<Arc<Installed>>,
+}
+
+impl Snapshot {
+    /// The service of that origin.
+    pub fn service(&self, origin: &Origin) -> Option<&Arc<Service>> {
+        self.services.get(origin)
+    }
+
+    /// The pinned key for an issuer and key id, as [`crate::statement::Challenge::open`] asks.
+    pub fn service_key(&self, origin: &Origin, kid: &str) -> Result<PublicKey, NoKey> {
+        let service = self.services.get(origin).ok_or(NoKey::Issuer)?;
+        service.key(kid).cloned().ok_or(NoKey::Key)
+    }
+
+    /// The certificate that signs for an operator of an account at a service.
+    pub fn certificate(
+        &self,
+        service: &Origin,
+        account: &AccountId,
+        operator: &OperatorId,
+    ) -> Option<&Arc<Installed>> {
+        let key = (service.clone(), account.clone(), operator.clone());
+        self.active.get(&key)
+    }
+
+    /// Whether any operator of the account has a certificate here.
+    pub fn has_account(&self, service: &Origin, account: &AccountId) -> bool {
+        self.all
+            .iter()
+            .any(|installed| installed.service == *service && installed.identity.account == *account)
+    }
+
+    /// Every installed certificate, oldest first.
+    pub fn certificates(&self) -> &[Arc<Installed>] {
+        &self.all
+    }
+
+    /// Every pinned service.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// Whether `installed` may sign at `now`.
+    pub fn standing(&self, installed: &Installed, now: Timestamp) -> Standing {
+        let certificate = installed.certificate();
+        let revoked = self
+            .services
+            .get(&installed.service)
+            .and_then(|service| service.crl())
+            .is_some_and(|crl| crl.revoked_at(certificate.serial()).is_some());
+        if revoked {
+            Standing::Revoked
+        } else if installed.superseded_at.is_some() {
+            Standing::Superseded
+        } else if now < certificate.not_before() {
+            Standing::NotYetValid
+        } else if now > certificate.not_after() {
+            Standing::Expired
+        } else {
+            Standing::Active
+        }
+    }
+
+    fn add(&mut self, installed: Arc<Installed>) {
+        if installed.superseded_at.is_none() {
+            let identity = &installed.identity;
+            let key = (
+                installed.service.clone(),
+                identity.account.clone(),
+                identity.operator.clone(),
+            );
+            self.active.insert(key, installed.clone());
+        }
+        self.all.push(installed);
+    }
+
+    fn copy(&self) -> Self {
+        Self {
+            services: self.services.clone(),
+            active: self.active.clone(),
+            all: self.all.clone(),
+        }
+    }
+}
+
+/// The registry; a cheap handle.
+#[derive(Clone, Debug)]
+pub struct Registry(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    directory: PathBuf,
+    computer: ComputerId,
+    current: ArcSwap<Snapshot>,
+    /// Held while a new snapshot is built and made durable.
+    writing: Mutex<()>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    computer: ComputerId,
+    services: Vec<ServiceState>,
+    certificates: Vec<CertificateState>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServiceState {
+    origin: Origin,
+    keys: JwkSet,
+    authorities: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CertificateState {
+    service: Origin,
+    key: KeyRef,
+    chain: Vec<String>,
+    installed_at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    superseded_at: Option<Timestamp>,
+}
+
+impl Registry {
+    /// Opens the registry in `directory`; the first time, the computer gets its id.
+    pub fn open(directory: &Path) -> Result<Self, RegistryError> {
+        let path = directory.join("registry.json");
+        let (computer, snapshot) = if path.exists() {
+            let bytes = files::read_checked(&path, Readers::Owner, MAX_STATE)?;
+            let state: State =
+                serde_json::from_slice(&bytes).map_err(|error| RegistryError::Damaged {
+                    path: path.clone(),
+                    problem: error.to_string(),
+                })?;
+            load(directory, &path, state)?
+        } else {
+            let computer = ComputerId::random();
+            save(directory, &computer, &Snapshot::default())?;
+            (computer, Snapshot::default())
+        };
+        Ok(Self(Arc::new(Inner {
+            directory: directory.to_owned(),
+            computer,
+            current: ArcSwap::from_pointee(snapshot),
+            writing: Mutex::new(()),
+        })))
+    }
+
+    /// The id of this computer, made once.
+    pub fn computer(&self) -> &ComputerId {
+        &self.0.computer
+    }
+
+    /// The current state; later changes do not show in it.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.0.current.load_full()
+    }
+
+    /// Pins `service` if its origin is new, and installs a certificate it issued. An older
+    /// certificate for the same operator at the same service is superseded. Does file work.
+    pub fn install(&self, service: Service, installed: Installed) -> Result<Arc<Installed>, RegistryError> {
+        let installed = Arc::new(installed);
+        self.change(|snapshot| {
+            match snapshot.services.get(&service.origin) {
+                Some(pinned) if !pinned.pins_same(&service) => {
+                    return Err(RegistryError::Keys {
+                        origin: service.origin.to_string(),
+                        problem: "it differs from the set that is pinned here".into(),
+                    });
+                }
+                Some(_) => {}
+                None => {
+                    snapshot.services.insert(service.origin.clone(), Arc::new(service));
+                }
+            }
+            let older = snapshot.certificate(
+                &installed.service,
+                &installed.identity.account,
+                &installed.identity.operator,
+            );
+            if let Some(older) = older.cloned() {
+                let superseded = Arc::new(older.superseded(installed.installed_at));
+                for slot in &mut snapshot.all {
+                    if Arc::ptr_eq(slot, &older) {
+                        *slot = superseded.clone();
+                    }
+                }
+            }
+            snapshot.add(installed.clone());
+            Ok(())
+        })?;
+        Ok(installed)
+    }
+
+    /// Takes a revocation list over, if one of the pinned authorities signed it and it is not
+    /// older than the known one. Does file work.
+    pub fn apply_crl(&self, der: &[u8]) -> Result<(Origin, u64, usize), RegistryError> {
+        let _writing = self.lock();
+        let current = self.0.current.load_full();
+        let mut refusal = RegistryError::CrlUnknown;
+        for service in current.services.values() {
+            for authority in &service.authorities {
+                let crl = match Crl::from_der(der, authority) {
+                    Ok(crl) => crl,
+                    Err(X509Error::Issuer { .. }) => continue,
+                    Err(error) => {
+                        refusal = RegistryError::Crl(error);
+                        continue;
+                    }
+                };
+                let known = service.crl.as_ref().map_or(0, Crl::number);
+                if crl.number() < known {
+                    return Err(RegistryError::CrlOld {
+                        number: crl.number(),
+                        known,
+                    });
+                }
+                let directory = self.0.directory.join("crls");
+                files::private_directory(&directory)?;
+                files::write_atomic(&crl_path(&self.0.directory, &service.origin), der, 0o600)?;
+                let answer = (service.origin.clone(), crl.number(), crl.len());
+                let mut next = current.copy();
+                next.services
+                    .insert(service.origin.clone(), Arc::new(service.with_crl(crl)));
+                self.0.current.store(Arc::new(next));
+                return Ok(answer);
+            }
+        }
+        Err(refusal)
+    }
+
+    fn change(
+        &self,
+        change: impl FnOnce(&mut Snapshot) -> Result<(), RegistryError>,
+    ) -> Result<(), RegistryError> {
+        let _writing = self.lock();
+        let mut next = self.0.current.load().copy();
+        change(&mut next)?;
+        save(&self.0.directory, &self.0.computer, &next)?;
+        self.0.current.store(Arc::new(next));
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, ()> {
+        // The guarded value is `()`: a writer that panicked has published nothing.
+        self.0
+            .writing
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn crl_path(directory: &Path, origin: &Origin) -> PathBuf {
+    let name = hex(&sha256(origin.as_str().as_bytes()));
+    directory.join("crls").join(format!("{name}.der"))
+}
+
+fn save(directory: &Path, computer: &ComputerId, snapshot: &Snapshot) -> Result<(), RegistryError> {
+    let encode = |chain: &[Certificate]| chain.iter().map(|one| base64(one.der())).collect();
+    let path = directory.join("registry.json");
+    let mut services: Vec<ServiceState> = snapshot
+        .services
+        .values()
+        .map(|service| ServiceState {
+            origin: service.origin.clone(),
+            keys: service.jwks.clone(),
+            authorities: encode(&service.authorities),
+        })
+        .collect();
+    services.sort_by(|a, b| a.origin.cmp(&b.origin));
+    let state = State {
+        computer: computer.clone(),
+        services,
+        certificates: snapshot
+            .all
+            .iter()
+            .map(|installed| CertificateState {
+                service: installed.service.clone(),
+                key: installed.key.clone(),
+                chain: encode(&installed.chain),
+                installed_at: installed.installed_at,
+                superseded_at: installed.superseded_at,
+            })
+            .collect(),
+    };
+    let bytes = serde_json::to_vec_pretty(&state).map_err(|error| RegistryError::Damaged {
+        path: path.clone(),
+        problem: error.to_string(),
+    })?;
+    Ok(files::write_atomic(&path, &bytes, 0o600)?)
+}
+
+fn load(
+    directory: &Path,
+    path: &Path,
+    state: State,
+) -> Result<(ComputerId, Snapshot), RegistryError> {
+    let damaged = |problem: String| RegistryError::Damaged {
+        path: path.to_owned(),
+        problem,
+    };
+    let decode = |chain: &[String]| {
+        chain
+            .iter()
+            .map(|text| {
+                let der = from_base64(text.as_bytes())
+                    .ok_or_else(|| damaged("a certificate is not base64".into()))?;
+                Certificate::from_der(&der).map_err(|error| damaged(error.to_string()))
+            })
+            .collect::<Result<Vec<_>, _>>()
+    };
+    let mut snapshot = Snapshot::default();
+    for kept in state.services {
+        let authorities = decode(&kept.authorities)?;
+        let mut service = Service::new(kept.origin, kept.keys, authorities)?;
+        let list = crl_path(directory, &service.origin);
+        if list.exists() {
+            let der = files::read_checked(&list, Readers::Owner, Crl::MAX as u64)?;
+            let crl = service
+                .authorities
+                .iter()
+                .find_map(|authority| Crl::from_der(&der, authority).ok())
+                .ok_or_else(|| RegistryError::Damaged {
+                    path: list,
+                    problem: "it is not a revocation list of its service".into(),
+                })?;
+            service = service.with_crl(crl);
+        }
+        snapshot
+            .services
+            .insert(service.origin.clone(), Arc::new(service));
+    }
+    for kept in state.certificates {
+        let chain = decode(&kept.chain)?;
+        let mut installed = Installed::new(kept.service, kept.key, chain, kept.installed_at)
+            .map_err(|error| damaged(error.to_string()))?;
+        installed.superseded_at = kept.superseded_at;
+        snapshot.add(Arc::new(installed));
+    }
+    Ok((state.computer, snapshot))
+}
