@@ -238,7 +238,10 @@ impl Enroller {
         let now = self.clock.now();
         let (ticket, service) = self.admit(&begin, now)?;
         let pending = self.list()?;
-        if let Some(known) = pending.iter().find(|known| known.ticket_jti == *ticket.jti()) {
+        if let Some(known) = pending
+            .iter()
+            .find(|known| known.ticket_jti == *ticket.jti())
+        {
             if known.step == Step::Requested {
                 return Ok(known.clone());
             }
@@ -276,7 +279,10 @@ impl Enroller {
         self.record("enrolment-begun", &request, &enrolment, Some(caller))
             .await?;
         self.save(&enrolment)?;
-        match self.make_request(caller, &enrolment, ticket.identity()).await {
+        match self
+            .make_request(caller, &enrolment, ticket.identity())
+            .await
+        {
             Ok(signed) => {
                 enrolment.request = Some(base64(&signed));
                 enrolment.step = Step::Requested;
@@ -320,7 +326,9 @@ impl Enroller {
         };
         if leaf.identity().as_ref() != Some(&expected) {
             return Err(EnrolError::OtherIdentity {
-                certificate: leaf.identity().map_or_else(|| "nobody".into(), |id| id.uri()),
+                certificate: leaf
+                    .identity()
+                    .map_or_else(|| "nobody".into(), |id| id.uri()),
                 ticket: expected.uri(),
             });
         }
@@ -365,7 +373,10 @@ impl Enroller {
         let mut pending = Vec::new();
         for entry in std::fs::read_dir(&self.directory).map_err(unreadable)? {
             let path = entry.map_err(unreadable)?.path();
-            if path.extension().is_some_and(|extension| extension == "json") {
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "json")
+            {
                 pending.push(read(&path)?);
             }
         }
@@ -428,7 +439,10 @@ impl Enroller {
             if *issuer != begin.origin {
                 return Err(crate::statement::NoKey::Issuer);
             }
-            service.key(kid).cloned().ok_or(crate::statement::NoKey::Key)
+            service
+                .key(kid)
+                .cloned()
+                .ok_or(crate::statement::NoKey::Key)
         })
         .map_err(EnrolError::Ticket)?;
         if ticket.identity().computer != *self.registry.computer() {
@@ -449,7 +463,12 @@ impl Enroller {
         let label = format!("opcert {} {}", enrolment.account, enrolment.operator);
         let generated = self
             .devices
-            .generate(&enrolment.key.token, enrolment.key_type, &enrolment.key.id, &label)
+            .generate(
+                &enrolment.key.token,
+                enrolment.key_type,
+                &enrolment.key.id,
+                &label,
+            )
             .await?;
         let draft = request_draft(
             identity.subject()?,
@@ -561,10 +580,13 @@ fn arrange(
         .ok_or(EnrolError::OtherKey)?;
     let mut chain = vec![rest.swap_remove(leaf)];
     rest.retain(|certificate| {
-        authorities.iter().all(|authority| authority.der() != certificate.der())
+        authorities
+            .iter()
+            .all(|authority| authority.der() != certificate.der())
     });
     while let Some(next) = chain.last().and_then(|last| {
-        rest.iter().position(|certificate| certificate.subject() == last.issuer())
+        rest.iter()
+            .position(|certificate| certificate.subject() == last.issuer())
     }) {
         chain.push(rest.swap_remove(next));
     }

@@ -132,7 +132,11 @@ impl Service {
     /// Whether `other` would pin the same keys and authorities.
     pub fn pins_same(&self, other: &Self) -> bool {
         let fingerprints = |service: &Self| {
-            let mut all: Vec<_> = service.authorities.iter().map(Certificate::fingerprint).collect();
+            let mut all: Vec<_> = service
+                .authorities
+                .iter()
+                .map(Certificate::fingerprint)
+                .collect();
             all.sort_unstable();
             all
         };
@@ -273,9 +277,9 @@ impl Snapshot {
 
     /// Whether any operator of the account has a certificate here.
     pub fn has_account(&self, service: &Origin, account: &AccountId) -> bool {
-        self.all
-            .iter()
-            .any(|installed| installed.service == *service && installed.identity.account == *account)
+        self.all.iter().any(|installed| {
+            installed.service == *service && installed.identity.account == *account
+        })
     }
 
     /// Every installed certificate, oldest first.
@@ -408,7 +412,11 @@ impl Registry {
 
     /// Pins `service` if its origin is new, and installs a certificate it issued. An older
     /// certificate for the same operator at the same service is superseded. Does file work.
-    pub fn install(&self, service: Service, installed: Installed) -> Result<Arc<Installed>, RegistryError> {
+    pub fn install(
+        &self,
+        service: Service,
+        installed: Installed,
+    ) -> Result<Arc<Installed>, RegistryError> {
         let installed = Arc::new(installed);
         self.change(|snapshot| {
             match snapshot.services.get(&service.origin) {
@@ -420,7 +428,9 @@ impl Registry {
                 }
                 Some(_) => {}
                 None => {
-                    snapshot.services.insert(service.origin.clone(), Arc::new(service));
+                    snapshot
+                        .services
+                        .insert(service.origin.clone(), Arc::new(service));
                 }
             }
             let older = snapshot.certificate(

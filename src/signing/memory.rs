@@ -136,7 +136,10 @@ impl Memory {
                     let recorded = Recorded {
                         owner: body.owner,
                         challenge: body.challenge,
-                        draft: ApprovalDraft::from_payload(body.jti, body.payload.get().as_bytes().to_vec()),
+                        draft: ApprovalDraft::from_payload(
+                            body.jti,
+                            body.payload.get().as_bytes().to_vec(),
+                        ),
                         certificate: body.certificate,
                     };
                     restored.insert(body.challenge_jti, (Progress::Recorded(recorded), end));

@@ -23,11 +23,16 @@ use crate::base::key::Signature;
 use crate::consent::{Asker, ConsentError, Prompt};
 use crate::device::{DeviceError, Devices};
 use crate::enrol::{Installed, Registry, Snapshot, Standing};
-use crate::policy::{self, Action, Caller, ClientPolicy, Consent, ConsentMethod, ConsentRule, Decision, Grant, Permit, Refusal};
+use crate::policy::{
+    self, Action, Caller, ClientPolicy, Consent, ConsentMethod, ConsentRule, Decision, Grant,
+    Permit, Refusal,
+};
 use crate::statement::{ApprovalDraft, Challenge, Language, Origin, ServiceError};
 
+use memory::{
+    Answer, ApprovalRecord, DeniedRecord, Memory, NoRoom, Progress, Recorded, SignedRecord,
+};
 pub use memory::{GRACE, MAX_ENTRIES};
-use memory::{Answer, ApprovalRecord, DeniedRecord, Memory, NoRoom, Progress, Recorded, SignedRecord};
 
 /// Why nothing was signed.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +53,9 @@ pub enum SigningError {
         account: String,
     },
     /// The operator has no certificate on this computer.
-    #[error("no certificate of operator {operator} for account {account} is installed on this computer")]
+    #[error(
+        "no certificate of operator {operator} for account {account} is installed on this computer"
+    )]
     NoCertificate {
         /// The account.
         account: String,
@@ -279,7 +286,11 @@ impl Pipeline {
         let durable = async {
             match pending {
                 None => Ok(()),
-                Some(pending) => pending.durable().await.map(|_| ()).map_err(SigningError::from),
+                Some(pending) => pending
+                    .durable()
+                    .await
+                    .map(|_| ())
+                    .map_err(SigningError::from),
             }
         };
         let known = match &*progress {
@@ -295,7 +306,8 @@ impl Pipeline {
         }
         let (answer, signature) = signed?;
         if let Some(signature) = signature {
-            let body = SignedRecord::new(challenge.jti().clone(), &signature, answer.cms.as_deref());
+            let body =
+                SignedRecord::new(challenge.jti().clone(), &signature, answer.cms.as_deref());
             let event = Event::new(SignedRecord::KIND, Some(request.id.clone()), &body)?;
             // Not waited for: the `approval` record is what must be durable. Should this one be
             // lost, the same payload is signed again for the same caller.
@@ -383,7 +395,11 @@ impl Pipeline {
                     .map(|(label, value)| (label.to_owned(), value))
                     .collect();
                 let prompt = Prompt {
-                    title: challenge.statement().kind().title(request.language).to_owned(),
+                    title: challenge
+                        .statement()
+                        .kind()
+                        .title(request.language)
+                        .to_owned(),
                     client: request.shown_as.clone(),
                     lines,
                     language: request.language,
@@ -486,7 +502,11 @@ impl Pipeline {
         };
         let cms = match (request.cms, cms_permit) {
             (Cms::Include, Some(permit)) => {
-                let chain: Vec<Vec<u8>> = installed.chain.iter().map(|one| one.der().to_vec()).collect();
+                let chain: Vec<Vec<u8>> = installed
+                    .chain
+                    .iter()
+                    .map(|one| one.der().to_vec())
+                    .collect();
                 let draft = DetachedDraft::new(recorded.draft.payload(), installed.scheme, &chain)?;
                 let signature = self
                     .devices
