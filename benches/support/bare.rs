@@ -64,7 +64,10 @@ pub fn run(bench: &Bench, spec: KeySpec, threads: usize, count: usize) -> Run {
                 })
             })
             .collect();
-        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+        workers
+            .into_iter()
+            .flat_map(|worker| worker.join().unwrap())
+            .collect()
     });
     let elapsed = start.elapsed();
     let cpu = process_cpu() - cpu;
@@ -79,9 +82,19 @@ pub fn run(bench: &Bench, spec: KeySpec, threads: usize, count: usize) -> Run {
 fn one(bench: &Bench, spec: KeySpec, session: &Session, key: ObjectHandle, challenge: &str) {
     let public = bench.public_key(spec);
     let service = bench.challenge_key();
-    let opened = Challenge::open(challenge, jiff::Timestamp::now(), |_, _| Ok(service.clone())).unwrap();
+    let opened = Challenge::open(
+        challenge,
+        jiff::Timestamp::now(),
+        |_, _| Ok(service.clone()),
+    )
+    .unwrap();
     // As long as an approval's signing input: header with a certificate, and payload.
-    let message = format!("{}.{}.{}", bench.header(spec), opened.hash(), base64url(challenge.as_bytes()));
+    let message = format!(
+        "{}.{}.{}",
+        bench.header(spec),
+        opened.hash(),
+        base64url(challenge.as_bytes())
+    );
     let digest = sha256(message.as_bytes());
     let (scheme, signature) = match spec {
         KeySpec::Rsa2048 => {
@@ -90,9 +103,15 @@ fn one(bench: &Bench, spec: KeySpec, session: &Session, key: ObjectHandle, chall
                 0x01, 0x05, 0x00, 0x04, 0x20,
             ];
             let info = [PREFIX.as_slice(), &digest].concat();
-            (Scheme::Rs256, session.sign(&Mechanism::RsaPkcs, key, &info).unwrap())
+            (
+                Scheme::Rs256,
+                session.sign(&Mechanism::RsaPkcs, key, &info).unwrap(),
+            )
         }
-        _ => (Scheme::Es256, session.sign(&Mechanism::Ecdsa, key, &digest).unwrap()),
+        _ => (
+            Scheme::Es256,
+            session.sign(&Mechanism::Ecdsa, key, &digest).unwrap(),
+        ),
     };
     public
         .verify(scheme, message.as_bytes(), &Signature::from_jose(signature))

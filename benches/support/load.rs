@@ -43,10 +43,12 @@ pub fn run(bench: &Bench, protocol: Protocol, in_flight: usize, challenges: Vec<
         if protocol == Protocol::Http2 {
             for _ in 0..in_flight.min(2) {
                 let stream = connect(bench, b"h2").await;
-                let (sender, connection) =
-                    hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-                        .await
-                        .unwrap();
+                let (sender, connection) = hyper::client::conn::http2::handshake(
+                    TokioExecutor::new(),
+                    TokioIo::new(stream),
+                )
+                .await
+                .unwrap();
                 tokio::task::spawn_local(connection);
                 senders.push(sender);
             }
@@ -128,12 +130,21 @@ async fn over_http1(mut stream: TlsStream<TcpStream>, host: String, queue: Queue
         buffer.clear();
         loop {
             let read = stream.read_buf(&mut buffer).await.unwrap();
-            assert_ne!(read, 0, "connection closed: {}", String::from_utf8_lossy(&buffer));
+            assert_ne!(
+                read,
+                0,
+                "connection closed: {}",
+                String::from_utf8_lossy(&buffer)
+            );
             if complete(&buffer) {
                 break;
             }
         }
-        assert!(buffer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&buffer));
+        assert!(
+            buffer.starts_with(b"HTTP/1.1 200 "),
+            "{}",
+            String::from_utf8_lossy(&buffer)
+        );
         latencies.push(start.elapsed());
     }
     latencies
@@ -143,7 +154,9 @@ fn complete(buffer: &[u8]) -> bool {
     let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") else {
         return false;
     };
-    let head = std::str::from_utf8(&buffer[..end]).unwrap().to_ascii_lowercase();
+    let head = std::str::from_utf8(&buffer[..end])
+        .unwrap()
+        .to_ascii_lowercase();
     let length: usize = head
         .lines()
         .find_map(|line| line.strip_prefix("content-length: "))

@@ -14,9 +14,7 @@ use opcert::base::x509::{
     Certificate, CertificateFields, CertificateRequest, DOCUMENT_SIGNING, Draft, OperatingIdentity,
     RemoteKey, Revocation, certificate_builder, common_name, crl_draft,
 };
-use opcert::statement::{
-    ChallengeClaims, Facts, Origin, Statement, TicketClaims, TicketPurpose,
-};
+use opcert::statement::{ChallengeClaims, Facts, Origin, Statement, TicketClaims, TicketPurpose};
 use x509_cert::ext::pkix::{
     BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages, SubjectAltName,
 };
@@ -78,7 +76,11 @@ impl Service {
         })
     }
 
-    pub fn ticket(&self, identity: &OperatingIdentity, change: impl FnOnce(&mut TicketClaims)) -> String {
+    pub fn ticket(
+        &self,
+        identity: &OperatingIdentity,
+        change: impl FnOnce(&mut TicketClaims),
+    ) -> String {
         let mut claims = TicketClaims::new(
             self.origin.clone(),
             identity,
@@ -90,8 +92,13 @@ impl Service {
         self.compact(claims.signing_input(&self.challenge_key.kid()).unwrap())
     }
 
-    pub fn challenge(&self, statement: &Statement, change: impl FnOnce(&mut ChallengeClaims)) -> String {
-        let mut claims = ChallengeClaims::new(self.origin.clone(), statement, None, Timestamp::now(), 120);
+    pub fn challenge(
+        &self,
+        statement: &Statement,
+        change: impl FnOnce(&mut ChallengeClaims),
+    ) -> String {
+        let mut claims =
+            ChallengeClaims::new(self.origin.clone(), statement, None, Timestamp::now(), 120);
         change(&mut claims);
         self.compact(claims.signing_input(&self.challenge_key.kid()).unwrap())
     }
@@ -102,7 +109,12 @@ impl Service {
     }
 
     /// Issues a certificate for the key of a request, DER.
-    pub fn issue(&self, request: &CertificateRequest, identity: &OperatingIdentity, days: i64) -> Vec<u8> {
+    pub fn issue(
+        &self,
+        request: &CertificateRequest,
+        identity: &OperatingIdentity,
+        days: i64,
+    ) -> Vec<u8> {
         let now = Timestamp::now().as_second();
         let mut builder = certificate_builder(CertificateFields {
             issuer: self.ca.subject().clone(),
@@ -114,7 +126,9 @@ impl Service {
         })
         .unwrap();
         builder
-            .add_extension(&KeyUsage(KeyUsages::DigitalSignature | KeyUsages::NonRepudiation))
+            .add_extension(&KeyUsage(
+                KeyUsages::DigitalSignature | KeyUsages::NonRepudiation,
+            ))
             .unwrap();
         builder
             .add_extension(&ExtendedKeyUsage(vec![
@@ -142,7 +156,14 @@ impl Service {
                 reason: None,
             })
             .collect();
-        let draft = crl_draft(&self.ca, number, at(now - 60), at(now + 86_400), &revocations).unwrap();
+        let draft = crl_draft(
+            &self.ca,
+            number,
+            at(now - 60),
+            at(now + 86_400),
+            &revocations,
+        )
+        .unwrap();
         let signature = self.ca_key.sign(draft.to_sign());
         draft.assemble(&signature).unwrap()
     }

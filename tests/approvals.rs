@@ -1,0 +1,321 @@
+//! Enrolment and approvals through the real daemon, a real worker and a real token.
+
+#[path = "support/daemon.rs"]
+mod daemon;
+#[path = "support/service.rs"]
+mod service;
+#[path = "support/softhsm.rs"]
+mod softhsm;
+
+use std::process::Command;
+
+use daemon::{Daemon, csr};
+use http::Method;
+use jiff::Timestamp;
+use opcert::base::encoding::from_base64;
+use opcert::base::jose::Jws;
+use opcert::base::x509::Certificate;
+use opcert::statement::Approval;
+use serde_json::{Value, json};
+use service::{Service, withdrawal};
+
+const ORIGIN: &str = "https://pay.example";
+
+fn silent() -> Value {
+    json!({ "consent": "none" })
+}
+
+fn approve(daemon: &Daemon, client: &daemon::ClientIdentity, challenge: &str) -> daemon::Answer {
+    daemon.native(client, Method::POST, "/v1/approvals", &json!({ "challenge": challenge }))
+}
+
+#[test]
+fn every_key_type_makes_approvals_that_strangers_accept() {
+    let scene = softhsm::Scene::new();
+    let daemon = Daemon::start(scene.path(), &scene.modules());
+    let service = Service::new(ORIGIN);
+    let client = daemon.add_client("till", &silent());
+    let files = tempfile::tempdir().unwrap();
+    let path = |name: &str| files.path().join(name);
+    let ca_pem = service.ca.to_pem().unwrap();
+    std::fs::write(path("ca.pem"), &ca_pem).unwrap();
+    for key_type in ["rsa2048", "rsa3072", "p256", "p384", "ed25519"] {
+        let begun = daemon.begin(&service, key_type, key_type);
+        if begun.status == 501 {
+            println!("skipped {key_type}: the module cannot generate it");
+            continue;
+        }
+        let begun = begun.ok();
+        let certificate = service.issue(&csr(&begun), &daemon.identity(key_type), 365);
+        daemon.complete(&begun, &certificate).ok();
+
+        let challenge = service.challenge(&withdrawal(key_type), |_| ());
+        let body = json!({ "challenge": challenge, "cms": true });
+        let answer = daemon.native(&client, Method::POST, "/v1/approvals", &body).ok();
+        let compact = answer["approval"].as_str().unwrap();
+        let approval = Approval::verify(compact, std::slice::from_ref(&service.ca), None, Timestamp::now()).unwrap();
+        assert!(approval.is_for(&challenge));
+        assert_eq!(approval.statement, withdrawal(key_type));
+        assert_eq!(approval.client, "client:till");
+
+        // OpenSSL checks the CMS signature over the same payload with its default purpose.
+        let cms = from_base64(answer["cms"].as_str().unwrap().as_bytes()).unwrap();
+        std::fs::write(path("approval.p7s"), cms).unwrap();
+        std::fs::write(path("payload"), Jws::parse(compact, Approval::MAX).unwrap().payload).unwrap();
+        let openssl = Command::new("openssl")
+            .args(["cms", "-verify", "-binary", "-inform", "DER", "-in"])
+            .arg(path("approval.p7s"))
+            .arg("-content")
+            .arg(path("payload"))
+            .arg("-CAfile")
+            .arg(path("ca.pem"))
+            .args(["-out", "/dev/null"])
+            .output()
+            .unwrap();
+        assert!(
+            openssl.status.success(),
+            "{key_type}: {}",
+            String::from_utf8_lossy(&openssl.stderr)
+        );
+    }
+}
+
+#[test]
+fn a_challenge_yields_one_approval_for_one_client_also_after_a_crash() {
+    let scene = softhsm::Scene::new();
+    let mut daemon = Daemon::start(scene.path(), &scene.modules());
+    let service = Service::new(ORIGIN);
+    let till = daemon.add_client("till", &silent());
+    let other = daemon.add_client("other", &silent());
+    daemon.enrol(&service, "alice", "p256");
+    let challenge = service.challenge(&withdrawal("alice"), |_| ());
+
+    let first = approve(&daemon, &till, &challenge).ok();
+    assert_eq!(approve(&daemon, &till, &challenge).ok(), first);
+    assert_eq!(approve(&daemon, &other, &challenge).code(), "challenge-used");
+
+    daemon.crash_and_restart();
+    assert_eq!(approve(&daemon, &till, &challenge).ok()["jti"], first["jti"]);
+    assert_eq!(approve(&daemon, &other, &challenge).code(), "challenge-used");
+
+    assert_eq!(daemon.stop(), 0, "{}", daemon.log());
+    let summary = opcert::audit::verify::verify(&daemon.audit_directory()).unwrap();
+    assert!(summary.records > 5);
+}
+
+#[test]
+fn every_fault_of_a_challenge_has_its_code() {
+    let scene = softhsm::Scene::new();
+    let daemon = Daemon::start(scene.path(), &scene.modules());
+    let service = Service::new(ORIGIN);
+    let client = daemon.add_client("till", &silent());
+    daemon.enrol(&service, "alice", "p256");
+    let statement = withdrawal("alice");
+    let code = |challenge: &str| approve(&daemon, &client, challenge).code();
+
+    let past = |claims: &mut opcert::statement::ChallengeClaims| {
+        claims.iat -= 300;
+        claims.exp -= 300;
+    };
+    assert_eq!(code(&service.challenge(&statement, past)), "challenge-expired");
+    let future = |claims: &mut opcert::statement::ChallengeClaims| {
+        claims.iat += 90;
+        claims.exp += 90;
+    };
+    assert_eq!(code(&service.challenge(&statement, future)), "challenge-not-yet-valid");
+    let audience = |claims: &mut opcert::statement::ChallengeClaims| claims.aud = "bank";
+    assert_eq!(code(&service.challenge(&statement, audience)), "challenge-audience");
+
+    let good = service.challenge(&statement, |_| ());
+    let (body, signature) = good.rsplit_once('.').unwrap();
+    let flipped = if signature.starts_with('A') { "B" } else { "A" };
+    assert_eq!(code(&format!("{body}.{flipped}{}", &signature[1..])), "challenge-signature");
+    assert_eq!(code("garbage"), "challenge-malformed");
+    assert_eq!(code(&"x".repeat(9_000)), "challenge-malformed");
+
+    let stranger = Service::new("https://stranger.example");
+    assert_eq!(code(&stranger.challenge(&statement, |_| ())), "challenge-issuer-unknown");
+    let impostor = Service::new(ORIGIN);
+    assert_eq!(code(&impostor.challenge(&statement, |_| ())), "challenge-key-unknown");
+
+    let account = |claims: &mut opcert::statement::ChallengeClaims| {
+        claims.sub = "rival".parse().unwrap();
+        claims.statement["account"] = "rival".into();
+    };
+    assert_eq!(code(&service.challenge(&statement, account)), "challenge-account");
+    assert_eq!(code(&service.challenge(&withdrawal("bob"), |_| ())), "certificate-missing");
+    let amount = |claims: &mut opcert::statement::ChallengeClaims| claims.statement["amount"] = 0.into();
+    assert_eq!(code(&service.challenge(&statement, amount)), "statement-invalid");
+}
+
+#[test]
+fn consent_is_asked_by_default_and_its_absence_is_an_error() {
+    let scene = softhsm::Scene::new();
+    let daemon = Daemon::start(scene.path(), &scene.modules());
+    let service = Service::new(ORIGIN);
+    let client = daemon.add_client("till", &json!({}));
+    let narrow = daemon.add_client("narrow", &json!({ "consent": "none", "kinds": ["red-packet"] }));
+    daemon.enrol(&service, "alice", "p256");
+    let challenge = service.challenge(&withdrawal("alice"), |_| ());
+    assert_eq!(approve(&daemon, &client, &challenge).code(), "consent-unavailable");
+    assert_eq!(approve(&daemon, &narrow, &challenge).code(), "policy-refused");
+}
+
+#[test]
+fn a_person_is_shown_what_is_signed() {
+    use std::os::unix::fs::PermissionsExt;
+    let scene = softhsm::Scene::new();
+    let pinentry = scene.path().join("pinentry");
+    let shown = scene.path().join("shown");
+    // Stands in for the person: agrees when the amount is right, refuses otherwise.
+    let script = format!(
+        "#!/bin/sh\necho 'OK ready'\nwhile read -r line; do\n  case \"$line\" in\n    SETDESC*) printf '%s\\n' \"$line\" > {0} ;;\n  esac\n  case \"$line\" in\n    CONFIRM*) if grep -q '1,000.00' {0}; then echo OK; else echo 'ERR 83886179 cancelled'; fi ;;\n    BYE*) echo OK; exit 0 ;;\n    *) echo OK ;;\n  esac\ndone\n",
+        shown.display()
+    );
+    std::fs::write(&pinentry, script).unwrap();
+    std::fs::set_permissions(&pinentry, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let daemon = Daemon::start(
+        scene.path(),
+        &format!("[consent]\npinentry = \"{}\"\n\n{}", pinentry.display(), scene.modules()),
+    );
+    let service = Service::new(ORIGIN);
+    let client = daemon.add_client("till", &json!({}));
+    daemon.enrol(&service, "alice", "p256");
+
+    let challenge = service.challenge(&withdrawal("alice"), |_| ());
+    let answer = approve(&daemon, &client, &challenge).ok();
+    let approval = Approval::verify(
+        answer["approval"].as_str().unwrap(),
+        std::slice::from_ref(&service.ca),
+        None,
+        Timestamp::now(),
+    )
+    .unwrap();
+    assert_eq!(approval.consent.method, opcert::statement::ConsentMethod::Pinentry);
+    let text = std::fs::read_to_string(&shown).unwrap();
+    for expected in ["CNY 1,000.00", "ICBC 6222", "acme", "alice", "till"] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+
+    let cheaper = |claims: &mut opcert::statement::ChallengeClaims| claims.statement["amount"] = 5.into();
+    let challenge = service.challenge(&withdrawal("alice"), cheaper);
+    assert_eq!(approve(&daemon, &client, &challenge).code(), "consent-denied");
+    // A no is final for that challenge.
+    assert_eq!(approve(&daemon, &client, &challenge).code(), "consent-denied");
+}
+
+#[test]
+fn a_revoked_superseded_or_foreign_certificate_signs_nothing() {
+    let scene = softhsm::Scene::new();
+    let daemon = Daemon::start(scene.path(), &scene.modules());
+    let service = Service::new(ORIGIN);
+    let client = daemon.add_client("till", &silent());
+    let first = daemon.enrol(&service, "alice", "p256");
+    let second = daemon.enrol(&service, "alice", "p256");
+    assert_ne!(first["fingerprint"], second["fingerprint"]);
+    let listed = daemon.control(Method::GET, "/v1/certificates", &Value::Null).ok();
+    let standing: Vec<&str> = listed["certificates"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["standing"].as_str().unwrap())
+        .collect();
+    assert_eq!(standing, ["superseded", "active"]);
+
+    let challenge = || service.challenge(&withdrawal("alice"), |_| ());
+    let answer = approve(&daemon, &client, &challenge()).ok();
+    let approval = Approval::verify(
+        answer["approval"].as_str().unwrap(),
+        std::slice::from_ref(&service.ca),
+        None,
+        Timestamp::now(),
+    )
+    .unwrap();
+    let der = from_base64(second["certificate"].as_str().unwrap().as_bytes()).unwrap();
+    assert_eq!(approval.certificate.der(), der);
+
+    let crl = |der: Vec<u8>| daemon.control_bytes("/v1/crls", "application/pkix-crl", der);
+    assert_eq!(crl(vec![0x30, 0]).code(), "crl-invalid");
+    let impostor = Service::new(ORIGIN);
+    assert_eq!(crl(impostor.crl(9, &[])).code(), "crl-invalid");
+    let serial = Certificate::from_der(&der).unwrap().serial().to_vec();
+    crl(service.crl(7, &[&serial])).ok();
+    assert_eq!(approve(&daemon, &client, &challenge()).code(), "certificate-revoked");
+    // An older list cannot bring it back.
+    assert_eq!(crl(service.crl(6, &[])).code(), "crl-invalid");
+    assert_eq!(approve(&daemon, &client, &challenge()).code(), "certificate-revoked");
+}
+
+#[test]
+fn an_enrolment_is_checked_at_every_step() {
+    let scene = softhsm::Scene::new();
+    let mut daemon = Daemon::start(scene.path(), &scene.modules());
+    let service = Service::new(ORIGIN);
+    let begin = |daemon: &Daemon, ticket: String, service: &Service| {
+        let body = json!({ "ticket": ticket, "key_type": "p256", "service": service.description() });
+        daemon.control(Method::POST, "/v1/enrolments", &body)
+    };
+    let mut elsewhere = daemon.identity("alice");
+    elsewhere.computer = "other-computer".parse().unwrap();
+    assert_eq!(begin(&daemon, service.ticket(&elsewhere, |_| ()), &service).code(), "ticket-invalid");
+    let late = service.ticket(&daemon.identity("alice"), |claims| {
+        claims.iat -= 1_000;
+        claims.exp -= 1_000;
+    });
+    assert_eq!(begin(&daemon, late, &service).code(), "ticket-invalid");
+
+    let ticket = service.ticket(&daemon.identity("alice"), |_| ());
+    let begun = begin(&daemon, ticket.clone(), &service).ok();
+    // The same ticket leads to the same enrolment, also after a crash.
+    daemon.crash_and_restart();
+    assert_eq!(begin(&daemon, ticket, &service).ok()["csr"], begun["csr"]);
+
+    let request = csr(&begun);
+    let wrong_person = service.issue(&request, &daemon.identity("mallory"), 365);
+    assert_eq!(daemon.complete(&begun, &wrong_person).code(), "certificate-mismatch");
+    let wrong_authority = Service::new(ORIGIN).issue(&request, &daemon.identity("alice"), 365);
+    assert_eq!(daemon.complete(&begun, &wrong_authority).code(), "certificate-mismatch");
+    let expired = service.issue(&request, &daemon.identity("alice"), -1);
+    assert_eq!(daemon.complete(&begun, &expired).code(), "certificate-mismatch");
+    let second = daemon.begin(&service, "bob", "p256").ok();
+    let other_key = service.issue(&csr(&second), &daemon.identity("alice"), 365);
+    assert_eq!(daemon.complete(&begun, &other_key).code(), "certificate-mismatch");
+
+    let good = service.issue(&request, &daemon.identity("alice"), 365);
+    daemon.complete(&begun, &good).ok();
+    assert_eq!(daemon.complete(&begun, &good).code(), "enrolment-unknown");
+
+    let path = format!("/v1/enrolments/{}", second["id"].as_str().unwrap());
+    daemon.control(Method::DELETE, &path, &Value::Null).ok();
+    let left = daemon.control(Method::GET, "/v1/enrolments", &Value::Null).ok();
+    assert_eq!(left["enrolments"], json!([]));
+
+    // The pinned keys stand: another key set for the same origin is refused.
+    let impostor = Service::new(ORIGIN);
+    let ticket = impostor.ticket(&daemon.identity("carol"), |_| ());
+    assert_eq!(begin(&daemon, ticket, &impostor).code(), "keys-invalid");
+}
+
+#[test]
+fn a_killed_worker_comes_back_by_itself() {
+    let scene = softhsm::Scene::new();
+    let daemon = Daemon::start(scene.path(), &scene.modules());
+    let service = Service::new(ORIGIN);
+    let client = daemon.add_client("till", &silent());
+    daemon.enrol(&service, "alice", "p256");
+    let challenge = || service.challenge(&withdrawal("alice"), |_| ());
+    approve(&daemon, &client, &challenge()).ok();
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", daemon.pid())).unwrap();
+    let kill = Command::new("kill").arg("-9").args(children.split_whitespace()).status().unwrap();
+    assert!(kill.success());
+    // The first request may meet the dying worker: a typed error, never a hang; then it signs.
+    let answer = approve(&daemon, &client, &challenge());
+    if !answer.status.is_success() {
+        let code = answer.code();
+        assert!(["token-error", "token-down", "token-timeout"].contains(&code.as_str()), "{code}");
+    }
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !approve(&daemon, &client, &challenge()).status.is_success() {
+        assert!(std::time::Instant::now() < deadline, "{}", daemon.log());
+    }
+}

@@ -1,0 +1,365 @@
+//! The real `opcertd` on port 0 in a temporary directory, and what a courier and a client do.
+
+#![allow(dead_code)] // Each test binary uses its own part.
+
+use std::io::Read;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{Method, Request, StatusCode};
+use hyper::body::Bytes;
+use opcert::base::encoding::{base64, from_base64};
+use opcert::base::x509::{
+    CertificateRequest, OperatingIdentity, RemoteKey, common_name, request_draft,
+};
+use opcert::http::client::{Client, ClientLimits, Target};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde_json::{Value, json};
+
+use super::service::Service;
+
+/// A running daemon; killed when dropped.
+pub struct Daemon {
+    child: Child,
+    pub directory: PathBuf,
+    config: PathBuf,
+    runtime: tokio::runtime::Runtime,
+}
+
+/// A client with a certificate for the native door.
+pub struct ClientIdentity {
+    pub certificate: CertificateDer<'static>,
+    pub key: Vec<u8>,
+    pub ca: CertificateDer<'static>,
+    pub certificate_pem: String,
+    pub ca_pem: String,
+}
+
+/// Status and JSON body of an answer.
+pub struct Answer {
+    pub status: StatusCode,
+    pub body: Value,
+}
+
+impl Answer {
+    /// The body of a good answer.
+    #[track_caller]
+    pub fn ok(self) -> Value {
+        assert!(self.status.is_success(), "{} {}", self.status, self.body);
+        self.body
+    }
+
+    /// The code of a problem document.
+    #[track_caller]
+    pub fn code(self) -> String {
+        assert!(!self.status.is_success(), "{} {}", self.status, self.body);
+        for member in ["title", "detail", "action", "request_id"] {
+            assert!(self.body[member].is_string(), "{member}: {}", self.body);
+        }
+        self.body["code"].as_str().unwrap().to_owned()
+    }
+}
+
+impl Daemon {
+    /// Writes a configuration with the `[[module]]` text `modules` and starts the daemon.
+    pub fn start(directory: &Path, modules: &str) -> Self {
+        Self::start_with(directory, modules, "")
+    }
+
+    /// The same with more configuration at the top.
+    pub fn start_with(directory: &Path, modules: &str, more: &str) -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        let config = directory.join("opcertd.toml");
+        let text = format!(
+            "state-directory = \"{0}/state\"\nruntime-directory = \"{0}/run\"\nworker = \"{1}\"\n{more}\n\
+             [native]\naddresses = [\"127.0.0.1:0\"]\n\n{modules}\n",
+            directory.display(),
+            env!("CARGO_BIN_EXE_opcert-worker"),
+        );
+        std::fs::write(&config, text).unwrap();
+        std::fs::set_permissions(&config, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let child = spawn(&config, directory);
+        let mut daemon = Self {
+            child,
+            directory: directory.to_owned(),
+            config,
+            runtime,
+        };
+        daemon.wait_ready();
+        daemon
+    }
+
+    /// Waits until the control socket answers.
+    fn wait_ready(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let socket = self.socket();
+            let connected = self.runtime.block_on(Client::connect(
+                &Target::Unix(socket),
+                ClientLimits::default(),
+            ));
+            if connected.is_ok() {
+                return;
+            }
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("opcertd ended with {status}: {}", self.log());
+            }
+            assert!(
+                Instant::now() < deadline,
+                "opcertd is not ready: {}",
+                self.log()
+            );
+            // The daemon offers no event to a process that is not its service manager.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.join("opcertd.log")).unwrap_or_default()
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join("run/control.sock")
+    }
+
+    pub fn audit_directory(&self) -> PathBuf {
+        self.directory.join("state/audit")
+    }
+
+    /// Kills it at once, as a crash would, and starts it again.
+    pub fn crash_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = spawn(&self.config, &self.directory);
+        self.wait_ready();
+    }
+
+    /// Asks it to stop and waits; returns its exit code.
+    pub fn stop(&mut self) -> i32 {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.child.wait().unwrap().code().unwrap_or(-1)
+    }
+
+    /// A request on the control socket.
+    pub fn control(&self, method: Method, path: &str, body: &Value) -> Answer {
+        let request = request(
+            method,
+            path,
+            "application/json",
+            serde_json::to_vec(body).unwrap(),
+        );
+        self.send(&Target::Unix(self.socket()), request)
+    }
+
+    /// Bytes on the control socket.
+    pub fn control_bytes(&self, path: &str, media_type: &str, body: Vec<u8>) -> Answer {
+        self.send(
+            &Target::Unix(self.socket()),
+            request(Method::POST, path, media_type, body),
+        )
+    }
+
+    /// A request on the native door.
+    pub fn native(
+        &self,
+        client: &ClientIdentity,
+        method: Method,
+        path: &str,
+        body: &Value,
+    ) -> Answer {
+        let address = self.address();
+        let target = Target::Tls {
+            host: "localhost".into(),
+            port: address.port(),
+            config: Arc::new(client.tls()),
+        };
+        let body = if body.is_null() {
+            vec![]
+        } else {
+            serde_json::to_vec(body).unwrap()
+        };
+        self.send(&target, request(method, path, "application/json", body))
+    }
+
+    fn send(&self, target: &Target, request: Request<Bytes>) -> Answer {
+        self.runtime.block_on(async {
+            let limits = ClientLimits {
+                request: Duration::from_secs(120),
+                ..ClientLimits::default()
+            };
+            let mut client = Client::connect(target, limits).await.unwrap();
+            let response = client.send(request).await.unwrap();
+            let status = response.status();
+            let bytes = response.into_body();
+            let body = if bytes.is_empty() {
+                Value::Null
+            } else {
+                serde_json::from_slice(&bytes).unwrap_or_else(|_| panic!("{bytes:?}"))
+            };
+            Answer { status, body }
+        })
+    }
+
+    /// Where the native door listens.
+    pub fn address(&self) -> SocketAddr {
+        let status = self.control(Method::GET, "/v1/status", &Value::Null).ok();
+        status["addresses"]["native"][0]
+            .as_str()
+            .unwrap()
+            .parse()
+            .unwrap()
+    }
+
+    /// The computer's id.
+    pub fn computer(&self) -> String {
+        let status = self.control(Method::GET, "/v1/status", &Value::Null).ok();
+        status["computer"].as_str().unwrap().to_owned()
+    }
+
+    /// Registers a client with `policy`.
+    pub fn add_client(&self, name: &str, policy: &Value) -> ClientIdentity {
+        let pkcs8 = aws_lc_rs::signature::EcdsaKeyPair::generate_pkcs8(
+            &aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED_SIGNING,
+            &aws_lc_rs::rand::SystemRandom::new(),
+        )
+        .unwrap();
+        let pair = aws_lc_rs::signature::EcdsaKeyPair::from_pkcs8(
+            &aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED_SIGNING,
+            pkcs8.as_ref(),
+        )
+        .unwrap();
+        let point = aws_lc_rs::signature::KeyPair::public_key(&pair)
+            .as_ref()
+            .to_vec();
+        let key =
+            opcert::base::key::PublicKey::from_ec_point(opcert::base::key::Curve::P256, &point)
+                .unwrap();
+        let draft = request_draft(common_name(name).unwrap(), vec![], RemoteKey::new(key)).unwrap();
+        let raw = pair
+            .sign(&aws_lc_rs::rand::SystemRandom::new(), draft.to_sign())
+            .unwrap();
+        let signature = opcert::base::key::Signature::from_jose(raw.as_ref().to_vec());
+        let csr = base64(&draft.assemble(&signature).unwrap());
+        let body = json!({ "name": name, "csr": csr, "policy": policy });
+        let answer = self.control(Method::POST, "/v1/clients", &body).ok();
+        let pem = |member: &str| answer[member].as_str().unwrap().to_owned();
+        ClientIdentity {
+            certificate: CertificateDer::from_pem_slice(pem("certificate").as_bytes()).unwrap(),
+            ca: CertificateDer::from_pem_slice(pem("ca").as_bytes()).unwrap(),
+            certificate_pem: pem("certificate"),
+            ca_pem: pem("ca"),
+            key: pkcs8.as_ref().to_vec(),
+        }
+    }
+
+    /// Whom a certificate of `operator` of account `acme` on this computer speaks for.
+    pub fn identity(&self, operator: &str) -> OperatingIdentity {
+        OperatingIdentity {
+            account: "acme".parse().unwrap(),
+            operator: operator.parse().unwrap(),
+            computer: self.computer().parse().unwrap(),
+        }
+    }
+
+    /// Begins an enrolment for `operator`.
+    pub fn begin(&self, service: &Service, operator: &str, key_type: &str) -> Answer {
+        let ticket = service.ticket(&self.identity(operator), |_| ());
+        let body = json!({
+            "ticket": ticket,
+            "key_type": key_type,
+            "service": service.description(),
+        });
+        self.control(Method::POST, "/v1/enrolments", &body)
+    }
+
+    /// Brings the certificate for an enrolment that [`Daemon::begin`] began.
+    pub fn complete(&self, begun: &Value, certificate: &[u8]) -> Answer {
+        let path = format!(
+            "/v1/enrolments/{}/certificate",
+            begun["id"].as_str().unwrap()
+        );
+        let body = json!({ "certificates": [base64(certificate)] });
+        self.control(Method::PUT, &path, &body)
+    }
+
+    /// The whole enrolment; returns the installed certificate as the API shows it.
+    pub fn enrol(&self, service: &Service, operator: &str, key_type: &str) -> Value {
+        let begun = self.begin(service, operator, key_type).ok();
+        let certificate = service.issue(&csr(&begun), &self.identity(operator), 365);
+        self.complete(&begun, &certificate).ok()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl ClientIdentity {
+    /// TLS settings of this client.
+    pub fn tls(&self) -> rustls::ClientConfig {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.ca.clone()).unwrap();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.clone()));
+        rustls::ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(vec![self.certificate.clone()], key)
+            .unwrap()
+    }
+}
+
+/// The request in the answer to [`Daemon::begin`].
+pub fn csr(begun: &Value) -> CertificateRequest {
+    let der = from_base64(begun["csr"].as_str().unwrap().as_bytes()).unwrap();
+    CertificateRequest::from_der(&der).unwrap()
+}
+
+fn request(method: Method, path: &str, media_type: &str, body: Vec<u8>) -> Request<Bytes> {
+    let mut builder = Request::builder().method(method).uri(path);
+    if !body.is_empty() {
+        builder = builder.header("content-type", media_type);
+    }
+    builder.body(Bytes::from(body)).unwrap()
+}
+
+fn spawn(config: &Path, directory: &Path) -> Child {
+    let log = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(directory.join("opcertd.log"))
+        .unwrap();
+    Command::new(env!("CARGO_BIN_EXE_opcertd"))
+        .arg("--config")
+        .arg(config)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+/// Reads a whole file; for files a test knows to exist.
+pub fn read(path: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .unwrap()
+        .read_to_end(&mut bytes)
+        .unwrap();
+    bytes
+}
