@@ -8,12 +8,16 @@
 
 #[path = "support/bare.rs"]
 mod bare;
-#[path = "support/daemon.rs"]
+#[path = "../tests/support/daemon.rs"]
 mod daemon;
 #[path = "support/load.rs"]
 mod load;
+#[path = "support/scene.rs"]
+mod scene;
 #[path = "../tests/support/service.rs"]
 mod service;
+#[path = "../tests/support/softhsm.rs"]
+mod softhsm;
 
 use std::time::Duration;
 
@@ -41,7 +45,7 @@ const CASES: [Case; 6] = [
 fn main() {
     // `cargo bench` hands over its own flag.
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
-    let bench = daemon::Bench::start(&[KeySpec::Rsa2048, KeySpec::P256]);
+    let bench = scene::Scene::start(&[KeySpec::Rsa2048, KeySpec::P256]);
     for case in &CASES {
         let label = format!("{}-{}", case.name, case.in_flight);
         if filter.as_ref().is_some_and(|filter| !label.contains(filter.as_str())) {
@@ -49,12 +53,13 @@ fn main() {
         }
         measure(&bench, case, &label);
     }
-    print("memory-idle-daemon", "MiB", bench.resident_mib(bench.daemon_pid()), 16.0);
-    print("memory-idle-worker", "MiB", bench.resident_mib(bench.worker_pid()), 12.0);
+    // Memory after all that work; idle before it is less.
+    print("memory-daemon", "MiB", scene::resident_mib(bench.daemon_pid()), 16.0);
+    print("memory-worker", "MiB", scene::resident_mib(bench.worker_pid()), 12.0);
     bench.stop();
 }
 
-fn measure(bench: &daemon::Bench, case: &Case, label: &str) {
+fn measure(bench: &scene::Scene, case: &Case, label: &str) {
     let mut bare_rounds = Vec::new();
     let mut rounds: [Vec<Round>; 2] = [Vec::new(), Vec::new()];
     for _ in 0..ROUNDS {

@@ -11,7 +11,7 @@ use opcert::base::encoding::{base64url, sha256};
 use opcert::base::key::{KeySpec, Scheme, Signature};
 use opcert::statement::Challenge;
 
-use crate::daemon::Bench;
+use crate::scene::Scene;
 
 pub struct Run {
     pub rate: f64,
@@ -20,7 +20,7 @@ pub struct Run {
 }
 
 /// Signs `count` approvals' worth with `threads` threads.
-pub fn run(bench: &Bench, spec: KeySpec, threads: usize, count: usize) -> Run {
+pub fn run(bench: &Scene, spec: KeySpec, threads: usize, count: usize) -> Run {
     let module = module(bench);
     let slot = module
         .get_slots_with_initialized_token()
@@ -79,7 +79,7 @@ pub fn run(bench: &Bench, spec: KeySpec, threads: usize, count: usize) -> Run {
     }
 }
 
-fn one(bench: &Bench, spec: KeySpec, session: &Session, key: ObjectHandle, challenge: &str) {
+fn one(bench: &Scene, spec: KeySpec, session: &Session, key: ObjectHandle, challenge: &str) {
     let public = bench.public_key(spec);
     let service = bench.challenge_key();
     let opened = Challenge::open(
@@ -118,7 +118,7 @@ fn one(bench: &Bench, spec: KeySpec, session: &Session, key: ObjectHandle, chall
         .unwrap();
 }
 
-fn module(bench: &Bench) -> &'static Pkcs11 {
+fn module(bench: &Scene) -> &'static Pkcs11 {
     static MODULE: std::sync::OnceLock<Pkcs11> = std::sync::OnceLock::new();
     MODULE.get_or_init(|| {
         let module = Pkcs11::new(bench.module_path()).unwrap();
@@ -131,5 +131,5 @@ fn module(bench: &Bench) -> &'static Pkcs11 {
 
 /// User and system time of this process.
 fn process_cpu() -> Duration {
-    crate::daemon::cpu_of(std::process::id())
+    crate::scene::cpu_of(std::process::id())
 }

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::daemon::Bench;
+use crate::scene::Scene;
 
 #[derive(Clone, Copy, PartialEq)]
 pub enum Protocol {
@@ -26,7 +26,7 @@ pub struct Run {
 
 /// Sends every challenge once, `in_flight` at a time: HTTP/1.1 with a connection each, HTTP/2
 /// over two connections.
-pub fn run(bench: &Bench, protocol: Protocol, in_flight: usize, challenges: Vec<String>) -> Run {
+pub fn run(bench: &Scene, protocol: Protocol, in_flight: usize, challenges: Vec<String>) -> Run {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -166,7 +166,7 @@ fn complete(buffer: &[u8]) -> bool {
     buffer.len() >= end + 4 + length
 }
 
-async fn connect(bench: &Bench, alpn: &[u8]) -> TlsStream<TcpStream> {
+async fn connect(bench: &Scene, alpn: &[u8]) -> TlsStream<TcpStream> {
     let mut config = bench.client_config();
     config.alpn_protocols = vec![alpn.to_vec()];
     let stream = TcpStream::connect(bench.address()).await.unwrap();
