@@ -17,6 +17,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::RestoreError;
+use crate::audit::Record;
+use crate::audit::verify::VerifyError;
 use crate::base::encoding::{base64url, from_base64, from_base64url};
 use crate::base::ids::Jti;
 use crate::base::key::Signature;
@@ -122,16 +125,17 @@ impl Memory {
     /// kinds are passed over; `snapshot` gives the certificates whose headers approvals carry.
     pub fn restore(
         &self,
-        records: impl Iterator<Item = crate::audit::Record>,
+        records: impl Iterator<Item = Result<Record, VerifyError>>,
         snapshot: &Snapshot,
         now: Timestamp,
-    ) -> Result<usize, serde_json::Error> {
+    ) -> Result<usize, RestoreError> {
         let instant = Instant::now();
         let mut restored: HashMap<Jti, (Progress, Timestamp)> = HashMap::new();
         for record in records {
+            let record = record?;
             match record.kind.as_str() {
                 ApprovalRecord::KIND => {
-                    let body: ApprovalRecord = serde_json::from_str(record.body.get())?;
+                    let body: ApprovalRecord = read(&record)?;
                     let end = Timestamp::from_second(body.expires).unwrap_or(now);
                     let recorded = Recorded {
                         owner: body.owner,
@@ -145,7 +149,7 @@ impl Memory {
                     restored.insert(body.challenge_jti, (Progress::Recorded(recorded), end));
                 }
                 SignedRecord::KIND => {
-                    let body: SignedRecord = serde_json::from_str(record.body.get())?;
+                    let body: SignedRecord = read(&record)?;
                     if let Some((progress, _)) = restored.get_mut(&body.challenge_jti)
                         && let Progress::Recorded(recorded) = progress
                         && let Some(answer) = body.answer(recorded, snapshot)
@@ -154,7 +158,7 @@ impl Memory {
                     }
                 }
                 DeniedRecord::KIND => {
-                    let body: DeniedRecord = serde_json::from_str(record.body.get())?;
+                    let body: DeniedRecord = read(&record)?;
                     let end = Timestamp::from_second(body.expires).unwrap_or(now);
                     restored.insert(body.challenge_jti, (Progress::Denied, end));
                 }
@@ -205,6 +209,13 @@ impl State {
             }
         }
     }
+}
+
+fn read<T: for<'de> Deserialize<'de>>(record: &Record) -> Result<T, RestoreError> {
+    serde_json::from_str(record.body.get()).map_err(|source| RestoreError::Record {
+        seq: record.seq,
+        source,
+    })
 }
 
 /// Body of the `approval` record: durable before the signature leaves.

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
-use crate::audit::{Audit, AuditError, Event, Record};
+use crate::audit::verify::VerifyError;
+use crate::audit::{Audit, AuditError, Event, Recovered};
 use crate::base::Clock;
 use crate::base::cms::{CmsError, DetachedDraft};
 use crate::base::ids::{Jti, RequestId};
@@ -96,6 +97,22 @@ pub enum SigningError {
     /// The approval cannot be written as JSON.
     #[error("the approval cannot be written")]
     Encode(#[from] serde_json::Error),
+}
+
+/// Why the memory of answered challenges cannot be read back. Without it nothing may be signed.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The audit log cannot be read.
+    #[error("the audit log cannot be read back")]
+    Log(#[from] VerifyError),
+    /// A record does not have the form it was written in.
+    #[error("audit record {seq} does not have the form of its kind")]
+    Record {
+        /// Its number.
+        seq: u64,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
 }
 
 fn standing_text(standing: Standing) -> &'static str {
@@ -182,15 +199,16 @@ impl Pipeline {
 
     /// Reads back what was approved before a restart, from the audit records since
     /// [`Pipeline::restore_since`]; returns how many challenges are remembered.
-    pub fn restore(&self, records: impl Iterator<Item = Record>) -> Result<usize, SigningError> {
+    pub fn restore(&self, log: &Recovered) -> Result<usize, RestoreError> {
+        let records = log.since(self.restore_since())?;
         let snapshot = self.registry.snapshot();
-        Ok(self.memory.restore(records, &snapshot, self.clock.now())?)
+        self.memory.restore(records, &snapshot, self.clock.now())
     }
 
-    /// How far back [`Pipeline::restore`] has to read.
-    pub fn restore_since(&self) -> Timestamp {
-        let span = jiff::SignedDuration::from_secs(Challenge::LONGEST)
-            + jiff::SignedDuration::try_from(GRACE).unwrap_or_default();
+    /// How far back a challenge may have been approved that is still good now: its longest life,
+    /// and an hour for clocks that were set back since.
+    fn restore_since(&self) -> Timestamp {
+        let span = jiff::SignedDuration::from_secs(Challenge::LONGEST + 3_600);
         self.clock
             .now()
             .checked_sub(span)

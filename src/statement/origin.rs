@@ -27,7 +27,7 @@ impl FromStr for Origin {
         let (host, port) = match authority.strip_prefix('[') {
             Some(rest) => {
                 let (host, rest) = rest.split_once(']').ok_or(InvalidOrigin)?;
-                let address: std::net::Ipv6Addr = host.parse().map_err(|_| InvalidOrigin)?;
+                let address: core::net::Ipv6Addr = host.parse().map_err(|_| InvalidOrigin)?;
                 if address.to_string() != host {
                     return Err(InvalidOrigin);
                 }
