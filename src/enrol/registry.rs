@@ -24,7 +24,7 @@ use crate::base::jose::{InvalidJwk, JwkSet};
 use crate::base::key::{PublicKey, Scheme};
 use crate::base::pkcs11::KeyRef;
 use crate::base::x509::{Certificate, Crl, OperatingIdentity, X509Error};
-use crate::statement::{ApprovalHeader, NoKey, Origin};
+use crate::statement::{ApprovalHeader, KeySet, NoKey, Origin, ServiceError};
 
 /// Largest state file we read, in bytes: thousands of certificates.
 const MAX_STATE: u64 = 64 * 1024 * 1024;
@@ -51,6 +51,9 @@ pub enum RegistryError {
         /// What is wrong.
         problem: String,
     },
+    /// A next key set is not vouched for by a pinned key.
+    #[error("the key set is refused: {0}")]
+    KeySet(ServiceError),
     /// No service of that origin is pinned, or none signed the list.
     #[error("no service this computer is enrolled with signed this revocation list")]
     CrlUnknown,
@@ -73,6 +76,8 @@ pub struct Service {
     origin: Origin,
     jwks: JwkSet,
     keys: HashMap<String, PublicKey>,
+    /// When the key set was made, Unix seconds; 0 for the one met at enrolment.
+    keys_dated: i64,
     authorities: Vec<Certificate>,
     crl: Option<Crl>,
 }
@@ -104,6 +109,7 @@ impl Service {
             origin,
             jwks,
             keys,
+            keys_dated: 0,
             authorities,
             crl: None,
         })
@@ -150,6 +156,7 @@ impl Service {
             origin: self.origin.clone(),
             jwks: self.jwks.clone(),
             keys: self.keys.clone(),
+            keys_dated: self.keys_dated,
             authorities: self.authorities.clone(),
             crl: Some(crl),
         }
@@ -361,6 +368,8 @@ struct State {
 struct ServiceState {
     origin: Origin,
     keys: JwkSet,
+    #[serde(default)]
+    keys_dated: i64,
     authorities: Vec<String>,
 }
 
@@ -489,16 +498,43 @@ impl Registry {
         Err(refusal)
     }
 
-    fn change(
+    /// Takes over a service's next key set, which a pinned key must have signed. Does file work.
+    pub fn replace_keys(&self, compact: &str, now: Timestamp) -> Result<Origin, RegistryError> {
+        self.change(|snapshot| {
+            let set = KeySet::open(compact, now, |issuer, kid| {
+                snapshot.service_key(issuer, kid)
+            })
+            .map_err(RegistryError::KeySet)?;
+            let pinned = snapshot
+                .services
+                .get(&set.iss)
+                .ok_or(RegistryError::KeySet(ServiceError::IssuerUnknown {
+                    issuer: set.iss.to_string(),
+                }))?;
+            if set.iat < pinned.keys_dated {
+                return Err(RegistryError::Keys {
+                    origin: set.iss.to_string(),
+                    problem: "it is older than the pinned set".into(),
+                });
+            }
+            let mut next = Service::new(set.iss.clone(), set.keys, pinned.authorities.clone())?;
+            next.keys_dated = set.iat;
+            next.crl = pinned.crl.clone();
+            snapshot.services.insert(set.iss.clone(), Arc::new(next));
+            Ok(set.iss)
+        })
+    }
+
+    fn change<T>(
         &self,
-        change: impl FnOnce(&mut Snapshot) -> Result<(), RegistryError>,
-    ) -> Result<(), RegistryError> {
+        change: impl FnOnce(&mut Snapshot) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
         let _writing = self.lock();
         let mut next = self.0.current.load().copy();
-        change(&mut next)?;
+        let answer = change(&mut next)?;
         save(&self.0.directory, &self.0.computer, &next)?;
         self.0.current.store(Arc::new(next));
-        Ok(())
+        Ok(answer)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, ()> {
@@ -524,6 +560,7 @@ fn save(directory: &Path, computer: &ComputerId, snapshot: &Snapshot) -> Result<
         .map(|service| ServiceState {
             origin: service.origin.clone(),
             keys: service.jwks.clone(),
+            keys_dated: service.keys_dated,
             authorities: encode(&service.authorities),
         })
         .collect();
@@ -573,6 +610,7 @@ fn load(
     for kept in state.services {
         let authorities = decode(&kept.authorities)?;
         let mut service = Service::new(kept.origin, kept.keys, authorities)?;
+        service.keys_dated = kept.keys_dated;
         let list = crl_path(directory, &service.origin);
         if list.exists() {
             let der = files::read_checked(&list, Readers::Owner, Crl::MAX as u64)?;

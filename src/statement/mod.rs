@@ -7,6 +7,7 @@
 
 pub mod approval;
 pub mod challenge;
+pub mod key_set;
 pub mod kinds;
 pub mod money;
 pub mod operation;
@@ -20,6 +21,7 @@ pub use approval::{
     Approval, ApprovalDraft, ApprovalError, ApprovalHeader, Consent, ConsentMethod,
 };
 pub use challenge::{Challenge, ChallengeClaims};
+pub use key_set::KeySet;
 pub use money::Money;
 pub use operation::{Facts, Kind, Language, Statement};
 pub use origin::Origin;

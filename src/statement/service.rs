@@ -64,6 +64,16 @@ pub enum NoKey {
     Key,
 }
 
+impl NoKey {
+    pub(super) fn error(self, issuer: &Origin) -> ServiceError {
+        let issuer = issuer.to_string();
+        match self {
+            Self::Issuer => ServiceError::IssuerUnknown { issuer },
+            Self::Key => ServiceError::KeyUnknown { issuer },
+        }
+    }
+}
+
 /// Claims whose signature verified, validity not yet checked.
 pub(super) struct Opened {
     pub issuer: Origin,
@@ -89,14 +99,7 @@ pub(super) fn open(
     }
     let issued_at = seconds(&mut claims, "iat")?;
     let expires_at = seconds(&mut claims, "exp")?;
-    let key = key(&issuer, &header.kid).map_err(|missing| match missing {
-        NoKey::Issuer => ServiceError::IssuerUnknown {
-            issuer: issuer.to_string(),
-        },
-        NoKey::Key => ServiceError::KeyUnknown {
-            issuer: issuer.to_string(),
-        },
-    })?;
+    let key = key(&issuer, &header.kid).map_err(|missing| missing.error(&issuer))?;
     if header.alg != Scheme::Es256
         || key
             .verify(Scheme::Es256, jws.signing_input.as_bytes(), &jws.signature)

@@ -1,0 +1,106 @@
+//! Key sets: the account service's next challenge keys, vouched for by one of the present ones.
+//!
+//! A daemon pins the keys it met at enrolment. It takes another set only in this form, signed by
+//! a key it has pinned, so a rotation needs no trust in the courier.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::origin::Origin;
+use super::service::{self, NoKey, ServiceError};
+use super::strict::FieldError;
+use crate::base::jose::{JwkSet, Jws, KidHeader};
+use crate::base::key::{PublicKey, Scheme};
+
+/// `typ` of a key set.
+pub const TYPE: &str = "opcert-keys+jwt";
+
+/// Longest compact form, in bytes: sixteen keys fit.
+pub const MAX: usize = 16 * 1024;
+
+/// The claims of a key set.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeySet {
+    /// The service's origin.
+    pub iss: Origin,
+    /// Always `opcert`.
+    pub aud: String,
+    /// When it was made, Unix seconds. A set older than the pinned one is refused.
+    pub iat: i64,
+    /// All keys that are good from now on.
+    pub keys: JwkSet,
+}
+
+impl KeySet {
+    /// A set made at `now`.
+    pub fn new(issuer: Origin, keys: JwkSet, now: Timestamp) -> Self {
+        Self {
+            iss: issuer,
+            aud: "opcert".into(),
+            iat: now.as_second(),
+            keys,
+        }
+    }
+
+    /// Checks `compact` at `now`. `key` answers with the key pinned for an issuer and key id.
+    pub fn open(
+        compact: &str,
+        now: Timestamp,
+        key: impl FnOnce(&Origin, &str) -> Result<PublicKey, NoKey>,
+    ) -> Result<Self, ServiceError> {
+        let jws = Jws::parse(compact, MAX)?;
+        let header: KidHeader = jws.header(TYPE)?;
+        let set: Self = serde_json::from_slice(&jws.payload)
+            .map_err(|error| ServiceError::Claims(FieldError::at("", error.to_string())))?;
+        if set.aud != "opcert" {
+            return Err(ServiceError::Audience);
+        }
+        let key = key(&set.iss, &header.kid).map_err(|missing| missing.error(&set.iss))?;
+        if header.alg != Scheme::Es256
+            || key
+                .verify(Scheme::Es256, jws.signing_input.as_bytes(), &jws.signature)
+                .is_err()
+        {
+            return Err(ServiceError::Signature);
+        }
+        if set.iat > now.as_second() + service::CLOCK_SKEW {
+            return Err(ServiceError::NotYetValid {
+                at: Timestamp::from_second(set.iat).unwrap_or(Timestamp::MAX),
+            });
+        }
+        Ok(set)
+    }
+
+    /// What the key `kid` has to sign.
+    pub fn signing_input(&self, kid: &str) -> Result<String, serde_json::Error> {
+        service::signing_input(TYPE, kid, self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::jose::{Jwk, compact};
+    use crate::base::x509::tests::{SoftKey, at};
+
+    #[test]
+    fn a_set_counts_only_with_a_pinned_signature() {
+        let (old, new) = (SoftKey::new(), SoftKey::new());
+        let keys = JwkSet {
+            keys: vec![Jwk::from_public_key(&new.public).unwrap()],
+        };
+        let issuer: Origin = "https://pay.example".parse().unwrap();
+        let set = KeySet::new(issuer, keys.clone(), at(1_000));
+        let kid = Jwk::from_public_key(&old.public).unwrap().kid;
+        let input = set.signing_input(&kid).unwrap();
+        let text = compact(input.clone(), &old.sign(input.as_bytes()));
+        let opened = KeySet::open(&text, at(1_000), |_, _| Ok(old.public.clone())).unwrap();
+        assert_eq!(opened.keys, keys);
+        let forged = compact(input.clone(), &new.sign(input.as_bytes()));
+        let result = KeySet::open(&forged, at(1_000), |_, _| Ok(old.public.clone()));
+        assert_eq!(result.unwrap_err(), ServiceError::Signature);
+        let early = KeySet::open(&text, at(900), |_, _| Ok(old.public.clone()));
+        assert!(matches!(early, Err(ServiceError::NotYetValid { .. })));
+    }
+}
