@@ -31,8 +31,8 @@ fn approve(daemon: &Daemon, client: &daemon::ClientIdentity, challenge: &str) ->
 
 #[test]
 fn every_key_type_makes_approvals_that_strangers_accept() {
-    let scene = softhsm::Scene::new();
-    let daemon = Daemon::start(scene.path(), &scene.modules());
+    let token = softhsm::TestToken::new("opcert-test");
+    let daemon = Daemon::start(&token);
     let service = Service::new(ORIGIN);
     let client = daemon.add_client("till", &silent());
     let files = tempfile::tempdir().unwrap();
@@ -82,8 +82,8 @@ fn every_key_type_makes_approvals_that_strangers_accept() {
 
 #[test]
 fn a_challenge_yields_one_approval_for_one_client_also_after_a_crash() {
-    let scene = softhsm::Scene::new();
-    let mut daemon = Daemon::start(scene.path(), &scene.modules());
+    let token = softhsm::TestToken::new("opcert-test");
+    let mut daemon = Daemon::start(&token);
     let service = Service::new(ORIGIN);
     let till = daemon.add_client("till", &silent());
     let other = daemon.add_client("other", &silent());
@@ -105,8 +105,8 @@ fn a_challenge_yields_one_approval_for_one_client_also_after_a_crash() {
 
 #[test]
 fn every_fault_of_a_challenge_has_its_code() {
-    let scene = softhsm::Scene::new();
-    let daemon = Daemon::start(scene.path(), &scene.modules());
+    let token = softhsm::TestToken::new("opcert-test");
+    let daemon = Daemon::start(&token);
     let service = Service::new(ORIGIN);
     let client = daemon.add_client("till", &silent());
     daemon.enrol(&service, "alice", "p256");
@@ -150,8 +150,8 @@ fn every_fault_of_a_challenge_has_its_code() {
 
 #[test]
 fn consent_is_asked_by_default_and_its_absence_is_an_error() {
-    let scene = softhsm::Scene::new();
-    let daemon = Daemon::start(scene.path(), &scene.modules());
+    let token = softhsm::TestToken::new("opcert-test");
+    let daemon = Daemon::start(&token);
     let service = Service::new(ORIGIN);
     let client = daemon.add_client("till", &json!({}));
     let narrow = daemon.add_client("narrow", &json!({ "consent": "none", "kinds": ["red-packet"] }));
@@ -164,9 +164,9 @@ fn consent_is_asked_by_default_and_its_absence_is_an_error() {
 #[test]
 fn a_person_is_shown_what_is_signed() {
     use std::os::unix::fs::PermissionsExt;
-    let scene = softhsm::Scene::new();
-    let pinentry = scene.path().join("pinentry");
-    let shown = scene.path().join("shown");
+    let token = softhsm::TestToken::new("opcert-test");
+    let pinentry = token.directory().join("pinentry");
+    let shown = token.directory().join("shown");
     // Stands in for the person: agrees when the amount is right, refuses otherwise.
     let script = format!(
         "#!/bin/sh\necho 'OK ready'\nwhile read -r line; do\n  case \"$line\" in\n    SETDESC*) printf '%s\\n' \"$line\" > {0} ;;\n  esac\n  case \"$line\" in\n    CONFIRM*) if grep -q '1,000.00' {0}; then echo OK; else echo 'ERR 83886179 cancelled'; fi ;;\n    BYE*) echo OK; exit 0 ;;\n    *) echo OK ;;\n  esac\ndone\n",
@@ -174,10 +174,8 @@ fn a_person_is_shown_what_is_signed() {
     );
     std::fs::write(&pinentry, script).unwrap();
     std::fs::set_permissions(&pinentry, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let daemon = Daemon::start(
-        scene.path(),
-        &format!("[consent]\npinentry = \"{}\"\n\n{}", pinentry.display(), scene.modules()),
-    );
+    let consent = format!("[consent]\npinentry = \"{}\"\n", pinentry.display());
+    let daemon = Daemon::start_with(&token, &consent);
     let service = Service::new(ORIGIN);
     let client = daemon.add_client("till", &json!({}));
     daemon.enrol(&service, "alice", "p256");
@@ -206,8 +204,8 @@ fn a_person_is_shown_what_is_signed() {
 
 #[test]
 fn a_revoked_superseded_or_foreign_certificate_signs_nothing() {
-    let scene = softhsm::Scene::new();
-    let daemon = Daemon::start(scene.path(), &scene.modules());
+    let token = softhsm::TestToken::new("opcert-test");
+    let daemon = Daemon::start(&token);
     let service = Service::new(ORIGIN);
     let client = daemon.add_client("till", &silent());
     let first = daemon.enrol(&service, "alice", "p256");
@@ -248,8 +246,8 @@ fn a_revoked_superseded_or_foreign_certificate_signs_nothing() {
 
 #[test]
 fn an_enrolment_is_checked_at_every_step() {
-    let scene = softhsm::Scene::new();
-    let mut daemon = Daemon::start(scene.path(), &scene.modules());
+    let token = softhsm::TestToken::new("opcert-test");
+    let mut daemon = Daemon::start(&token);
     let service = Service::new(ORIGIN);
     let begin = |daemon: &Daemon, ticket: String, service: &Service| {
         let body = json!({ "ticket": ticket, "key_type": "p256", "service": service.description() });
@@ -298,8 +296,8 @@ fn an_enrolment_is_checked_at_every_step() {
 
 #[test]
 fn a_killed_worker_comes_back_by_itself() {
-    let scene = softhsm::Scene::new();
-    let daemon = Daemon::start(scene.path(), &scene.modules());
+    let token = softhsm::TestToken::new("opcert-test");
+    let daemon = Daemon::start(&token);
     let service = Service::new(ORIGIN);
     let client = daemon.add_client("till", &silent());
     daemon.enrol(&service, "alice", "p256");

@@ -17,7 +17,7 @@ use crate::softhsm;
 
 /// Everything a measurement needs.
 pub struct Scene {
-    token: softhsm::Scene,
+    token: softhsm::TestToken,
     daemon: Daemon,
     service: Service,
     client: ClientIdentity,
@@ -35,8 +35,8 @@ struct Key {
 impl Scene {
     /// Makes the token, starts the release daemon and enrols an operator for each kind of key.
     pub fn start(specs: &[KeySpec]) -> Self {
-        let token = softhsm::Scene::new();
-        let daemon = Daemon::start(token.path(), &token.modules());
+        let token = softhsm::TestToken::new("opcert-bench");
+        let daemon = Daemon::start(&token);
         let service = Service::new("https://bench.example");
         let client = daemon.add_client("bench", &json!({ "consent": "none" }));
         let keys = specs
@@ -48,8 +48,11 @@ impl Scene {
             .collect();
         let address = daemon.address();
         let worker = worker_of(daemon.pid());
-        // SoftHSM2 finds its tokens by this variable, in this process for the bare work.
-        token.enter_environment();
+        // The module finds its tokens by its environment, in this process for the bare work.
+        for (name, value) in &token.environment {
+            // SAFETY: no other thread runs yet; the daemon's runtime is single-threaded.
+            unsafe { std::env::set_var(name, value) };
+        }
         Self {
             token,
             daemon,
@@ -70,15 +73,15 @@ impl Scene {
     }
 
     pub fn module_path(&self) -> &Path {
-        self.token.module()
+        &self.token.module
     }
 
     pub fn token_label(&self) -> &str {
-        self.token.label()
+        &self.token.label
     }
 
     pub fn pin(&self) -> &str {
-        self.token.pin()
+        &self.token.pin
     }
 
     pub fn key_id(&self, spec: KeySpec) -> Vec<u8> {

@@ -21,6 +21,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
 
 use super::service::Service;
+use super::softhsm::TestToken;
 
 /// A running daemon; killed when dropped.
 pub struct Daemon {
@@ -65,20 +66,21 @@ impl Answer {
 }
 
 impl Daemon {
-    /// Writes a configuration with the `[[module]]` text `modules` and starts the daemon.
-    pub fn start(directory: &Path, modules: &str) -> Self {
-        Self::start_with(directory, modules, "")
+    /// Starts the daemon on `token`, its state beside the token.
+    pub fn start(token: &TestToken) -> Self {
+        Self::start_with(token, "")
     }
 
-    /// The same with more configuration at the top.
-    pub fn start_with(directory: &Path, modules: &str, more: &str) -> Self {
+    /// The same with more tables in the configuration.
+    pub fn start_with(token: &TestToken, more: &str) -> Self {
         use std::os::unix::fs::PermissionsExt;
+        let directory = token.directory();
         let config = directory.join("opcertd.toml");
         let text = format!(
-            "state-directory = \"{0}/state\"\nruntime-directory = \"{0}/run\"\nworker = \"{1}\"\n{more}\n\
-             [native]\naddresses = [\"127.0.0.1:0\"]\n\n{modules}\n",
+            "state-directory = \"{0}/state\"\nruntime-directory = \"{0}/run\"\n{1}\n\
+             [native]\naddresses = [\"127.0.0.1:0\"]\n\n{more}\n",
             directory.display(),
-            env!("CARGO_BIN_EXE_opcert-worker"),
+            token.config_toml(),
         );
         std::fs::write(&config, text).unwrap();
         std::fs::set_permissions(&config, std::fs::Permissions::from_mode(0o600)).unwrap();
