@@ -8,16 +8,12 @@
 
 #[path = "support/bare.rs"]
 mod bare;
-#[path = "../tests/support/daemon.rs"]
-mod daemon;
 #[path = "support/load.rs"]
 mod load;
 #[path = "support/scene.rs"]
 mod scene;
-#[path = "../tests/support/service.rs"]
-mod service;
-#[path = "../tests/support/softhsm.rs"]
-mod softhsm;
+#[path = "../tests/support/mod.rs"]
+mod support;
 
 use std::time::Duration;
 
@@ -34,28 +30,73 @@ struct Case {
 }
 
 const CASES: [Case; 6] = [
-    Case { name: "rsa2048", spec: KeySpec::Rsa2048, in_flight: 1, requests: 600 },
-    Case { name: "rsa2048", spec: KeySpec::Rsa2048, in_flight: 8, requests: 2_000 },
-    Case { name: "rsa2048", spec: KeySpec::Rsa2048, in_flight: 64, requests: 3_000 },
-    Case { name: "p256", spec: KeySpec::P256, in_flight: 1, requests: 1_500 },
-    Case { name: "p256", spec: KeySpec::P256, in_flight: 8, requests: 4_000 },
-    Case { name: "p256", spec: KeySpec::P256, in_flight: 64, requests: 6_000 },
+    Case {
+        name: "rsa2048",
+        spec: KeySpec::Rsa2048,
+        in_flight: 1,
+        requests: 600,
+    },
+    Case {
+        name: "rsa2048",
+        spec: KeySpec::Rsa2048,
+        in_flight: 8,
+        requests: 2_000,
+    },
+    Case {
+        name: "rsa2048",
+        spec: KeySpec::Rsa2048,
+        in_flight: 64,
+        requests: 3_000,
+    },
+    Case {
+        name: "p256",
+        spec: KeySpec::P256,
+        in_flight: 1,
+        requests: 1_500,
+    },
+    Case {
+        name: "p256",
+        spec: KeySpec::P256,
+        in_flight: 8,
+        requests: 4_000,
+    },
+    Case {
+        name: "p256",
+        spec: KeySpec::P256,
+        in_flight: 64,
+        requests: 6_000,
+    },
 ];
 
 fn main() {
     // `cargo bench` hands over its own flag.
-    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
+    let filter = std::env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with("--"));
     let bench = scene::Scene::start(&[KeySpec::Rsa2048, KeySpec::P256]);
     for case in &CASES {
         let label = format!("{}-{}", case.name, case.in_flight);
-        if filter.as_ref().is_some_and(|filter| !label.contains(filter.as_str())) {
+        if filter
+            .as_ref()
+            .is_some_and(|filter| !label.contains(filter.as_str()))
+        {
             continue;
         }
         measure(&bench, case, &label);
     }
     // Memory after all that work; idle before it is less.
-    print("memory-daemon", "MiB", scene::resident_mib(bench.daemon_pid()), 16.0);
-    print("memory-worker", "MiB", scene::resident_mib(bench.worker_pid()), 12.0);
+    print(
+        "memory-daemon",
+        "MiB",
+        scene::resident_mib(bench.daemon_pid()),
+        16.0,
+    );
+    print(
+        "memory-worker",
+        "MiB",
+        scene::resident_mib(bench.worker_pid()),
+        12.0,
+    );
     bench.stop();
 }
 
@@ -63,14 +104,21 @@ fn measure(bench: &scene::Scene, case: &Case, label: &str) {
     let mut bare_rounds = Vec::new();
     let mut rounds: [Vec<Round>; 2] = [Vec::new(), Vec::new()];
     for _ in 0..ROUNDS {
-        let threads: &[usize] = if case.in_flight == 1 { &[1] } else { &[1, 2, 4] };
+        let threads: &[usize] = if case.in_flight == 1 {
+            &[1]
+        } else {
+            &[1, 2, 4]
+        };
         let best = threads
             .iter()
             .map(|&threads| bare::run(bench, case.spec, threads, case.requests))
             .max_by(|a, b| a.rate.total_cmp(&b.rate))
             .unwrap();
         bare_rounds.push(best);
-        for (protocol, rounds) in [load::Protocol::Http2, load::Protocol::Http1].into_iter().zip(&mut rounds) {
+        for (protocol, rounds) in [load::Protocol::Http2, load::Protocol::Http1]
+            .into_iter()
+            .zip(&mut rounds)
+        {
             let challenges = bench.challenges(case.spec, case.requests);
             let before = bench.cpu();
             let run = load::run(bench, protocol, case.in_flight, challenges);
@@ -83,13 +131,23 @@ fn measure(bench: &scene::Scene, case: &Case, label: &str) {
     let bare_cpu = median(bare_rounds.iter().map(|run| micros(run.cpu)));
     for (protocol, rounds) in ["h2", "h1"].into_iter().zip(&rounds) {
         let rate = median(rounds.iter().map(|round| round.run.rate));
-        print(&format!("{label}-{protocol}"), "approvals/s", rate, bare_rate);
+        print(
+            &format!("{label}-{protocol}"),
+            "approvals/s",
+            rate,
+            bare_rate,
+        );
         if case.in_flight == 1 {
             let p50 = median(rounds.iter().map(|round| micros(round.run.p50)));
             print(&format!("{label}-{protocol}-p50"), "us", p50, bare_p50);
         }
         let cpu = median(rounds.iter().map(|round| micros(round.cpu)));
-        print(&format!("{label}-{protocol}-cpu"), "us/approval", cpu, bare_cpu);
+        print(
+            &format!("{label}-{protocol}-cpu"),
+            "us/approval",
+            cpu,
+            bare_cpu,
+        );
     }
 }
 

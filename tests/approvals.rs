@@ -1,15 +1,9 @@
 //! Enrolment and approvals through the real daemon, a real worker and a real token.
 
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/service.rs"]
-mod service;
-#[path = "support/softhsm.rs"]
-mod softhsm;
+mod support;
 
 use std::process::Command;
 
-use daemon::{Daemon, csr};
 use http::Method;
 use jiff::Timestamp;
 use opcert::base::encoding::from_base64;
@@ -17,7 +11,9 @@ use opcert::base::jose::Jws;
 use opcert::base::x509::Certificate;
 use opcert::statement::Approval;
 use serde_json::{Value, json};
-use service::{Service, withdrawal};
+use support::daemon::{Answer, ClientIdentity, Daemon, csr};
+use support::service::{Service, withdrawal};
+use support::softhsm::TestToken;
 
 const ORIGIN: &str = "https://pay.example";
 
@@ -25,13 +21,18 @@ fn silent() -> Value {
     json!({ "consent": "none" })
 }
 
-fn approve(daemon: &Daemon, client: &daemon::ClientIdentity, challenge: &str) -> daemon::Answer {
-    daemon.native(client, Method::POST, "/v1/approvals", &json!({ "challenge": challenge }))
+fn approve(daemon: &Daemon, client: &ClientIdentity, challenge: &str) -> Answer {
+    daemon.native(
+        client,
+        Method::POST,
+        "/v1/approvals",
+        &json!({ "challenge": challenge }),
+    )
 }
 
 #[test]
 fn every_key_type_makes_approvals_that_strangers_accept() {
-    let token = softhsm::TestToken::new("opcert-test");
+    let token = TestToken::new("opcert-test");
     let daemon = Daemon::start(&token);
     let service = Service::new(ORIGIN);
     let client = daemon.add_client("till", &silent());
@@ -51,9 +52,17 @@ fn every_key_type_makes_approvals_that_strangers_accept() {
 
         let challenge = service.challenge(&withdrawal(key_type), |_| ());
         let body = json!({ "challenge": challenge, "cms": true });
-        let answer = daemon.native(&client, Method::POST, "/v1/approvals", &body).ok();
+        let answer = daemon
+            .native(&client, Method::POST, "/v1/approvals", &body)
+            .ok();
         let compact = answer["approval"].as_str().unwrap();
-        let approval = Approval::verify(compact, std::slice::from_ref(&service.ca), None, Timestamp::now()).unwrap();
+        let approval = Approval::verify(
+            compact,
+            std::slice::from_ref(&service.ca),
+            None,
+            Timestamp::now(),
+        )
+        .unwrap();
         assert!(approval.is_for(&challenge));
         assert_eq!(approval.statement, withdrawal(key_type));
         assert_eq!(approval.client, "client:till");
@@ -61,7 +70,11 @@ fn every_key_type_makes_approvals_that_strangers_accept() {
         // OpenSSL checks the CMS signature over the same payload with its default purpose.
         let cms = from_base64(answer["cms"].as_str().unwrap().as_bytes()).unwrap();
         std::fs::write(path("approval.p7s"), cms).unwrap();
-        std::fs::write(path("payload"), Jws::parse(compact, Approval::MAX).unwrap().payload).unwrap();
+        std::fs::write(
+            path("payload"),
+            Jws::parse(compact, Approval::MAX).unwrap().payload,
+        )
+        .unwrap();
         let openssl = Command::new("openssl")
             .args(["cms", "-verify", "-binary", "-inform", "DER", "-in"])
             .arg(path("approval.p7s"))
@@ -82,7 +95,7 @@ fn every_key_type_makes_approvals_that_strangers_accept() {
 
 #[test]
 fn a_challenge_yields_one_approval_for_one_client_also_after_a_crash() {
-    let token = softhsm::TestToken::new("opcert-test");
+    let token = TestToken::new("opcert-test");
     let mut daemon = Daemon::start(&token);
     let service = Service::new(ORIGIN);
     let till = daemon.add_client("till", &silent());
@@ -92,11 +105,20 @@ fn a_challenge_yields_one_approval_for_one_client_also_after_a_crash() {
 
     let first = approve(&daemon, &till, &challenge).ok();
     assert_eq!(approve(&daemon, &till, &challenge).ok(), first);
-    assert_eq!(approve(&daemon, &other, &challenge).code(), "challenge-used");
+    assert_eq!(
+        approve(&daemon, &other, &challenge).code(),
+        "challenge-used"
+    );
 
     daemon.crash_and_restart();
-    assert_eq!(approve(&daemon, &till, &challenge).ok()["jti"], first["jti"]);
-    assert_eq!(approve(&daemon, &other, &challenge).code(), "challenge-used");
+    assert_eq!(
+        approve(&daemon, &till, &challenge).ok()["jti"],
+        first["jti"]
+    );
+    assert_eq!(
+        approve(&daemon, &other, &challenge).code(),
+        "challenge-used"
+    );
 
     assert_eq!(daemon.stop(), 0, "{}", daemon.log());
     let summary = opcert::audit::verify::verify(&daemon.audit_directory()).unwrap();
@@ -105,7 +127,7 @@ fn a_challenge_yields_one_approval_for_one_client_also_after_a_crash() {
 
 #[test]
 fn every_fault_of_a_challenge_has_its_code() {
-    let token = softhsm::TestToken::new("opcert-test");
+    let token = TestToken::new("opcert-test");
     let daemon = Daemon::start(&token);
     let service = Service::new(ORIGIN);
     let client = daemon.add_client("till", &silent());
@@ -117,54 +139,91 @@ fn every_fault_of_a_challenge_has_its_code() {
         claims.iat -= 300;
         claims.exp -= 300;
     };
-    assert_eq!(code(&service.challenge(&statement, past)), "challenge-expired");
+    assert_eq!(
+        code(&service.challenge(&statement, past)),
+        "challenge-expired"
+    );
     let future = |claims: &mut opcert::statement::ChallengeClaims| {
         claims.iat += 90;
         claims.exp += 90;
     };
-    assert_eq!(code(&service.challenge(&statement, future)), "challenge-not-yet-valid");
+    assert_eq!(
+        code(&service.challenge(&statement, future)),
+        "challenge-not-yet-valid"
+    );
     let audience = |claims: &mut opcert::statement::ChallengeClaims| claims.aud = "bank";
-    assert_eq!(code(&service.challenge(&statement, audience)), "challenge-audience");
+    assert_eq!(
+        code(&service.challenge(&statement, audience)),
+        "challenge-audience"
+    );
 
     let good = service.challenge(&statement, |_| ());
     let (body, signature) = good.rsplit_once('.').unwrap();
     let flipped = if signature.starts_with('A') { "B" } else { "A" };
-    assert_eq!(code(&format!("{body}.{flipped}{}", &signature[1..])), "challenge-signature");
+    assert_eq!(
+        code(&format!("{body}.{flipped}{}", &signature[1..])),
+        "challenge-signature"
+    );
     assert_eq!(code("garbage"), "challenge-malformed");
     assert_eq!(code(&"x".repeat(9_000)), "challenge-malformed");
 
     let stranger = Service::new("https://stranger.example");
-    assert_eq!(code(&stranger.challenge(&statement, |_| ())), "challenge-issuer-unknown");
+    assert_eq!(
+        code(&stranger.challenge(&statement, |_| ())),
+        "challenge-issuer-unknown"
+    );
     let impostor = Service::new(ORIGIN);
-    assert_eq!(code(&impostor.challenge(&statement, |_| ())), "challenge-key-unknown");
+    assert_eq!(
+        code(&impostor.challenge(&statement, |_| ())),
+        "challenge-key-unknown"
+    );
 
     let account = |claims: &mut opcert::statement::ChallengeClaims| {
         claims.sub = "rival".parse().unwrap();
         claims.statement["account"] = "rival".into();
     };
-    assert_eq!(code(&service.challenge(&statement, account)), "challenge-account");
-    assert_eq!(code(&service.challenge(&withdrawal("bob"), |_| ())), "certificate-missing");
-    let amount = |claims: &mut opcert::statement::ChallengeClaims| claims.statement["amount"] = 0.into();
-    assert_eq!(code(&service.challenge(&statement, amount)), "statement-invalid");
+    assert_eq!(
+        code(&service.challenge(&statement, account)),
+        "challenge-account"
+    );
+    assert_eq!(
+        code(&service.challenge(&withdrawal("bob"), |_| ())),
+        "certificate-missing"
+    );
+    let amount =
+        |claims: &mut opcert::statement::ChallengeClaims| claims.statement["amount"] = 0.into();
+    assert_eq!(
+        code(&service.challenge(&statement, amount)),
+        "statement-invalid"
+    );
 }
 
 #[test]
 fn consent_is_asked_by_default_and_its_absence_is_an_error() {
-    let token = softhsm::TestToken::new("opcert-test");
+    let token = TestToken::new("opcert-test");
     let daemon = Daemon::start(&token);
     let service = Service::new(ORIGIN);
     let client = daemon.add_client("till", &json!({}));
-    let narrow = daemon.add_client("narrow", &json!({ "consent": "none", "kinds": ["red-packet"] }));
+    let narrow = daemon.add_client(
+        "narrow",
+        &json!({ "consent": "none", "kinds": ["red-packet"] }),
+    );
     daemon.enrol(&service, "alice", "p256");
     let challenge = service.challenge(&withdrawal("alice"), |_| ());
-    assert_eq!(approve(&daemon, &client, &challenge).code(), "consent-unavailable");
-    assert_eq!(approve(&daemon, &narrow, &challenge).code(), "policy-refused");
+    assert_eq!(
+        approve(&daemon, &client, &challenge).code(),
+        "consent-unavailable"
+    );
+    assert_eq!(
+        approve(&daemon, &narrow, &challenge).code(),
+        "policy-refused"
+    );
 }
 
 #[test]
 fn a_person_is_shown_what_is_signed() {
     use std::os::unix::fs::PermissionsExt;
-    let token = softhsm::TestToken::new("opcert-test");
+    let token = TestToken::new("opcert-test");
     let pinentry = token.directory().join("pinentry");
     let shown = token.directory().join("shown");
     // Stands in for the person: agrees when the amount is right, refuses otherwise.
@@ -189,29 +248,41 @@ fn a_person_is_shown_what_is_signed() {
         Timestamp::now(),
     )
     .unwrap();
-    assert_eq!(approval.consent.method, opcert::statement::ConsentMethod::Pinentry);
+    assert_eq!(
+        approval.consent.method,
+        opcert::statement::ConsentMethod::Pinentry
+    );
     let text = std::fs::read_to_string(&shown).unwrap();
     for expected in ["CNY 1,000.00", "ICBC 6222", "acme", "alice", "till"] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
 
-    let cheaper = |claims: &mut opcert::statement::ChallengeClaims| claims.statement["amount"] = 5.into();
+    let cheaper =
+        |claims: &mut opcert::statement::ChallengeClaims| claims.statement["amount"] = 5.into();
     let challenge = service.challenge(&withdrawal("alice"), cheaper);
-    assert_eq!(approve(&daemon, &client, &challenge).code(), "consent-denied");
+    assert_eq!(
+        approve(&daemon, &client, &challenge).code(),
+        "consent-denied"
+    );
     // A no is final for that challenge.
-    assert_eq!(approve(&daemon, &client, &challenge).code(), "consent-denied");
+    assert_eq!(
+        approve(&daemon, &client, &challenge).code(),
+        "consent-denied"
+    );
 }
 
 #[test]
 fn a_revoked_superseded_or_foreign_certificate_signs_nothing() {
-    let token = softhsm::TestToken::new("opcert-test");
+    let token = TestToken::new("opcert-test");
     let daemon = Daemon::start(&token);
     let service = Service::new(ORIGIN);
     let client = daemon.add_client("till", &silent());
     let first = daemon.enrol(&service, "alice", "p256");
     let second = daemon.enrol(&service, "alice", "p256");
     assert_ne!(first["fingerprint"], second["fingerprint"]);
-    let listed = daemon.control(Method::GET, "/v1/certificates", &Value::Null).ok();
+    let listed = daemon
+        .control(Method::GET, "/v1/certificates", &Value::Null)
+        .ok();
     let standing: Vec<&str> = listed["certificates"]
         .as_array()
         .unwrap()
@@ -238,24 +309,34 @@ fn a_revoked_superseded_or_foreign_certificate_signs_nothing() {
     assert_eq!(crl(impostor.crl(9, &[])).code(), "crl-invalid");
     let serial = Certificate::from_der(&der).unwrap().serial().to_vec();
     crl(service.crl(7, &[&serial])).ok();
-    assert_eq!(approve(&daemon, &client, &challenge()).code(), "certificate-revoked");
+    assert_eq!(
+        approve(&daemon, &client, &challenge()).code(),
+        "certificate-revoked"
+    );
     // An older list cannot bring it back.
     assert_eq!(crl(service.crl(6, &[])).code(), "crl-invalid");
-    assert_eq!(approve(&daemon, &client, &challenge()).code(), "certificate-revoked");
+    assert_eq!(
+        approve(&daemon, &client, &challenge()).code(),
+        "certificate-revoked"
+    );
 }
 
 #[test]
 fn an_enrolment_is_checked_at_every_step() {
-    let token = softhsm::TestToken::new("opcert-test");
+    let token = TestToken::new("opcert-test");
     let mut daemon = Daemon::start(&token);
     let service = Service::new(ORIGIN);
     let begin = |daemon: &Daemon, ticket: String, service: &Service| {
-        let body = json!({ "ticket": ticket, "key_type": "p256", "service": service.description() });
+        let body =
+            json!({ "ticket": ticket, "key_type": "p256", "service": service.description() });
         daemon.control(Method::POST, "/v1/enrolments", &body)
     };
     let mut elsewhere = daemon.identity("alice");
     elsewhere.computer = "other-computer".parse().unwrap();
-    assert_eq!(begin(&daemon, service.ticket(&elsewhere, |_| ()), &service).code(), "ticket-invalid");
+    assert_eq!(
+        begin(&daemon, service.ticket(&elsewhere, |_| ()), &service).code(),
+        "ticket-invalid"
+    );
     let late = service.ticket(&daemon.identity("alice"), |claims| {
         claims.iat -= 1_000;
         claims.exp -= 1_000;
@@ -270,14 +351,26 @@ fn an_enrolment_is_checked_at_every_step() {
 
     let request = csr(&begun);
     let wrong_person = service.issue(&request, &daemon.identity("mallory"), 365);
-    assert_eq!(daemon.complete(&begun, &wrong_person).code(), "certificate-mismatch");
+    assert_eq!(
+        daemon.complete(&begun, &wrong_person).code(),
+        "certificate-mismatch"
+    );
     let wrong_authority = Service::new(ORIGIN).issue(&request, &daemon.identity("alice"), 365);
-    assert_eq!(daemon.complete(&begun, &wrong_authority).code(), "certificate-mismatch");
+    assert_eq!(
+        daemon.complete(&begun, &wrong_authority).code(),
+        "certificate-mismatch"
+    );
     let expired = service.issue(&request, &daemon.identity("alice"), -1);
-    assert_eq!(daemon.complete(&begun, &expired).code(), "certificate-mismatch");
+    assert_eq!(
+        daemon.complete(&begun, &expired).code(),
+        "certificate-mismatch"
+    );
     let second = daemon.begin(&service, "bob", "p256").ok();
     let other_key = service.issue(&csr(&second), &daemon.identity("alice"), 365);
-    assert_eq!(daemon.complete(&begun, &other_key).code(), "certificate-mismatch");
+    assert_eq!(
+        daemon.complete(&begun, &other_key).code(),
+        "certificate-mismatch"
+    );
 
     let good = service.issue(&request, &daemon.identity("alice"), 365);
     daemon.complete(&begun, &good).ok();
@@ -285,7 +378,9 @@ fn an_enrolment_is_checked_at_every_step() {
 
     let path = format!("/v1/enrolments/{}", second["id"].as_str().unwrap());
     daemon.control(Method::DELETE, &path, &Value::Null).ok();
-    let left = daemon.control(Method::GET, "/v1/enrolments", &Value::Null).ok();
+    let left = daemon
+        .control(Method::GET, "/v1/enrolments", &Value::Null)
+        .ok();
     assert_eq!(left["enrolments"], json!([]));
 
     // The pinned keys stand: another key set for the same origin is refused.
@@ -296,21 +391,29 @@ fn an_enrolment_is_checked_at_every_step() {
 
 #[test]
 fn a_killed_worker_comes_back_by_itself() {
-    let token = softhsm::TestToken::new("opcert-test");
+    let token = TestToken::new("opcert-test");
     let daemon = Daemon::start(&token);
     let service = Service::new(ORIGIN);
     let client = daemon.add_client("till", &silent());
     daemon.enrol(&service, "alice", "p256");
     let challenge = || service.challenge(&withdrawal("alice"), |_| ());
     approve(&daemon, &client, &challenge()).ok();
-    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", daemon.pid())).unwrap();
-    let kill = Command::new("kill").arg("-9").args(children.split_whitespace()).status().unwrap();
+    let children =
+        std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", daemon.pid())).unwrap();
+    let kill = Command::new("kill")
+        .arg("-9")
+        .args(children.split_whitespace())
+        .status()
+        .unwrap();
     assert!(kill.success());
     // The first request may meet the dying worker: a typed error, never a hang; then it signs.
     let answer = approve(&daemon, &client, &challenge());
     if !answer.status.is_success() {
         let code = answer.code();
-        assert!(["token-error", "token-down", "token-timeout"].contains(&code.as_str()), "{code}");
+        assert!(
+            ["token-error", "token-down", "token-timeout"].contains(&code.as_str()),
+            "{code}"
+        );
     }
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while !approve(&daemon, &client, &challenge()).status.is_success() {

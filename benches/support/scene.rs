@@ -11,13 +11,13 @@ use opcert::base::pkcs11::TokenUri;
 use opcert::base::x509::Certificate;
 use serde_json::{Value, json};
 
-use crate::daemon::{ClientIdentity, Daemon};
-use crate::service::{Service, withdrawal};
-use crate::softhsm;
+use crate::support::softhsm::TestToken;
+use crate::support::daemon::{ClientIdentity, Daemon};
+use crate::support::service::{Service, withdrawal};
 
 /// Everything a measurement needs.
 pub struct Scene {
-    token: softhsm::TestToken,
+    token: TestToken,
     daemon: Daemon,
     service: Service,
     client: ClientIdentity,
@@ -35,7 +35,7 @@ struct Key {
 impl Scene {
     /// Makes the token, starts the release daemon and enrols an operator for each kind of key.
     pub fn start(specs: &[KeySpec]) -> Self {
-        let token = softhsm::TestToken::new("opcert-bench");
+        let token = TestToken::new("opcert-bench");
         let daemon = Daemon::start(&token);
         let service = Service::new("https://bench.example");
         let client = daemon.add_client("bench", &json!({ "consent": "none" }));
@@ -105,7 +105,10 @@ impl Scene {
     pub fn challenges(&self, spec: KeySpec, count: usize) -> Vec<String> {
         let statement = withdrawal(spec.as_str());
         (0..count)
-            .map(|_| self.service.challenge(&statement, |claims| claims.exp = claims.iat + 30))
+            .map(|_| {
+                self.service
+                    .challenge(&statement, |claims| claims.exp = claims.iat + 30)
+            })
             .collect()
     }
 
@@ -126,7 +129,8 @@ impl Scene {
     pub fn stop(mut self) {
         assert_eq!(self.daemon.stop(), 0, "{}", self.daemon.log());
         let audit: PathBuf = self.daemon.audit_directory();
-        opcert::audit::verify::verify(&audit).unwrap();
+        let summary = opcert::audit::verify::verify(&audit).unwrap();
+        assert!(summary.closed);
     }
 }
 
@@ -146,7 +150,10 @@ impl Key {
 /// Resident memory of a process that has been idle for a moment, in MiB.
 pub fn resident_mib(pid: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
     let kib: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     kib / 1024.0
 }
@@ -154,7 +161,12 @@ pub fn resident_mib(pid: u32) -> f64 {
 /// User and system time of a process, from `/proc/PID/stat` (proc(5), fields 14 and 15).
 pub fn cpu_of(pid: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let fields: Vec<&str> = stat
+        .rsplit_once(')')
+        .unwrap()
+        .1
+        .split_whitespace()
+        .collect();
     let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
     let per_second = rustix::param::clock_ticks_per_second();
     Duration::from_secs_f64(ticks as f64 / per_second as f64)

@@ -1,7 +1,5 @@
 //! The real `opcertd` on port 0 in a temporary directory, and what a courier and a client do.
 
-#![allow(dead_code)] // Each test binary uses its own part.
-
 use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

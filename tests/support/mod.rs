@@ -3,4 +3,6 @@
 //! Each test program compiles this for itself and uses only some of it.
 #![allow(dead_code)]
 
+pub mod daemon;
+pub mod service;
 pub mod softhsm;

@@ -2,8 +2,6 @@
 //! right or wrong, for any time. The real service has its own tests; this one exists because no
 //! real service signs an expired challenge or a certificate for somebody else's key.
 
-#![allow(dead_code)] // Each test binary uses its own part.
-
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use jiff::Timestamp;
