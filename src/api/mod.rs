@@ -1,6 +1,15 @@
-//! The `/v1` interface of the daemon.
+//! The `/v1` interface of the daemon: doors, gates, routes, errors, and a client of it.
+//!
+//! A request passes, in this order, [`problem::finish`] (request id, error documents), the gates of
+//! its door ([`doors`]), the look-up of its caller ([`caller`]), and then reaches a handler in
+//! [`routes`] with its body parsed by [`extract`]. Handlers hold no logic of their own: they turn
+//! what [`types`] describes into calls of the modules below and errors into a [`Problem`].
+//!
+//! The module also keeps who may come in by the native door: the registry of [`clients`] and the
+//! [`local_ca`] that certifies them.
 
 pub mod caller;
+pub mod client;
 pub mod clients;
 pub mod doors;
 pub mod extract;

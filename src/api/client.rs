@@ -1,0 +1,205 @@
+//! A typed client of `/v1`, over whichever door its target names.
+
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, Request};
+use hyper::body::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use super::problem::ProblemDocument;
+use super::types::{
+    AddClient, AddedClient, Approval, BeginEnrolment, ClientList, CompleteEnrolment, CrlTaken,
+    Enrolment, Enrolments, OperatingCertificate, OperatingCertificates, RequestApproval, Status,
+};
+use crate::base::ids::{ClientName, EnrolmentId, Jti};
+use crate::base::pkcs11::TokenUri;
+use crate::base::secret::Pin;
+use crate::http::client::{self, ClientError, ClientLimits, Target};
+
+/// Why a call has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The daemon cannot be reached.
+    #[error(transparent)]
+    Transport(#[from] ClientError),
+    /// The daemon refused, and says why.
+    #[error("{}. {} [{}]", .0.detail, .0.action, .0.code)]
+    Refused(Box<ProblemDocument>),
+    /// The answer is not one of this interface: another program listens there, or another version.
+    #[error("the answer (status {status}) is not one of this interface")]
+    Unexpected {
+        /// The HTTP status.
+        status: u16,
+        /// What is wrong with the body.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The request cannot be written.
+    #[error("the request cannot be written as JSON")]
+    Request {
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A path that is no URI; names of this interface never make one.
+    #[error("{path:?} is no path")]
+    Path {
+        /// The path.
+        path: String,
+    },
+}
+
+/// A connection to the daemon.
+#[derive(Debug)]
+pub struct Client {
+    connection: client::Client,
+}
+
+impl Client {
+    /// Connects; the limits hold for each call.
+    pub async fn connect(target: &Target, limits: ClientLimits) -> Result<Self, CallError> {
+        Ok(Self {
+            connection: client::Client::connect(target, limits).await?,
+        })
+    }
+
+    /// `GET /v1/status`.
+    pub async fn status(&mut self) -> Result<Status, CallError> {
+        self.get("/v1/status").await
+    }
+
+    /// `POST /v1/tokens/unlock`.
+    pub async fn unlock(&mut self, token: &TokenUri, pin: &Pin) -> Result<(), CallError> {
+        let body = json!({ "uri": token, "pin": pin.expose() });
+        self.empty(Method::POST, "/v1/tokens/unlock", Some(&body))
+            .await
+    }
+
+    /// `GET /v1/certificates`.
+    pub async fn certificates(&mut self) -> Result<OperatingCertificates, CallError> {
+        self.get("/v1/certificates").await
+    }
+
+    /// `POST /v1/enrolments`.
+    pub async fn begin_enrolment(&mut self, body: &BeginEnrolment) -> Result<Enrolment, CallError> {
+        self.json(Method::POST, "/v1/enrolments", body).await
+    }
+
+    /// `GET /v1/enrolments`.
+    pub async fn enrolments(&mut self) -> Result<Enrolments, CallError> {
+        self.get("/v1/enrolments").await
+    }
+
+    /// `DELETE /v1/enrolments/{id}`.
+    pub async fn cancel_enrolment(&mut self, id: &EnrolmentId) -> Result<(), CallError> {
+        self.empty(Method::DELETE, &format!("/v1/enrolments/{id}"), None::<&()>)
+            .await
+    }
+
+    /// `PUT /v1/enrolments/{id}/certificate`.
+    pub async fn complete_enrolment(
+        &mut self,
+        id: &EnrolmentId,
+        body: &CompleteEnrolment,
+    ) -> Result<OperatingCertificate, CallError> {
+        let path = format!("/v1/enrolments/{id}/certificate");
+        self.json(Method::PUT, &path, body).await
+    }
+
+    /// `POST /v1/approvals`.
+    pub async fn approve(&mut self, body: &RequestApproval) -> Result<Approval, CallError> {
+        self.json(Method::POST, "/v1/approvals", body).await
+    }
+
+    /// `GET /v1/approvals/{jti}`.
+    pub async fn approval(&mut self, jti: &Jti) -> Result<Approval, CallError> {
+        self.get(&format!("/v1/approvals/{jti}")).await
+    }
+
+    /// `POST /v1/crls`.
+    pub async fn apply_crl(&mut self, der: Vec<u8>) -> Result<CrlTaken, CallError> {
+        let body = Some(("application/pkix-crl", der));
+        let answer = self.send(Method::POST, "/v1/crls", body).await?;
+        read(&answer)
+    }
+
+    /// `GET /v1/clients`.
+    pub async fn clients(&mut self) -> Result<ClientList, CallError> {
+        self.get("/v1/clients").await
+    }
+
+    /// `POST /v1/clients`.
+    pub async fn add_client(&mut self, body: &AddClient) -> Result<AddedClient, CallError> {
+        self.json(Method::POST, "/v1/clients", body).await
+    }
+
+    /// `DELETE /v1/clients/{name}`.
+    pub async fn remove_client(&mut self, name: &ClientName) -> Result<(), CallError> {
+        self.empty(Method::DELETE, &format!("/v1/clients/{name}"), None::<&()>)
+            .await
+    }
+
+    async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, CallError> {
+        read(&self.send(Method::GET, path, None).await?)
+    }
+
+    async fn json<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, CallError> {
+        let body = write(body)?;
+        read(&self.send(method, path, Some(body)).await?)
+    }
+
+    async fn empty(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<(), CallError> {
+        let body = body.map(write).transpose()?;
+        self.send(method, path, body).await?;
+        Ok(())
+    }
+
+    async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<(&'static str, Vec<u8>)>,
+    ) -> Result<http::Response<Bytes>, CallError> {
+        let mut request = Request::new(Bytes::new());
+        *request.method_mut() = method;
+        *request.uri_mut() = path.parse().map_err(|_| CallError::Path {
+            path: path.to_owned(),
+        })?;
+        if let Some((media_type, bytes)) = body {
+            request
+                .headers_mut()
+                .insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+            *request.body_mut() = bytes.into();
+        }
+        let answer = self.connection.send(request).await?;
+        if answer.status().is_success() {
+            Ok(answer)
+        } else {
+            Err(CallError::Refused(Box::new(read(&answer)?)))
+        }
+    }
+}
+
+fn write(value: &impl Serialize) -> Result<(&'static str, Vec<u8>), CallError> {
+    serde_json::to_vec(value)
+        .map(|bytes| ("application/json", bytes))
+        .map_err(|source| CallError::Request { source })
+}
+
+fn read<T: DeserializeOwned>(answer: &http::Response<Bytes>) -> Result<T, CallError> {
+    serde_json::from_slice(answer.body()).map_err(|source| CallError::Unexpected {
+        status: answer.status().as_u16(),
+        source,
+    })
+}
