@@ -553,3 +553,42 @@ os.execv(sys.argv[2], sys.argv[2:])
     assert_eq!(daemon.stop().code(), Some(0));
     assert!(socket.exists(), "the service manager's socket stays");
 }
+
+#[tokio::test]
+async fn the_document_says_what_is_served() {
+    let daemon = Daemon::start();
+    let mut control = daemon.control().await;
+    let answer = send(&mut control, Method::GET, "/v1/openapi.json", None).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let document: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
+    let built = opcert::api::routes::openapi::document().to_json().unwrap();
+    assert_eq!(
+        document,
+        serde_json::from_str::<serde_json::Value>(&built).unwrap()
+    );
+    let codes = document["components"]["schemas"]["Code"]["enum"]
+        .as_array()
+        .unwrap();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let path = path
+            .replace("{challenge_jti}", "AAAAAAAAAAAAAAAAAAAAAA")
+            .replace("{id}", "none")
+            .replace("{name}", "none");
+        for method in ["get", "put", "post", "delete", "patch"] {
+            let documented = item.get(method).is_some();
+            let verb: Method = method.to_uppercase().parse().unwrap();
+            let answer = send(&mut control, verb, &path, None).await;
+            let what = format!("{method} {path}: {}", answer.status());
+            if answer.status().is_success() {
+                let status = answer.status().as_u16().to_string();
+                assert!(item[method]["responses"].get(status).is_some(), "{what}");
+                continue;
+            }
+            let problem: ProblemDocument = serde_json::from_slice(answer.body()).unwrap();
+            assert!(codes.contains(&problem.code.as_str().into()), "{what}");
+            let refused_by_router = problem.code == "method-not-allowed"
+                || problem.detail.starts_with("there is nothing at");
+            assert_eq!(refused_by_router, !documented, "{what}");
+        }
+    }
+}

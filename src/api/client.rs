@@ -10,7 +10,8 @@ use serde_json::json;
 use super::problem::ProblemDocument;
 use super::types::{
     AddClient, AddedClient, Approval, BeginEnrolment, ClientList, CompleteEnrolment, CrlTaken,
-    Enrolment, Enrolments, OperatingCertificate, OperatingCertificates, RequestApproval, Status,
+    Enrolment, Enrolments, KeysTaken, OperatingCertificate, OperatingCertificates, RequestApproval,
+    Status,
 };
 use crate::base::ids::{ClientName, EnrolmentId, Jti};
 use crate::base::pkcs11::TokenUri;
@@ -112,15 +113,22 @@ impl Client {
         self.json(Method::POST, "/v1/approvals", body).await
     }
 
-    /// `GET /v1/approvals/{jti}`.
-    pub async fn approval(&mut self, jti: &Jti) -> Result<Approval, CallError> {
-        self.get(&format!("/v1/approvals/{jti}")).await
+    /// `GET /v1/approvals/{challenge_jti}`.
+    pub async fn approval(&mut self, challenge_jti: &Jti) -> Result<Approval, CallError> {
+        self.get(&format!("/v1/approvals/{challenge_jti}")).await
     }
 
     /// `POST /v1/crls`.
     pub async fn apply_crl(&mut self, der: Vec<u8>) -> Result<CrlTaken, CallError> {
         let body = Some(("application/pkix-crl", der));
         let answer = self.send(Method::POST, "/v1/crls", body).await?;
+        read(&answer)
+    }
+
+    /// `POST /v1/keys`.
+    pub async fn replace_keys(&mut self, compact: String) -> Result<KeysTaken, CallError> {
+        let body = Some(("application/jose", compact.into_bytes()));
+        let answer = self.send(Method::POST, "/v1/keys", body).await?;
         read(&answer)
     }
 

@@ -19,6 +19,8 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 
 use crate::base::ids::RequestId;
 
@@ -31,7 +33,7 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 macro_rules! codes {
     ($($name:ident $text:literal $status:literal $title:literal $action:literal;)*) => {
         /// A stable code. Programs compare these; the sentences beside them may change.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub enum Code {
             $(
                 #[doc = $title]
@@ -81,7 +83,7 @@ codes! {
     ModuleMissing "module-missing" 503 "The PKCS#11 module is not there" "Install the vendor's library, or correct `path` of its [[module]] in opcertd.toml.";
     KeyMissing "key-missing" 404 "The key is not on the token" "Choose an installed certificate with `opcert list`, or install one with `opcert install`.";
     KeyNotProven "key-not-proven" 422 "The token does not prove that the key cannot leave it" "Use a token that generates keys with CKA_SENSITIVE set and CKA_EXTRACTABLE cleared.";
-    KeyUnsupported "key-unsupported" 422 "The token cannot make such a key" "Choose another key type with `--key-type`.";
+    KeyUnsupported "key-unsupported" 501 "The token cannot make such a key" "Choose another key type with `--key-type`.";
     SignatureInvalid "signature-invalid" 502 "The token returned a wrong signature" "Nothing was released. Check the token with its maker's tool before using it again.";
 
     // Requests.
@@ -159,6 +161,21 @@ codes! {
     PortInUse "port-in-use" 500 "The address is taken" "Stop the program that listens there, or configure another address.";
     StateUnusable "state-unusable" 500 "The state directory cannot be used" "Check that it exists, has room, and belongs to the service user.";
 }
+
+// By hand: the derive macro does not see names that a macro made.
+impl utoipa::PartialSchema for Code {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some(
+                "A stable code. Programs compare these; the sentences beside them may change.",
+            ))
+            .enum_values(Some(Self::ALL.iter().map(|code| code.as_str())))
+            .into()
+    }
+}
+
+impl utoipa::ToSchema for Code {}
 
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -271,7 +288,7 @@ pub struct ProblemDocument {
     pub title: String,
     /// The HTTP status.
     pub status: u16,
-    /// The stable code; see [`Code`] for those of this version.
+    /// The stable code; the schema lists those of this version.
     #[schema(value_type = Code)]
     pub code: String,
     /// What happened.
@@ -411,6 +428,153 @@ impl From<super::clients::ClientsError> for Problem {
                 Self::new(Code::StateUnusable, "the client registry cannot be written")
             }
         }
+    }
+}
+
+impl From<crate::device::DeviceError> for Problem {
+    fn from(error: crate::device::DeviceError) -> Self {
+        use crate::device::DeviceError as E;
+        let mut retry_after = None;
+        let code = match &error {
+            E::Pkcs11 { .. } => Code::TokenError,
+            E::TokenAbsent { .. } | E::TokenUnknown { .. } | E::ModuleUnknown { .. } => {
+                Code::TokenAbsent
+            }
+            E::TokenAmbiguous { .. } => Code::TokenAmbiguous,
+            E::ModuleMissing { .. } => Code::ModuleMissing,
+            E::ModuleDown {
+                retry_after: next, ..
+            } => {
+                retry_after = Some(u32::try_from(next.as_secs()).unwrap_or(u32::MAX).max(1));
+                Code::TokenDown
+            }
+            E::ModuleUnusable { .. }
+            | E::WorkerDied { .. }
+            | E::WorkerStart { .. }
+            | E::Protocol { .. }
+            | E::Stopped => Code::TokenDown,
+            E::Timeout { .. } => Code::TokenTimeout,
+            E::Busy { .. } => {
+                retry_after = Some(1);
+                Code::Busy
+            }
+            E::PinNeeded { .. } | E::PinBlocked { .. } => Code::PinNeeded,
+            E::PinWrong { .. } | E::PinLength { .. } => Code::PinWrong,
+            E::PinLocked { .. } => Code::PinLocked,
+            E::PinFinalTry { .. } => Code::PinFinalTry,
+            E::KeyMissing { .. } | E::KeyAmbiguous { .. } | E::KeyChanged { .. } => {
+                Code::KeyMissing
+            }
+            E::KeyNotProven { .. } => Code::KeyNotProven,
+            E::Unsupported { .. } | E::SchemeUnsupported { .. } | E::KeyUnusable { .. } => {
+                Code::KeyUnsupported
+            }
+            E::BadSignature { .. } => Code::SignatureInvalid,
+            E::TooLarge { .. } => Code::TooLarge,
+            E::PinFileNotPrivate { .. } | E::PinFileUnreadable { .. } | E::PinRecord { .. } => {
+                Code::StateUnusable
+            }
+            E::KeyExists { .. }
+            | E::ModuleTwice { .. }
+            | E::WrongPurpose { .. }
+            | E::MalformedCertificate => Code::Internal,
+        };
+        log_ours(code, &error);
+        let problem = Self::new(code, error.to_string());
+        match retry_after {
+            Some(seconds) => problem.with_retry_after(seconds),
+            None => problem,
+        }
+    }
+}
+
+impl From<crate::enrol::RegistryError> for Problem {
+    fn from(error: crate::enrol::RegistryError) -> Self {
+        use crate::enrol::RegistryError as E;
+        let code = match &error {
+            E::File(_) | E::Damaged { .. } => Code::StateUnusable,
+            E::Keys { .. } | E::KeySet(_) => Code::KeysInvalid,
+            E::CrlUnknown | E::Crl(_) | E::CrlOld { .. } => Code::CrlInvalid,
+        };
+        log_ours(code, &error);
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<crate::enrol::EnrolError> for Problem {
+    fn from(error: crate::enrol::EnrolError) -> Self {
+        use crate::enrol::EnrolError as E;
+        let code = match error {
+            E::Service(error) => return error.into(),
+            E::Device(error) => return error.into(),
+            E::Audit(error) => return error.into(),
+            E::Ticket(_) | E::OtherComputer { .. } => Code::TicketInvalid,
+            E::TooMany | E::NotReady { .. } => Code::EnrolmentState,
+            E::Unknown { .. } => Code::EnrolmentUnknown,
+            E::OtherKey | E::OtherIdentity { .. } | E::Certificate(_) => Code::CertificateMismatch,
+            E::Policy(_) => Code::PolicyRefused,
+            E::File(_) | E::Damaged { .. } => Code::StateUnusable,
+        };
+        log_ours(code, &error);
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<crate::signing::SigningError> for Problem {
+    fn from(error: crate::signing::SigningError) -> Self {
+        use crate::consent::ConsentError;
+        use crate::enrol::Standing;
+        use crate::signing::SigningError as E;
+        use crate::statement::ServiceError;
+        let code = match error {
+            E::Device(error) => return error.into(),
+            E::Audit(error) => return error.into(),
+            E::Challenge(ref error) => match error {
+                ServiceError::Jose(_) | ServiceError::Claims(_) => Code::ChallengeMalformed,
+                ServiceError::Statement(_) => Code::StatementInvalid,
+                ServiceError::Audience => Code::ChallengeAudience,
+                ServiceError::IssuerUnknown { .. } => Code::ChallengeIssuerUnknown,
+                ServiceError::KeyUnknown { .. } => Code::ChallengeKeyUnknown,
+                ServiceError::Signature => Code::ChallengeSignature,
+                ServiceError::Expired { .. } => Code::ChallengeExpired,
+                ServiceError::NotYetValid { .. } => Code::ChallengeNotYetValid,
+            },
+            E::Origin { .. } => Code::ChallengeOrigin,
+            E::OtherAccount { .. } => Code::ChallengeAccount,
+            E::NoCertificate { .. } => Code::CertificateMissing,
+            E::Standing { standing } => match standing {
+                Standing::Revoked => Code::CertificateRevoked,
+                Standing::Active
+                | Standing::NotYetValid
+                | Standing::Expired
+                | Standing::Superseded => Code::CertificateExpired,
+            },
+            E::Used => Code::ChallengeUsed,
+            E::Denied => Code::ConsentDenied,
+            E::Policy(_) => Code::PolicyRefused,
+            E::Consent(ref error) => match error {
+                ConsentError::Denied => Code::ConsentDenied,
+                ConsentError::TimedOut { .. } => Code::ConsentTimeout,
+                ConsentError::Busy => Code::Busy,
+                ConsentError::Unavailable { .. } => Code::ConsentUnavailable,
+            },
+            E::Busy => Code::Busy,
+            E::Cms(_) | E::Encode(_) => Code::Internal,
+        };
+        log_ours(code, &error);
+        let problem = Self::new(code, error.to_string());
+        if code == Code::Busy {
+            problem.with_retry_after(1)
+        } else {
+            problem
+        }
+    }
+}
+
+/// The caller gets one sentence; what is for us to mend goes to the log with all its causes.
+fn log_ours(code: Code, error: &dyn std::error::Error) {
+    if code.status() >= 500 {
+        tracing::error!(%code, error = %crate::telemetry::Chain(error), "failed");
     }
 }
 

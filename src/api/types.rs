@@ -10,6 +10,7 @@ use crate::base::ids::{AccountId, ClientName, ComputerId, EnrolmentId, Jti, Oper
 use crate::base::jose::JwkSet;
 use crate::base::key::KeySpec;
 use crate::base::secret::Pin;
+use crate::device::{ModuleStatus, TokenStatus};
 use crate::policy::ClientPolicy;
 
 /// The daemon in a few numbers.
@@ -43,6 +44,15 @@ pub struct AuditStatus {
     pub records: u64,
     /// Whether a record could be written now; nothing is signed otherwise.
     pub writable: bool,
+}
+
+/// The configured tokens and modules.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Tokens {
+    /// In the order of the configuration.
+    pub tokens: Vec<TokenStatus>,
+    /// In the order of the configuration.
+    pub modules: Vec<ModuleStatus>,
 }
 
 /// A PIN for one token.
@@ -88,7 +98,7 @@ pub struct BeginEnrolment {
 pub struct Enrolment {
     /// Its id.
     pub id: EnrolmentId,
-    /// What it waits for.
+    /// How far it is: `generating` or `requested`.
     pub state: String,
     /// The account.
     pub account: AccountId,
@@ -102,7 +112,8 @@ pub struct Enrolment {
     pub token: String,
     /// When it began.
     pub begun: String,
-    /// The certification request to carry to the account service (PKCS#10), base64 of DER.
+    /// The certification request to carry to the account service (PKCS#10), base64 of DER; empty
+    /// while the key is being generated.
     pub csr: String,
 }
 
@@ -180,6 +191,8 @@ pub struct Approval {
     pub cms: Option<String>,
     /// Its `jti`.
     pub jti: Jti,
+    /// The `jti` of the challenge; the approval can be had again by it.
+    pub challenge_jti: Jti,
 }
 
 /// A revocation list that was taken.
@@ -191,6 +204,13 @@ pub struct CrlTaken {
     pub number: u64,
     /// How many certificates it revokes.
     pub revoked: usize,
+}
+
+/// A key set that was taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeysTaken {
+    /// The origin of the account service it is from.
+    pub service: String,
 }
 
 /// Registers a client.

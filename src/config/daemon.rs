@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::{ConfigError, Loaded, load};
+use crate::device;
 use crate::http::Limits;
 
 /// Where the file is unless `--config` names another.
@@ -36,6 +37,11 @@ pub struct Config {
     /// The log on standard error.
     #[serde(default)]
     pub log: crate::telemetry::Config,
+    /// The worker executable; see [`device::Config`].
+    pub worker: Option<PathBuf>,
+    /// The PKCS#11 modules and their tokens.
+    #[serde(default)]
+    pub module: Vec<device::ModuleConfig>,
 }
 
 fn state_directory() -> PathBuf {
@@ -101,6 +107,14 @@ impl Config {
         let loaded: Loaded<Self> = load(path)?;
         loaded.check()?;
         Ok(loaded.config)
+    }
+
+    /// The part of the tokens.
+    pub fn devices(&self) -> device::Config {
+        device::Config {
+            worker: self.worker.clone(),
+            module: self.module.clone(),
+        }
     }
 
     /// The control socket.

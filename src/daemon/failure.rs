@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use crate::api::problem::{Code, Problem};
 use crate::audit::AuditError;
-use crate::base::sysexits::{EX_CANTCREAT, EX_SOFTWARE};
+use crate::base::sysexits::{EX_CANTCREAT, EX_CONFIG, EX_SOFTWARE};
+use crate::device::DeviceError;
 use crate::telemetry::Chain;
 
 /// A start or a stop that failed.
@@ -35,6 +36,19 @@ impl Failure {
             EX_CANTCREAT,
             Problem::new(Code::AuditUnavailable, Chain(&error).to_string()),
         )
+    }
+
+    /// The tokens cannot be served at all.
+    pub fn device(error: DeviceError) -> Self {
+        let exit = match error {
+            DeviceError::ModuleTwice { .. } => {
+                let problem = Problem::new(Code::ConfigValue, error.to_string());
+                return Self::new(EX_CONFIG, problem);
+            }
+            _ => EX_CANTCREAT,
+        };
+        let text = Chain(&error).to_string();
+        Self::new(exit, Problem::new(Code::StateUnusable, text))
     }
 
     /// The operating system refused something basic.

@@ -2,10 +2,12 @@
 //!
 //! 1. The configuration is read and checked before anything is touched.
 //! 2. The process makes itself hard to look into: no core dumps, not dumpable, files private.
-//! 3. The parts are opened bottom up: audit trail, registries, local authority.
-//! 4. Every door is bound before any is served, so a taken port never leaves half a daemon.
+//! 3. The parts are opened bottom up: audit trail, registries, local authority. What was approved
+//!    before is read back from the trail, so that no challenge is approved twice.
+//! 4. Every door is bound before a token is touched or a request served, so a taken port never
+//!    leaves half a daemon.
 //! 5. The service manager is told, and requests are served until SIGTERM or SIGINT.
-//! 6. Requests in flight get [`DRAIN`]; then tokens are logged out and the audit trail is closed
+//! 6. Requests in flight get ten seconds; then tokens are logged out and the audit trail is closed
 //!    by its last record.
 //!
 //! Nothing is printed on standard output. A start that fails prints two sentences and a stable
@@ -18,6 +20,7 @@ mod harden;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
@@ -34,8 +37,12 @@ use crate::base::Clock;
 use crate::base::files;
 use crate::base::sysexits::{EX_CONFIG, EX_OSERR, EX_SOFTWARE, EX_USAGE};
 use crate::config::daemon::{Config, DEFAULT_PATH};
+use crate::consent::Asker;
+use crate::device::Devices;
+use crate::enrol::{Enroller, Registry};
 use crate::http::{Door, Drained, Listener, Server, tls};
-use crate::telemetry;
+use crate::signing::Pipeline;
+use crate::telemetry::{self, Chain};
 
 /// How long requests in flight may take once the daemon is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -114,13 +121,13 @@ async fn run(config: Config, inherited: bind::Inherited) -> Result<(), Failure> 
     }
     let clients =
         Clients::open(&config.state_directory.join("clients.json")).map_err(Failure::state)?;
+    let registry = Registry::open(&config.state_directory).map_err(Failure::state)?;
     let local_ca = LocalCa::open(&config.state_directory.join("local-ca"), clock.now())
         .map_err(Failure::state)?;
     let identity = local_ca
         .server_identity(clock.now())
         .map_err(Failure::state)?;
 
-    let computer = crate::base::ids::ComputerId::random();
     let Bound {
         native,
         control,
@@ -132,12 +139,34 @@ async fn run(config: Config, inherited: bind::Inherited) -> Result<(), Failure> 
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| Failure::system(EX_OSERR, "a socket has no address", &error))?;
 
-    record(
-        &audit,
-        "start",
-        &serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "computer": computer }),
+    let devices = Devices::start(config.devices(), &config.state_directory, clock.clone())
+        .await
+        .map_err(Failure::device)?;
+    let enroller = Enroller::new(
+        &config.state_directory,
+        devices.clone(),
+        registry.clone(),
+        audit.clone(),
+        clock.clone(),
     )
-    .await?;
+    .map_err(Failure::state)?;
+    let enroller = Arc::new(enroller);
+    let pipeline = Pipeline::new(
+        devices.clone(),
+        registry.clone(),
+        audit.clone(),
+        Asker::start(config.consent.clone()),
+        clock.clone(),
+    );
+    // Without the memory of what was approved, a challenge could be approved twice.
+    let remembered = pipeline.restore(&recovered).map_err(Failure::state)?;
+
+    let body = serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "computer": registry.computer(),
+        "remembered": remembered,
+    });
+    record(&audit, "start", &body).await?;
 
     let roots = tls::roots([local_ca.certificate().der().to_vec().into()])
         .map_err(|error| Failure::state(crate::api::local_ca::LocalCaError::from(error)))?;
@@ -148,7 +177,10 @@ async fn run(config: Config, inherited: bind::Inherited) -> Result<(), Failure> 
         audit: audit.clone(),
         clients,
         local_ca,
-        computer,
+        devices: devices.clone(),
+        registry,
+        enroller: enroller.clone(),
+        pipeline,
         native: native_addresses.clone(),
     });
 
@@ -176,6 +208,13 @@ async fn run(config: Config, inherited: bind::Inherited) -> Result<(), Failure> 
     tracing::info!(native = ?native_addresses, control = %config.control_socket().display(), "ready");
     notify(&[sd_notify::NotifyState::Ready]);
 
+    // What a crash left half enrolled is mended beside the serving: its token may be slow.
+    let reclaim = tokio::spawn(async move {
+        if let Err(error) = enroller.reclaim().await {
+            tracing::warn!(error = %Chain(&error), "an unfinished enrolment is left for the next start");
+        }
+    });
+
     let signal = stop.wait().await;
     tracing::info!(signal, "stopping");
     notify(&[sd_notify::NotifyState::Stopping]);
@@ -187,6 +226,8 @@ async fn run(config: Config, inherited: bind::Inherited) -> Result<(), Failure> 
             DRAIN.as_secs()
         );
     }
+    reclaim.abort();
+    devices.shutdown().await;
     audit.close().await.map_err(Failure::audit)?;
     Ok(())
 }

@@ -4,7 +4,7 @@ use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use serde_json::json;
 
-use super::App;
+use super::{App, blocking};
 use crate::api::caller::Administrator;
 use crate::api::clients::RegisteredClient;
 use crate::api::extract::{Json, Path};
@@ -16,6 +16,8 @@ use crate::base::ids::{ClientName, RequestId};
 use crate::base::x509::CertificateRequest;
 
 /// The registered clients.
+///
+/// Control socket only.
 #[utoipa::path(
     get,
     path = "/v1/clients",
@@ -30,6 +32,8 @@ pub(super) async fn list_clients(State(app): State<App>, _: Administrator) -> Js
 }
 
 /// Registers a client and certifies its key.
+///
+/// Control socket only.
 #[utoipa::path(
     post,
     path = "/v1/clients",
@@ -75,6 +79,8 @@ pub(super) async fn add_client(
 }
 
 /// Removes a client; its next request is refused.
+///
+/// Control socket only.
 #[utoipa::path(
     delete,
     path = "/v1/clients/{name}",
@@ -122,13 +128,4 @@ fn view(client: &RegisteredClient) -> Client {
         expires: client.expires.to_string(),
         policy: client.policy.clone(),
     }
-}
-
-/// Runs what waits for the disk outside the threads that serve requests.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Problem> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| Problem::new(Code::Internal, format!("a task failed: {error}")))
 }

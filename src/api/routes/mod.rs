@@ -1,8 +1,13 @@
 //! The routes of `/v1`, one file for each resource, and the document that describes them.
 
+pub mod approvals;
+pub mod certificates;
 pub mod clients;
+pub mod enrolments;
 pub mod openapi;
+pub mod services;
 pub mod status;
+pub mod tokens;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,16 +18,18 @@ use utoipa_axum::routes;
 
 use super::clients::Clients;
 use super::local_ca::LocalCa;
-use super::problem;
+use super::problem::{self, Code, Problem};
 use crate::audit::Audit;
 use crate::base::Clock;
+use crate::device::Devices;
+use crate::enrol::{Enroller, Registry};
+use crate::signing::Pipeline;
 
 /// What the routes work with. Cloning shares it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct App(Arc<Parts>);
 
 /// The parts of an [`App`].
-#[derive(Debug)]
 pub struct Parts {
     /// The time.
     pub clock: Clock,
@@ -32,8 +39,14 @@ pub struct Parts {
     pub clients: Clients,
     /// The authority that certifies clients.
     pub local_ca: LocalCa,
-    /// This computer.
-    pub computer: crate::base::ids::ComputerId,
+    /// The tokens.
+    pub devices: Devices,
+    /// What is installed, and what this computer is.
+    pub registry: Registry,
+    /// Enrolments.
+    pub enroller: Arc<Enroller>,
+    /// Approvals.
+    pub pipeline: Pipeline,
     /// Addresses that the native door is bound to.
     pub native: Vec<SocketAddr>,
 }
@@ -68,6 +81,28 @@ pub(super) fn router(app: App) -> Router {
 fn documented() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::base())
         .routes(routes!(status::get_status))
+        .routes(routes!(tokens::list_tokens))
+        .routes(routes!(tokens::unlock_token))
+        .routes(routes!(certificates::list_certificates))
+        .routes(routes!(
+            enrolments::list_enrolments,
+            enrolments::begin_enrolment
+        ))
+        .routes(routes!(enrolments::cancel_enrolment))
+        .routes(routes!(enrolments::complete_enrolment))
+        .routes(routes!(approvals::request_approval))
+        .routes(routes!(approvals::get_approval))
+        .routes(routes!(services::take_crl))
+        .routes(routes!(services::take_keys))
         .routes(routes!(clients::list_clients, clients::add_client))
         .routes(routes!(clients::remove_client))
+}
+
+/// Runs what waits for the disk outside the threads that serve requests.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Problem> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Problem::new(Code::Internal, format!("a task failed: {error}")))
 }

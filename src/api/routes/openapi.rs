@@ -24,6 +24,10 @@ pub const PATH: &str = "/v1/openapi.json";
     components(schemas(ProblemDocument, Code)),
     tags(
         (name = "daemon", description = "The daemon itself"),
+        (name = "tokens", description = "PKCS#11 tokens and their modules"),
+        (name = "certificates", description = "Operating certificates and how they are installed"),
+        (name = "approvals", description = "Approvals of sensitive operations"),
+        (name = "services", description = "What account services hand in, signed"),
         (name = "clients", description = "Programs that may use the native door"),
     )
 )]

@@ -6,6 +6,7 @@ use super::App;
 use crate::api::caller::Identified;
 use crate::api::extract::Json;
 use crate::api::types::{Addresses, AuditStatus, Status};
+use crate::device::TokenState;
 
 /// The daemon in a few numbers.
 #[utoipa::path(
@@ -16,9 +17,14 @@ use crate::api::types::{Addresses, AuditStatus, Status};
 )]
 pub(super) async fn get_status(State(app): State<App>, _: Identified) -> Json<Status> {
     let parts = &app.0;
+    let tokens = parts.devices.tokens().await;
+    let present = tokens
+        .iter()
+        .filter(|token| !matches!(token.state, TokenState::Absent | TokenState::Down))
+        .count();
     Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        computer: parts.computer.clone(),
+        computer: parts.registry.computer().clone(),
         addresses: Addresses {
             native: parts.native.iter().map(ToString::to_string).collect(),
         },
@@ -26,7 +32,7 @@ pub(super) async fn get_status(State(app): State<App>, _: Identified) -> Json<St
             records: parts.audit.records(),
             writable: parts.audit.ready().is_ok(),
         },
-        tokens: 0,
-        certificates: 0,
+        tokens: present,
+        certificates: parts.registry.snapshot().certificates().len(),
     })
 }

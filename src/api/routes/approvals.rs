@@ -1,0 +1,89 @@
+//! `/v1/approvals`: the main job.
+
+use axum::extract::{Extension, State};
+
+use super::App;
+use crate::api::caller::Identified;
+use crate::api::extract::{Json, Path};
+use crate::api::problem::{Code, Problem};
+use crate::api::types::{Approval, RequestApproval};
+use crate::base::encoding::base64;
+use crate::base::ids::{Jti, RequestId};
+use crate::policy::Caller;
+use crate::signing::{ApprovalAnswer, ApprovalRequest, Cms};
+use crate::statement::Language;
+
+/// Approves the operation of a challenge, or says why not.
+///
+/// The same client may repeat it and gets the same approval.
+#[utoipa::path(
+    post,
+    path = "/v1/approvals",
+    tag = "approvals",
+    request_body = RequestApproval,
+    responses((status = 200, description = "It is approved.", body = Approval))
+)]
+pub(super) async fn request_approval(
+    State(app): State<App>,
+    identified: Identified,
+    Extension(id): Extension<RequestId>,
+    Json(body): Json<RequestApproval>,
+) -> Result<Json<Approval>, Problem> {
+    let shown_as = match &identified.caller {
+        Caller::Client(name) => name.to_string(),
+        Caller::Unix { uid } => format!("local user {uid}"),
+        Caller::Itself => "opcert".to_owned(),
+    };
+    let request = ApprovalRequest {
+        id,
+        caller: identified.caller,
+        policy: identified.policy,
+        shown_as,
+        challenge: body.challenge,
+        // Neither door serves pages; a page's origin is set by the door that does.
+        origin: None,
+        cms: if body.cms { Cms::Include } else { Cms::Omit },
+        language: Language::default(),
+    };
+    let answer = app.0.pipeline.approve(request).await?;
+    Ok(Json(view(&answer)))
+}
+
+/// An approval this caller was given, as long as its challenge could be repeated.
+#[utoipa::path(
+    get,
+    path = "/v1/approvals/{challenge_jti}",
+    tag = "approvals",
+    params(("challenge_jti" = Jti, Path, description = "The `jti` of its challenge.")),
+    responses((status = 200, description = "The approval.", body = Approval))
+)]
+pub(super) async fn get_approval(
+    State(app): State<App>,
+    identified: Identified,
+    Path(challenge_jti): Path<Jti>,
+) -> Result<Json<Approval>, Problem> {
+    let found = app
+        .0
+        .pipeline
+        .find(&identified.caller, &challenge_jti)
+        .await;
+    match found {
+        Some(answer) => Ok(Json(view(&answer))),
+        None => Err(Problem::new(
+            Code::ApprovalUnknown,
+            format!(
+                "{} has no approval of challenge {challenge_jti}",
+                identified.caller
+            ),
+        )),
+    }
+}
+
+fn view(answer: &ApprovalAnswer) -> Approval {
+    Approval {
+        approval: answer.approval.to_string(),
+        cms: answer.cms.as_deref().map(base64),
+        jti: answer.jti.clone(),
+        challenge_jti: answer.challenge_jti.clone(),
+    }
+}

@@ -1,0 +1,63 @@
+//! `/v1/tokens`: the configured tokens; unlocking is for the control socket.
+
+use axum::extract::{Extension, State};
+use axum::http::StatusCode;
+use serde_json::json;
+
+use super::App;
+use crate::api::caller::{Administrator, Identified};
+use crate::api::extract::Json;
+use crate::api::problem::{Code, Problem};
+use crate::api::types::{Tokens, Unlock};
+use crate::audit::Event;
+use crate::base::ids::RequestId;
+use crate::base::pkcs11::TokenUri;
+
+/// The configured tokens and modules as they are now.
+#[utoipa::path(
+    get,
+    path = "/v1/tokens",
+    tag = "tokens",
+    responses((status = 200, description = "All configured tokens.", body = Tokens))
+)]
+pub(super) async fn list_tokens(State(app): State<App>, _: Identified) -> Json<Tokens> {
+    Json(Tokens {
+        tokens: app.0.devices.tokens().await,
+        modules: app.0.devices.modules().await,
+    })
+}
+
+/// Gives a token its PIN, which is tried once.
+///
+/// Control socket only.
+#[utoipa::path(
+    post,
+    path = "/v1/tokens/unlock",
+    tag = "tokens",
+    request_body = Unlock,
+    responses((status = 204, description = "The token took the PIN."))
+)]
+pub(super) async fn unlock_token(
+    State(app): State<App>,
+    administrator: Administrator,
+    Extension(request_id): Extension<RequestId>,
+    Json(Unlock { uri, pin }): Json<Unlock>,
+) -> Result<StatusCode, Problem> {
+    let uri: TokenUri = uri
+        .parse()
+        .map_err(|error| Problem::new(Code::Malformed, format!("uri: {error}")))?;
+    let token = app.0.devices.select(&uri).await?;
+    let outcome = app.0.devices.unlock(&token, pin).await;
+    let event = Event::new(
+        "token-unlock",
+        Some(request_id),
+        &json!({
+            "token": token.to_string(),
+            "by": { "uid": administrator.uid },
+            "refused": outcome.as_ref().err().map(ToString::to_string),
+        }),
+    )?;
+    app.0.audit.append(event)?.durable().await?;
+    outcome?;
+    Ok(StatusCode::NO_CONTENT)
+}
