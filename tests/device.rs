@@ -291,7 +291,9 @@ async fn a_pin_file_that_others_can_read_is_not_used() {
 #[tokio::test]
 async fn without_a_pin_source_the_token_waits_for_a_person() {
     let token = TestToken::new("no source");
-    let devices = start_with(&token, token.config_with(None)).await;
+    let mut config = token.config_with(None);
+    config.module[0].name = "test-no-source".into();
+    let devices = start_with(&token, config).await;
     let id = select(&devices, &token).await;
     assert_eq!(state(&devices).await.0, TokenState::PinNeeded);
     let refused = devices
@@ -304,10 +306,11 @@ async fn without_a_pin_source_the_token_waits_for_a_person() {
         .unwrap();
     let key = generate(&devices, &id, KeySpec::P256).await;
     // The next worker gets the PIN that worked.
-    for pid in workers("test-no-source") {
-        kill(pid);
-    }
-    sign(&devices, &key).await.unwrap();
+    let [pid] = workers("test-no-source")[..] else {
+        panic!("one worker expected");
+    };
+    kill(pid);
+    sign_through_a_restart(&devices, &key).await;
     devices.delete_key(&key).await.unwrap();
     devices.shutdown().await;
 }

@@ -26,10 +26,10 @@ use tokio::net::UnixDatagram;
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command as Process};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::catalogue::{Reason, TokenState, TokenView};
+use super::catalogue::{Reason, TokenState, TokenView, overlap};
 use super::config::{ModuleConfig, PinSource, TokenConfig};
 use super::error::DeviceError;
 use super::frames::{
@@ -38,7 +38,7 @@ use super::frames::{
 };
 use super::link::{CallError, End, Link, receive};
 use super::pin_guard::{self, PinGuard, PinOrigin, Settled};
-use crate::base::pkcs11::TokenId;
+use crate::base::pkcs11::{TokenId, TokenUri};
 use crate::base::secret::Pin;
 
 /// A worker is replaced for the sake of an absent token at most this often.
@@ -53,6 +53,9 @@ const DELAY_WAITED_OUT: Duration = Duration::from_millis(250);
 /// How long the exit status of a killed worker is waited for. A process stuck in the kernel ends
 /// when the kernel lets go of it, and nobody waits for that.
 const REAP_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long the output of a worker that ended is waited for.
+const OUTPUT_WITHIN: Duration = Duration::from_millis(100);
 
 /// A worker that lived this long was of use, even if nobody called.
 const LIVED: Duration = Duration::from_secs(5);
@@ -87,8 +90,11 @@ pub(super) enum Phase {
 
 /// What the supervisor can be asked.
 pub(super) enum Command {
-    /// Look whether an absent token has come.
-    LookAgain { done: oneshot::Sender<()> },
+    /// Look whether an absent token that `wanted` may select has come.
+    LookAgain {
+        wanted: TokenUri,
+        done: oneshot::Sender<()>,
+    },
     /// Log in with the PIN that worked before, unless that happened after `seen`.
     LogInAgain {
         token: TokenId,
@@ -223,7 +229,7 @@ impl Supervisor {
                     Some(Command::Unlock { done, .. }) => {
                         let _gone = done.send(Err(reason.clone()));
                     }
-                    Some(Command::LookAgain { done } | Command::LogInAgain { done, .. }) => {
+                    Some(Command::LookAgain { done, .. } | Command::LogInAgain { done, .. }) => {
                         let _gone = done.send(());
                     }
                     Some(Command::Replace { .. }) => {}
@@ -279,10 +285,10 @@ impl Supervisor {
         })?;
         let words = Arc::new(Mutex::new(VecDeque::new()));
         let mut tasks = JoinSet::new();
-        tokio::spawn(log_output(self.config.name.clone(), output, words.clone()));
+        let log = tokio::spawn(log_output(self.config.name.clone(), output, words.clone()));
         let greeted = tokio::time::timeout(self.config.call_timeout, self.greet(&socket)).await;
         let link = Link::new(socket, usize::from(self.config.thread_count()));
-        let reaper = tokio::spawn(reap(child, link.clone(), words));
+        tokio::spawn(reap(child, link.clone(), log, words));
         let failed = match greeted {
             Ok(Ok(Some(library))) => {
                 tasks.spawn(link.clone().write());
@@ -308,7 +314,6 @@ impl Supervisor {
             link.close(End::Retired);
         }
         let end = tokio::time::timeout(REAP_WITHIN, link.ended()).await;
-        drop(reaper);
         Err(failed.unwrap_or_else(|| DeviceError::WorkerDied {
             module: self.config.name.clone(),
             function: "C_Initialize",
@@ -629,17 +634,17 @@ impl Supervisor {
                         return Leave::Ended(why);
                     }
                 }
-                Some(Command::LookAgain { done }) => {
+                Some(Command::LookAgain { wanted, done }) => {
                     let due = self
                         .looked_again
                         .is_none_or(|last| last.elapsed() >= LOOK_AGAIN_EVERY);
-                    match self.look_again(&worker.link).await {
-                        Ok(Complete::No) if due => {
+                    match self.look_again(&worker.link, Some(&wanted)).await {
+                        Ok(Found::No) if due => {
                             self.looked_again = Some(Instant::now());
                             self.looking.push(done);
                             return Leave::LookAgain;
                         }
-                        Ok(Complete::Yes | Complete::No) | Err(_) => {
+                        Ok(Found::Yes | Found::No) | Err(_) => {
                             let _gone = done.send(());
                         }
                     }
@@ -669,8 +674,13 @@ impl Supervisor {
         })
     }
 
-    /// Looks at the slots again; tokens that were logged in stay so.
-    async fn look_again(&mut self, link: &Link) -> Result<Complete, DeviceError> {
+    /// Looks at the slots again; tokens that were logged in stay so. Whether all that are `wanted`
+    /// are there: to find others is not worth a new worker.
+    async fn look_again(
+        &mut self,
+        link: &Link,
+        wanted: Option<&TokenUri>,
+    ) -> Result<Found, DeviceError> {
         let before = self.view.borrow().tokens.clone();
         let mut tokens = self.find_tokens(link).await?;
         for token in &mut tokens {
@@ -685,13 +695,12 @@ impl Supervisor {
                 _ => self.log_in_on_our_own(link, token).await?,
             }
         }
-        let complete = tokens.iter().all(|token| token.found.is_some());
+        let missing = tokens
+            .iter()
+            .filter(|token| token.found.is_none())
+            .any(|token| wanted.is_none_or(|wanted| overlap(wanted, &token.uri)));
         self.publish_tokens(tokens);
-        Ok(if complete {
-            Complete::Yes
-        } else {
-            Complete::No
-        })
+        Ok(if missing { Found::No } else { Found::Yes })
     }
 
     async fn log_in_again(&mut self, link: &Link, id: &TokenId) {
@@ -711,7 +720,7 @@ impl Supervisor {
             token: id.to_string(),
         };
         // The flags as they are now: somebody else may have spent tries.
-        self.look_again(link).await?;
+        self.look_again(link, None).await?;
         let mut tokens = self.view.borrow().tokens.clone();
         let token = tokens
             .iter_mut()
@@ -736,8 +745,8 @@ impl Supervisor {
     }
 }
 
-/// Whether every configured token is there.
-enum Complete {
+/// Whether every wanted token is there.
+enum Found {
     Yes,
     No,
 }
@@ -778,7 +787,12 @@ fn delay(useless: u32, random: f64) -> Duration {
 }
 
 /// Ends a worker whose link is closed and waits for it, without ever holding up anybody.
-async fn reap(mut child: Child, link: Arc<Link>, words: Arc<Mutex<VecDeque<String>>>) {
+async fn reap(
+    mut child: Child,
+    link: Arc<Link>,
+    log: JoinHandle<()>,
+    words: Arc<Mutex<VecDeque<String>>>,
+) {
     let ended = tokio::select! {
         status = child.wait() => Some(status),
         () = link.closed() => {
@@ -787,6 +801,8 @@ async fn reap(mut child: Child, link: Arc<Link>, words: Arc<Mutex<VecDeque<Strin
             tokio::time::timeout(REAP_WITHIN, child.wait()).await.ok()
         }
     };
+    // The output ends with the process, unless a child of the library's holds on to it.
+    let _last_lines = tokio::time::timeout(OUTPUT_WITHIN, log).await;
     let status = match &ended {
         Some(Ok(status)) => describe(*status),
         Some(Err(error)) => format!("its exit status is not known: {error}"),
