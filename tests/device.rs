@@ -247,6 +247,12 @@ async fn a_wrong_pin_is_tried_once_and_never_again_until_a_person_gives_another(
     assert_eq!(state(&devices).await.0, TokenState::Ready);
     let key = generate(&devices, &id, KeySpec::P256).await;
     sign(&devices, &key).await.unwrap();
+
+    // A token that is logged in does not look at PINs, so none is learned from it.
+    devices
+        .unlock(&id, Pin::new("whatever".into()))
+        .await
+        .unwrap();
     devices.shutdown().await;
 
     let devices = start_with(&token, config).await;

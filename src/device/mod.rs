@@ -160,6 +160,7 @@ impl Devices {
                 pins: HashMap::new(),
                 logged_in: HashMap::new(),
                 looked_again: None,
+                renewed: None,
                 looking: Vec::new(),
             };
             supervisors.push(supervisor.run());
@@ -626,7 +627,7 @@ impl Devices {
                     continue;
                 }
                 CallError::Failed(Failure::Pkcs11 {
-                    class: Class::Respawn,
+                    class: Class::Respawn | Class::Session,
                     function,
                     code,
                 }) => {

@@ -41,8 +41,9 @@ use super::pin_guard::{self, PinGuard, PinOrigin, Settled};
 use crate::base::pkcs11::{TokenId, TokenUri};
 use crate::base::secret::Pin;
 
-/// A worker is replaced for the sake of an absent token at most this often.
-const LOOK_AGAIN_EVERY: Duration = Duration::from_secs(5);
+/// A running worker is replaced at most this often for the sake of an absent token, and so for a
+/// return value that means an unwell library: some libraries answer a caller's mistake with one.
+const RENEW_EVERY: Duration = Duration::from_secs(5);
 
 /// The first and the longest delay before a worker that was of no use is replaced.
 const DELAYS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
@@ -123,6 +124,7 @@ pub(super) struct Supervisor {
     pub pins: HashMap<TokenId, Pin>,
     pub logged_in: HashMap<TokenId, Instant>,
     pub looked_again: Option<Instant>,
+    pub renewed: Option<Instant>,
     /// Those who wait for a token, until the next worker is up.
     pub looking: Vec<oneshot::Sender<()>>,
 }
@@ -544,7 +546,7 @@ impl Supervisor {
         pin: Pin,
         source: Option<Pin>,
     ) -> Result<(), DeviceError> {
-        self.guard.begin(token).await?;
+        let attempt = self.guard.begin(token).await?;
         let verb = Verb::Login {
             token: number,
             pin: PinBytes::new(pin.expose()),
@@ -560,7 +562,7 @@ impl Supervisor {
                 | CallError::Busy
                 | CallError::TooLarge),
             ) => {
-                self.guard.settle(token, Settled::Harmless).await?;
+                self.guard.settle(attempt, Settled::NotTried).await?;
                 return Err(self.call_error(error, &name, "C_Login", self.config.call_timeout));
             }
             // Not known: the entry stays.
@@ -572,15 +574,14 @@ impl Supervisor {
         let (settled, result) = match outcome {
             LoginOutcome::Ok => {
                 let settled = match source {
-                    Some(source) if !pin_guard::same(&source, &pin) => Settled::SourceStale,
-                    Some(_) => {
-                        self.guard.source_is_right(token).await;
-                        Settled::Harmless
-                    }
-                    None => Settled::Harmless,
+                    Some(source) if pin_guard::same(&source, &pin) => Settled::TakenFromSource,
+                    Some(_) => Settled::TakenNotFromSource,
+                    None => Settled::Taken,
                 };
-                (settled, Ok(()))
+                (settled, Ok(Some(pin)))
             }
+            // Whether the PIN is right is not known, so it is not kept.
+            LoginOutcome::Already => (Settled::NotTried, Ok(None)),
             LoginOutcome::Wrong { code } => (
                 Settled::Refused(code.clone()),
                 Err(DeviceError::PinWrong { token: name, code }),
@@ -590,11 +591,11 @@ impl Supervisor {
                 Err(DeviceError::PinLocked { token: name }),
             ),
             LoginOutcome::FinalTry => (
-                Settled::Harmless,
+                Settled::NotTried,
                 Err(DeviceError::PinFinalTry { token: name }),
             ),
             LoginOutcome::NotTried { code } => (
-                Settled::Harmless,
+                Settled::NotTried,
                 Err(DeviceError::Pkcs11 {
                     token: name,
                     function: "C_Login".into(),
@@ -606,16 +607,22 @@ impl Supervisor {
                 Err(DeviceError::PinWrong { token: name, code }),
             ),
         };
-        match &result {
-            Ok(()) => {
-                self.pins.insert(token.clone(), pin);
+        let result = match result {
+            Ok(taken) => {
+                if let Some(pin) = taken {
+                    self.pins.insert(token.clone(), pin);
+                }
                 self.logged_in.insert(token.clone(), Instant::now());
+                Ok(())
             }
-            Err(_) => {
-                self.pins.remove(token);
+            Err(error) => {
+                if let Settled::Refused(_) = settled {
+                    self.pins.remove(token);
+                }
+                Err(error)
             }
-        }
-        self.guard.settle(token, settled).await?;
+        };
+        self.guard.settle(attempt, settled).await?;
         result
     }
 
@@ -630,14 +637,18 @@ impl Supervisor {
             match command {
                 None => return Leave::Stop,
                 Some(Command::Replace { link, why }) => {
-                    if Arc::ptr_eq(&link, &worker.link) {
+                    let due = self
+                        .renewed
+                        .is_none_or(|last| last.elapsed() >= RENEW_EVERY);
+                    if due && Arc::ptr_eq(&link, &worker.link) {
+                        self.renewed = Some(Instant::now());
                         return Leave::Ended(why);
                     }
                 }
                 Some(Command::LookAgain { wanted, done }) => {
                     let due = self
                         .looked_again
-                        .is_none_or(|last| last.elapsed() >= LOOK_AGAIN_EVERY);
+                        .is_none_or(|last| last.elapsed() >= RENEW_EVERY);
                     match self.look_again(&worker.link, Some(&wanted)).await {
                         Ok(Found::No) if due => {
                             self.looked_again = Some(Instant::now());

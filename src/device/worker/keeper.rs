@@ -153,7 +153,8 @@ impl Keeper {
         }
         let session = &self.anchor(token)?.session;
         Ok(match session.login(UserType::User, given) {
-            Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => LoginOutcome::Ok,
+            Ok(()) => LoginOutcome::Ok,
+            Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => LoginOutcome::Already,
             Err(Error::Pkcs11(RvError::PinLocked, _)) => LoginOutcome::Locked,
             Err(Error::Pkcs11(code, _)) => login_failure(&code),
             Err(other) => LoginOutcome::NotTried {
