@@ -157,23 +157,23 @@ impl Codes {
                     codes::take_turn(tx, &row.mobile).await?;
                     self.check_rate(tx, row).await?;
                     codes::insert(tx, row).await?;
+                    self.records
+                        .write(
+                            "code-sent",
+                            request,
+                            &json!({
+                                "account": row.binding.account,
+                                "operator": row.binding.operator,
+                                "computer": row.binding.computer,
+                                "purpose": "install",
+                                "sent_to": row.mobile.masked(),
+                                "code_id": row.id,
+                            }),
+                        )
+                        .await?;
                     Ok::<_, CodeError>(())
                 })
             })
-            .await?;
-        self.records
-            .write(
-                "code-sent",
-                request,
-                &json!({
-                    "account": code.binding.account,
-                    "operator": code.binding.operator,
-                    "computer": code.binding.computer,
-                    "purpose": "install",
-                    "sent_to": code.mobile.masked(),
-                    "code_id": code.id,
-                }),
-            )
             .await?;
         let minutes = self.rules.lifetime_seconds.div_ceil(60);
         let text = sms::text(&secret, &code.binding, minutes);

@@ -32,6 +32,9 @@ use crate::statement::{Approval, ApprovalError, ChallengeClaims, Facts, Kind, Or
 /// How long after its challenge expired an approval is still taken: time on the way.
 pub const TRAVEL_TIME: Duration = Duration::from_secs(30);
 
+/// How long the answer to a request with an idempotency key is kept for its repetition.
+pub const ANSWERS_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
 /// Challenges that one operation may have.
 const CHALLENGES: i64 = 100;
 

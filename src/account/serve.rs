@@ -9,6 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
 use super::config::Config;
+use super::operations::ANSWERS_KEPT;
 use super::service::{Service, StartError};
 use super::store::StoreError;
 use super::store::operations;
@@ -21,7 +22,7 @@ use crate::http::{Door, Drained, Listener, Server};
 /// How long requests in flight may take once the service is told to stop.
 const DRAIN: Duration = Duration::from_secs(20);
 
-/// How often operations whose time is over are marked.
+/// How often operations and kept answers whose time is over are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
 
 /// Largest TLS file that is read, in bytes.
@@ -140,23 +141,29 @@ async fn wait(stop: &mut Signal, interrupt: &mut Signal) {
     }
 }
 
-/// Marks operations whose time is over. Readers take them as expired in any case; this keeps the
-/// table honest for whoever reads it directly.
+/// Marks operations whose time is over, and drops kept answers that are too old. Readers take
+/// such operations as expired in any case; this keeps the table honest for whoever reads it
+/// directly.
 async fn sweep(service: Service) {
     let mut turns = tokio::time::interval(SWEEP);
     turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         turns.tick().await;
         let now = service.clock().now();
-        let marked: Result<u64, StoreError> = service
+        let swept: Result<(u64, u64), StoreError> = service
             .store()
-            .transaction("expire operations", move |tx| {
-                Box::pin(operations::expire(tx, now))
+            .transaction("sweep", move |tx| {
+                Box::pin(async move {
+                    Ok((
+                        operations::expire(tx, now).await?,
+                        operations::forget_answers(tx, now - ANSWERS_KEPT).await?,
+                    ))
+                })
             })
             .await;
-        match marked {
-            Ok(0) => (),
-            Ok(count) => info!(count, "operations expired"),
+        match swept {
+            Ok((0, 0)) => (),
+            Ok((expired, forgotten)) => info!(expired, forgotten, "swept"),
             Err(error) => error!(%error, "cannot mark expired operations"),
         }
     }

@@ -264,10 +264,8 @@ pub enum Answer {
 /// What came of a login.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LoginOutcome {
-    /// The token took the PIN.
+    /// Logged in, now or before.
     Ok,
-    /// Logged in before, so the PIN was not looked at.
-    Already,
     /// The token refused the PIN: one try is spent.
     Wrong {
         /// The CKR name.

@@ -224,7 +224,7 @@ pub struct OperationAnswer {
     path = "/v1/operations",
     tag = "operations",
     security(("platform-key" = [])),
-    params(("idempotency-key" = Option<String>, Header, description = "1 to 128 visible ASCII characters; the same request with it gets the same answer")),
+    params(("idempotency-key" = Option<String>, Header, description = "1 to 128 visible ASCII characters; the same request with it gets the same answer for seven days")),
     request_body = OperationRequest,
     responses(
         (status = 201, body = CreatedAnswer),

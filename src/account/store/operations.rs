@@ -361,6 +361,12 @@ pub async fn keep_answer(
     Ok(())
 }
 
+/// Drops answers kept before `since`; gives their number.
+pub async fn forget_answers(tx: &mut Tx<'_>, since: Timestamp) -> Result<u64, StoreError> {
+    tx.execute(sqlx::query("DELETE FROM idempotency WHERE created_at < $1").bind(millis(since)))
+        .await
+}
+
 /// An account and operator that a platform names, if such a login exists.
 pub async fn operator_exists(
     tx: &mut Tx<'_>,

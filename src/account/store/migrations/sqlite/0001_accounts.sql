@@ -260,6 +260,7 @@ CREATE TABLE idempotency (
     created_at   BIGINT NOT NULL,
     PRIMARY KEY (platform_key, key)
 );
+CREATE INDEX idempotency_by_age ON idempotency (created_at);
 
 -- Notices to the platform, written with the change they tell of and delivered afterwards.
 CREATE TABLE outbox (
