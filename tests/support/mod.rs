@@ -4,5 +4,6 @@
 #![allow(dead_code)]
 
 pub mod daemon;
+pub mod faulty;
 pub mod service;
 pub mod softhsm;

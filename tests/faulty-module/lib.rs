@@ -1,0 +1,69 @@
+//! A PKCS#11 module that fails on command.
+//!
+//! It stands in front of a real module and forwards every function of `CK_FUNCTION_LIST` 2.40 to
+//! it. On the way it does what real hardware and its drivers do now and then: tokens are pulled
+//! out, calls hang, libraries crash, PINs lock. SoftHSM2 shows none of that, and those are the
+//! bugs that matter.
+//!
+//! # Environment
+//!
+//! | variable | meaning |
+//! | --- | --- |
+//! | `FAULTY_MODULE` | path of the real module |
+//! | `FAULTY_CONTROL` | path of the control file; it may be missing, and is read again whenever it changed. State that outlives a process lies beside it, in `FAULTY_CONTROL` + `.state/` |
+//! | `FAULTY_LOG` | file to which one line is appended per event; optional |
+//!
+//! # Control file
+//!
+//! Tests replace it by rename while the module runs. Text, one fault a line: a word, then
+//! `key=value` pairs. `%XX` in a value stands for one byte; numbers are decimal or `0x…`; a line
+//! that begins with `#` is a comment. A line that cannot be read aborts the process: it is an
+//! error of the test.
+//!
+//! Faults of single calls. `on=` names functions, separated by commas, or is `*`. `times=N` ends
+//! the fault after N calls, `skip=N` lets N calls pass first; both count over all processes that
+//! use the control file, under the name `id=`, which no other fault may have had before.
+//!
+//! | line | what happens to the call |
+//! | --- | --- |
+//! | `hang` | it waits until the line is gone from the control file, then goes on |
+//! | `slow ms=N` | it takes so much longer |
+//! | `return code=N [when=before\|after]` | it returns this code, without or in spite of having done its work; without `code=`, CKR_GENERAL_ERROR |
+//! | `crash [by=segv\|abort]` | the process dies |
+//! | `exit [status=N]` | the process ends by `exit`, exit handlers included |
+//! | `print text=… [to=stdout\|stderr]` | it writes to a standard stream |
+//! | `leak [count=N]` | it leaves descriptors open |
+//! | `flip [bit=N]` | one bit of the signature made by C_Sign or C_SignFinal is flipped |
+//!
+//! The state of the world. A count means "has happened so often"; a larger count than the one
+//! seen before makes it happen once more.
+//!
+//! | line | what it means |
+//! | --- | --- |
+//! | `removed [token=LABEL]` | this token is out, or all are: its sessions are closed, calls in them return CKR_DEVICE_REMOVED |
+//! | `inserted count=N [slots=same\|new] [handles=invalid\|swapped]` | all tokens were out and are back: sessions of before are closed; slot ids are the same or new; object handles of before mean nothing, or another object of the same class |
+//! | `expired count=N` | all sessions were closed from outside; the user is logged out with them |
+//! | `logged-out count=N` | another program logged the user out; sessions stay |
+//! | `idle ms=N` | a session not used for so long is closed |
+//! | `sessions max=N [report=yes\|no]` | so many sessions may be open; told in CK_TOKEN_INFO or not |
+//! | `pin tries=N [spent=M]` | so many wrong PINs lock the token; M were given before the first one counted here. The count is kept per serial over processes and shows in the PIN flags |
+//! | `lie [wrong=CODE] [right=CODE]` | what C_Login returns for a wrong and for a right PIN; a right PIN answered with an error does not log in, and counts as a wrong one |
+//! | `hide mechanism=N` | the token denies having it |
+//! | `attribute type=N value=…` | every object reports this value for the attribute |
+//! | `always-authenticate` | private keys are CKA_ALWAYS_AUTHENTICATE: C_Sign needs a context-specific login right after C_SignInit, and nothing between |
+//! | `events` | C_WaitForSlotEvent reports removals and insertions; without it, what the real module does |
+//!
+//! # Log
+//!
+//! `PID TID call FUNCTION …` when a call begins; `PID TID return FUNCTION 0xCODE` when it ends in
+//! an error, and for C_Login always. The begin of a C_Login carries `user=N pin=HASH`, so that an
+//! attempt is on record also when the process does not survive it.
+
+#![allow(non_snake_case)]
+
+mod control;
+mod faulty;
+mod functions;
+mod tokens;
+
+pub use functions::C_GetFunctionList;
