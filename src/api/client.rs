@@ -11,7 +11,7 @@ use super::problem::ProblemDocument;
 use super::types::{
     AddClient, AddedClient, Approval, BeginEnrolment, ClientList, CompleteEnrolment, CrlTaken,
     Enrolment, Enrolments, KeysTaken, OperatingCertificate, OperatingCertificates, RequestApproval,
-    Status,
+    Status, Tokens,
 };
 use crate::base::ids::{ClientName, EnrolmentId, Jti};
 use crate::base::pkcs11::TokenUri;
@@ -68,6 +68,11 @@ impl Client {
     /// `GET /v1/status`.
     pub async fn status(&mut self) -> Result<Status, CallError> {
         self.get("/v1/status").await
+    }
+
+    /// `GET /v1/tokens`.
+    pub async fn tokens(&mut self) -> Result<Tokens, CallError> {
+        self.get("/v1/tokens").await
     }
 
     /// `POST /v1/tokens/unlock`.

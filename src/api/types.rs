@@ -47,7 +47,7 @@ pub struct AuditStatus {
 }
 
 /// The configured tokens and modules.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Tokens {
     /// In the order of the configuration.
     pub tokens: Vec<TokenStatus>,

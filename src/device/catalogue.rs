@@ -8,7 +8,7 @@ use crate::base::key::{KeySpec, PublicKey, Scheme};
 use crate::base::pkcs11::{KeyId, KeyRef, TokenId, TokenUri};
 
 /// A configured token, as it is now.
-#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct TokenStatus {
     /// The token. While it is absent, what the configured URI says of label and serial.
     pub id: TokenId,
@@ -56,7 +56,7 @@ pub enum TokenState {
 }
 
 /// A configured module, as it is now.
-#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ModuleStatus {
     /// The configured name.
     pub name: String,
