@@ -1,6 +1,220 @@
-//! cli: being written.
+//! The `opcert` command line: for operators, for those who run the computer, for testers, and the
+//! courier between daemon and account service.
+//!
+//! One file per command family, named as the command is. A command parses its arguments into
+//! typed values, does its work, and hands a result to [`Output`], which shows it to a person or,
+//! with `--json`, to a script. It talks to the daemon's control socket, to the native door with a
+//! client certificate, and to the account service; it sees no private key of an operating
+//! certificate and no PIN it was not given.
+//!
+//! Exit codes are those of [`crate::base::sysexits`]: 0 for yes, 1 for a question answered with
+//! no, 64 and above for what went wrong.
+
+mod approve;
+mod audit;
+mod client;
+mod completions;
+mod daemon;
+mod doctor;
+mod error;
+mod init;
+mod input;
+mod install;
+mod list;
+mod operation;
+mod output;
+mod service;
+mod status;
+mod sync;
+mod token;
+mod verify;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use self::error::Error;
+use self::output::{Color, Format, Output};
+use crate::base::sysexits::{EX_OK, EX_USAGE};
+
+/// Operating certificates on hardware tokens.
+#[derive(Debug, Parser)]
+#[command(
+    name = "opcert",
+    version,
+    about = "Operating certificates on hardware tokens",
+    long_about = "Operating certificates on hardware tokens: set up the daemon, install a \
+                  certificate, approve sensitive operations, check approvals and records.",
+    after_help = "Examples:\n  \
+        opcert init --module /usr/lib/softhsm/libsofthsm2.so --token my-token\n  \
+        opcert install --service https://accounts.example --account acme --operator alice\n  \
+        opcert approve --challenge challenge.jws\n  \
+        opcert verify --ca ca.pem --crl crl.der approval.jws\n\n\
+        Where something is wrong, `opcert doctor` says what and how to mend it.",
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+struct Arguments {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Global options")]
+struct Global {
+    /// Print results as JSON, and errors as JSON on standard error.
+    #[arg(long, global = true)]
+    json: bool,
+    /// When to colour: auto, always or never.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "WHEN",
+        default_value_t,
+        hide_possible_values = true
+    )]
+    color: Color,
+    /// Control socket of the daemon. [default: $OPCERT_SOCKET, or control.sock in the runtime
+    /// directory of --config]
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Configuration file of the daemon.
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        default_value = crate::config::daemon::DEFAULT_PATH
+    )]
+    config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write the daemon's configuration and make its directories.
+    Init(init::Arguments),
+    /// Look for what is wrong and say how to mend it.
+    #[command(
+        long_about = "Checks configuration, module, PIN source, daemon, tokens and certificates. \
+                      Ends with 0 where nothing is broken, with 1 otherwise."
+    )]
+    Doctor,
+    /// Show the daemon's state.
+    Status,
+    /// The tokens of this computer.
+    #[command(subcommand)]
+    Token(token::Command),
+    /// The programs that may ask for approvals.
+    #[command(subcommand)]
+    Client(client::Command),
+    /// Install an operating certificate.
+    Install(install::Arguments),
+    /// List the installed operating certificates.
+    List,
+    /// Carry the revocation list from the account service to the daemon.
+    Sync(sync::Arguments),
+    /// Have a challenge approved.
+    Approve(approve::Arguments),
+    /// What the platform's backend does at the account service, by hand.
+    #[command(subcommand)]
+    Operation(operation::Command),
+    /// Check an approval offline.
+    Verify(verify::Arguments),
+    /// The daemon's records.
+    #[command(subcommand)]
+    Audit(audit::Command),
+    /// Print a completion script for a shell.
+    Completions(completions::Arguments),
+}
 
 /// Runs the program.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let arguments = match command()
+        .try_get_matches()
+        .and_then(|matches| Arguments::from_arg_matches(&matches))
+    {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are answers, not errors; clap prints each where it belongs.
+            let code = if error.use_stderr() { EX_USAGE } else { EX_OK };
+            let _ = error.print();
+            return code.into();
+        }
+    };
+    let format = if arguments.global.json {
+        Format::Json
+    } else {
+        Format::Human
+    };
+    let output = Output::new(format, arguments.global.color);
+    match run(&arguments, &output) {
+        Ok(code) => code.into(),
+        Err(error) if error.is_closed_pipe() => EX_OK.into(),
+        Err(error) => {
+            output.error(&error);
+            error.exit().into()
+        }
+    }
+}
+
+/// The command tree, also for completions.
+fn command() -> clap::Command {
+    Arguments::command().styles(
+        clap::builder::Styles::styled()
+            .header(anstyle::Style::new().bold())
+            .usage(anstyle::Style::new().bold())
+            .literal(anstyle::AnsiColor::Cyan.on_default()),
+    )
+}
+
+fn run(arguments: &Arguments, output: &Output) -> Result<u8, Error> {
+    let global = &arguments.global;
+    match &arguments.command {
+        Command::Init(arguments) => init::run(arguments, global, output),
+        Command::Verify(arguments) => verify::run(arguments, output),
+        Command::Audit(command) => audit::run(command, output),
+        Command::Completions(arguments) => completions::run(arguments, output),
+        remote => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|source| Error::Stream {
+                    stream: "the operating system's event queue",
+                    source,
+                })?;
+            runtime.block_on(run_remote(remote, global, output))
+        }
+    }
+}
+
+/// The commands that talk to the daemon or the account service.
+async fn run_remote(command: &Command, global: &Global, output: &Output) -> Result<u8, Error> {
+    match command {
+        Command::Doctor => doctor::run(global, output).await,
+        Command::Status => status::run(global, output).await,
+        Command::Token(command) => token::run(command, global, output).await,
+        Command::Client(command) => client::run(command, global, output).await,
+        Command::Install(arguments) => install::run(arguments, global, output).await,
+        Command::List => list::run(global, output).await,
+        Command::Sync(arguments) => sync::run(arguments, global, output).await,
+        Command::Approve(arguments) => approve::run(arguments, global, output).await,
+        Command::Operation(command) => operation::run(command, output).await,
+        Command::Init(_) | Command::Verify(_) | Command::Audit(_) | Command::Completions(_) => {
+            Ok(EX_OK)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_tree_is_sound() {
+        command().debug_assert();
+    }
 }

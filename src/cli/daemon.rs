@@ -1,0 +1,110 @@
+//! Reaching the daemon: by its control socket, or through the native door as a client.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::Global;
+use super::error::Error;
+use super::init;
+use super::input::read_file;
+use super::service::roots;
+use crate::api::client::{CallError, Client};
+use crate::base::files::{Readers, read_checked};
+use crate::http::client::{ClientLimits, Target};
+use crate::http::tls;
+
+/// No key or certificate file we read is larger, in bytes.
+const PEM_LIMIT: u64 = 256 * 1024;
+
+/// A call may wait for a person at a prompt, or for a slow token that makes an RSA key.
+const LIMITS: ClientLimits = ClientLimits {
+    connect: Duration::from_secs(10),
+    request: Duration::from_secs(180),
+    body_bytes: 4 * 1024 * 1024,
+};
+
+/// The control socket.
+pub(super) async fn control(global: &Global) -> Result<Client, Error> {
+    let action = format!(
+        "Start it with `opcertd --config {}`, or name its socket with --socket; `opcert doctor` \
+         looks closer.",
+        global.config.display()
+    );
+    connect("the daemon", action, &Target::Unix(socket(global))).await
+}
+
+/// What a registered client presents at the native door.
+#[derive(Debug)]
+pub(super) struct Credentials<'a> {
+    pub(super) certificate: &'a Path,
+    pub(super) key: &'a Path,
+    /// The daemon's local authority.
+    pub(super) ca: &'a Path,
+}
+
+/// The native door.
+pub(super) async fn native(
+    address: SocketAddr,
+    credentials: &Credentials<'_>,
+) -> Result<Client, Error> {
+    let wrong = |error: tls::TlsError| Error::Input {
+        what: format!(
+            "{} or its key cannot be used: {error}",
+            credentials.certificate.display()
+        ),
+        action: "Give the files that `opcert client add` wrote.".into(),
+    };
+    let chain = read_file(credentials.certificate, PEM_LIMIT)?;
+    let key = zeroize::Zeroizing::new(read_checked(credentials.key, Readers::Owner, PEM_LIMIT)?);
+    let identity = tls::Identity::from_pem(&chain, &key).map_err(wrong)?;
+    let target = Target::Tls {
+        host: address.ip().to_string(),
+        port: address.port(),
+        config: tls::client(roots(credentials.ca)?, Some(&identity)).map_err(wrong)?,
+    };
+    let action = "Check the address with `opcert status`, and that the client is still registered \
+                  with `opcert client list`."
+        .to_owned();
+    connect("the daemon's native door", action, &target).await
+}
+
+async fn connect(who: &'static str, action: String, target: &Target) -> Result<Client, Error> {
+    match Client::connect(target, LIMITS).await {
+        Ok(client) => Ok(client),
+        Err(CallError::Transport(source)) => Err(Error::Unreachable {
+            who,
+            action,
+            source,
+        }),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Where the daemon's control socket is: `--socket`, `$OPCERT_SOCKET`, the runtime directory that
+/// the configuration names, the default.
+pub(super) fn socket(global: &Global) -> PathBuf {
+    if let Some(path) = &global.socket {
+        return path.clone();
+    }
+    if let Some(path) = std::env::var_os("OPCERT_SOCKET") {
+        return path.into();
+    }
+    runtime_directory(&global.config)
+        .unwrap_or_else(|| init::DEFAULT_RUNTIME_DIRECTORY.into())
+        .join("control.sock")
+}
+
+/// Reads one key and checks nothing: whoever may not read the file still finds the default socket.
+fn runtime_directory(config: &Path) -> Option<PathBuf> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    struct Excerpt {
+        runtime_directory: PathBuf,
+    }
+    let text = std::fs::read_to_string(config).ok()?;
+    let excerpt: Excerpt = toml::from_str(&text).ok()?;
+    Some(excerpt.runtime_directory)
+}

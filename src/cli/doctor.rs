@@ -1,0 +1,437 @@
+//! `opcert doctor`: looks for what is wrong and says how to mend it.
+//!
+//! It goes from the file on disk to the certificate on the token, and goes on past a failure
+//! where the next check can still say something new.
+
+use std::path::PathBuf;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::Global;
+use super::daemon::{self, socket};
+use super::error::Error;
+use super::output::{Mood, Output, local_time};
+use crate::api::client::Client;
+use crate::api::problem::Problem;
+use crate::base::clock::Clock;
+use crate::base::files::{Readers, read_checked};
+use crate::base::sysexits::{EX_FAILED, EX_OK};
+use crate::config::daemon::Config;
+use crate::device::{TokenState, TokenStatus};
+
+/// Certificates are to be renewed from so long before their end.
+const RENEWAL: SignedDuration = SignedDuration::from_hours(30 * 24);
+
+/// How a check ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Verdict {
+    Ok,
+    Warn,
+    Fail,
+}
+
+/// One thing looked at.
+#[derive(Debug, Serialize)]
+struct Check {
+    name: String,
+    verdict: Verdict,
+    finding: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    action: Option<String>,
+}
+
+/// All things looked at.
+#[derive(Debug, Default, Serialize)]
+struct Findings {
+    checks: Vec<Check>,
+}
+
+impl Findings {
+    fn ok(&mut self, name: impl Into<String>, finding: impl Into<String>) {
+        self.add(name, Verdict::Ok, finding, None);
+    }
+
+    fn warn(
+        &mut self,
+        name: impl Into<String>,
+        finding: impl Into<String>,
+        action: impl Into<String>,
+    ) {
+        self.add(name, Verdict::Warn, finding, Some(action.into()));
+    }
+
+    fn fail(
+        &mut self,
+        name: impl Into<String>,
+        finding: impl Into<String>,
+        action: impl Into<String>,
+    ) {
+        self.add(name, Verdict::Fail, finding, Some(action.into()));
+    }
+
+    fn add(
+        &mut self,
+        name: impl Into<String>,
+        verdict: Verdict,
+        finding: impl Into<String>,
+        action: Option<String>,
+    ) {
+        self.checks.push(Check {
+            name: name.into(),
+            verdict,
+            finding: finding.into(),
+            action,
+        });
+    }
+
+    fn error(&mut self, name: impl Into<String>, error: &Error) {
+        self.fail(name, error.detail(), error.action());
+    }
+
+    fn count(&self, verdict: Verdict) -> usize {
+        self.checks
+            .iter()
+            .filter(|check| check.verdict == verdict)
+            .count()
+    }
+}
+
+/// What the doctor reads of the configuration; the daemon itself reads it strictly.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Excerpt {
+    #[serde(default)]
+    module: Vec<Module>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Module {
+    name: String,
+    path: PathBuf,
+    #[serde(default)]
+    token: Vec<Token>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Token {
+    uri: String,
+    pin_source: Option<String>,
+}
+
+pub(super) async fn run(global: &Global, output: &Output) -> Result<u8, Error> {
+    let mut findings = Findings::default();
+    if let Some(excerpt) = configuration(global, &mut findings) {
+        modules(&excerpt, &mut findings);
+    }
+    match daemon::control(global).await {
+        Ok(mut daemon) => {
+            status(&mut daemon, &mut findings).await;
+            tokens(&mut daemon, &mut findings).await;
+            certificates(&mut daemon, &mut findings).await;
+        }
+        Err(_) => findings.fail(
+            "daemon",
+            format!("Nobody answers on {}.", socket(global).display()),
+            format!(
+                "Start it with `opcertd --config {}` and read what it says.",
+                global.config.display()
+            ),
+        ),
+    }
+    let failed = findings.count(Verdict::Fail);
+    output.result(&findings, |output| show(&findings, output))?;
+    Ok(if failed == 0 { EX_OK } else { EX_FAILED })
+}
+
+fn configuration(global: &Global, findings: &mut Findings) -> Option<Excerpt> {
+    let name = "configuration";
+    let path = &global.config;
+    if !path.exists() {
+        findings.fail(
+            name,
+            format!("There is no {}.", path.display()),
+            "Write it with `opcert init`, or name another with --config.",
+        );
+        return None;
+    }
+    match Config::load(path) {
+        Ok(_) => findings.ok(name, format!("{} is sound.", path.display())),
+        Err(error) => {
+            let problem = Problem::from(error);
+            findings.fail(
+                name,
+                format!("{}.", problem.detail().trim_end_matches('.')),
+                problem.action(),
+            );
+        }
+    }
+    // A file with one wrong key may still name modules to look at.
+    let text = std::fs::read_to_string(path).ok()?;
+    toml::from_str(&text).ok()
+}
+
+fn modules(excerpt: &Excerpt, findings: &mut Findings) {
+    if excerpt.module.is_empty() {
+        findings.fail(
+            "module",
+            "No PKCS#11 module is configured.",
+            "Add a [[module]] with the path of your token's library.",
+        );
+    }
+    for module in &excerpt.module {
+        let name = format!("module {}", module.name);
+        if module.path.is_file() {
+            findings.ok(name, format!("{} is there.", module.path.display()));
+        } else {
+            findings.fail(
+                name,
+                format!("{} is not there.", module.path.display()),
+                "Install the token's library, or correct the path in the configuration.",
+            );
+        }
+        for token in &module.token {
+            pin_source(token, findings);
+        }
+    }
+}
+
+fn pin_source(token: &Token, findings: &mut Findings) {
+    let name = format!("PIN of {}", token.uri);
+    match token
+        .pin_source
+        .as_deref()
+        .map(|source| source.split_once(':'))
+    {
+        None => findings.ok(name, "A person gives it, with `opcert token unlock`."),
+        Some(Some(("file", path))) => {
+            // The content is not looked at, and not kept.
+            match read_checked(path.as_ref(), Readers::Owner, 4096) {
+                Ok(bytes) => {
+                    drop(zeroize::Zeroizing::new(bytes));
+                    findings.ok(name, format!("{path} is closed to others."));
+                }
+                Err(error) => findings.error(name, &error.into()),
+            }
+        }
+        Some(Some(("credential", credential))) => findings.ok(
+            name,
+            format!("systemd hands it to the daemon as credential {credential}."),
+        ),
+        Some(_) => findings.fail(
+            name,
+            "Its pin-source is neither file:PATH nor credential:NAME.",
+            "Correct it in the configuration.",
+        ),
+    }
+}
+
+async fn status(daemon: &mut Client, findings: &mut Findings) {
+    match daemon.status().await {
+        Ok(status) => {
+            let own = env!("CARGO_PKG_VERSION");
+            if status.version == own {
+                let doors = status.addresses.native.join(", ");
+                findings.ok(
+                    "daemon",
+                    format!("Version {own} answers; native door on {doors}."),
+                );
+            } else {
+                findings.warn(
+                    "daemon",
+                    format!("It is version {}, this program {own}.", status.version),
+                    "Restart the daemon after an upgrade.",
+                );
+            }
+            if status.audit.writable {
+                let records = status.audit.records;
+                findings.ok(
+                    "records",
+                    format!("{records} are durable, and more can be written."),
+                );
+            } else {
+                findings.fail(
+                    "records",
+                    "No record can be written, so nothing is signed.",
+                    "Free space in the state directory, and see the daemon's log.",
+                );
+            }
+        }
+        Err(error) => findings.error("daemon", &error.into()),
+    }
+}
+
+async fn tokens(daemon: &mut Client, findings: &mut Findings) {
+    let (tokens, modules) = match daemon.tokens().await {
+        Ok(list) => (list.tokens, list.modules),
+        Err(error) => return findings.error("token", &error.into()),
+    };
+    for module in &modules {
+        if let (false, Some(reason)) = (module.up, &module.reason) {
+            findings.fail(
+                format!("worker of module {}", module.name),
+                format!("{}.", reason.trim_end_matches('.')),
+                "See the daemon's log for the module's last words; reinstall the module.",
+            );
+        }
+    }
+    if tokens.is_empty() {
+        findings.fail(
+            "token",
+            "No token is configured.",
+            "Add a [[module.token]] to the configuration.",
+        );
+    }
+    for token in &tokens {
+        let name = format!("token {}", token.uri);
+        let finding = finding(token);
+        match action(token) {
+            None => findings.ok(name, finding),
+            Some((Verdict::Warn, action)) => findings.warn(name, finding, action),
+            Some((_, action)) => findings.fail(name, finding, action),
+        }
+    }
+}
+
+fn finding(token: &TokenStatus) -> String {
+    let text = match token.state {
+        TokenState::Ready => "It is logged in and ready to sign",
+        TokenState::PinNeeded => "It waits for its PIN",
+        TokenState::FinalTry => "One PIN try is left, and the daemon does not spend it",
+        TokenState::LockedOut => "Its PIN is locked",
+        TokenState::Degraded => "It cannot be used as it is",
+        TokenState::Respawning => "Its worker is being restarted",
+        TokenState::Absent => "It is not there",
+        TokenState::Down => "Its worker does not stay up",
+    };
+    match &token.reason {
+        Some(reason) => format!("{text}: {}.", reason.trim_end_matches('.')),
+        None => format!("{text}."),
+    }
+}
+
+/// What to do about a token's state, and how much it matters.
+fn action(token: &TokenStatus) -> Option<(Verdict, String)> {
+    let unlock = format!("Run `opcert token unlock {}`.", token.uri);
+    Some(match token.state {
+        TokenState::Ready => return None,
+        TokenState::PinNeeded => (Verdict::Fail, unlock),
+        TokenState::FinalTry => (
+            Verdict::Fail,
+            "Log in once with the maker's tool to be sure of the PIN.".into(),
+        ),
+        TokenState::LockedOut => (
+            Verdict::Fail,
+            "Have its security officer reset the PIN, then run `opcert token unlock`.".into(),
+        ),
+        TokenState::Degraded => (
+            Verdict::Fail,
+            "Correct what is named; `opcert token list` shows the token again.".into(),
+        ),
+        TokenState::Respawning => (Verdict::Warn, "Look again in a moment.".into()),
+        TokenState::Absent => (
+            Verdict::Fail,
+            "Insert it, or correct its URI in the configuration.".into(),
+        ),
+        TokenState::Down => (
+            Verdict::Fail,
+            "See the daemon's log for the module's last words; reinstall the module.".into(),
+        ),
+    })
+}
+
+async fn certificates(daemon: &mut Client, findings: &mut Findings) {
+    let list = match daemon.certificates().await {
+        Ok(list) => list,
+        Err(error) => return findings.error("certificate", &error.into()),
+    };
+    if list.certificates.is_empty() {
+        findings.warn(
+            "certificate",
+            "No operating certificate is installed.",
+            "Get one with `opcert install`.",
+        );
+    }
+    let now = Clock::system().now();
+    for certificate in &list.certificates {
+        let name = format!(
+            "certificate {}/{}",
+            certificate.account, certificate.operator
+        );
+        let end: Option<Timestamp> = certificate.not_after.parse().ok();
+        let again = format!(
+            "Run `opcert install --service {} --account {} --operator {}`.",
+            certificate.service, certificate.account, certificate.operator
+        );
+        match (certificate.standing.as_str(), end) {
+            ("active", Some(end)) if end - now < RENEWAL => findings.warn(
+                name,
+                format!("It is valid until {} only.", local_time(end)),
+                again,
+            ),
+            ("active", Some(end)) => {
+                findings.ok(name, format!("It is valid until {}.", local_time(end)));
+            }
+            ("superseded", _) => findings.ok(name, "A newer one has taken its place."),
+            (standing, _) => findings.fail(name, format!("It is {standing}."), again),
+        }
+    }
+}
+
+fn show(findings: &Findings, output: &Output) -> String {
+    let mut lines = Vec::new();
+    for check in &findings.checks {
+        let (mark, mood) = match check.verdict {
+            Verdict::Ok => ("ok  ", Mood::Good),
+            Verdict::Warn => ("warn", Mood::Doubtful),
+            Verdict::Fail => ("FAIL", Mood::Bad),
+        };
+        lines.push(format!(
+            "{}  {}: {}",
+            output.paint(mark, mood),
+            check.name,
+            check.finding
+        ));
+        if let Some(action) = &check.action {
+            lines.push(format!("      {action}"));
+        }
+    }
+    let summary = match (findings.count(Verdict::Fail), findings.count(Verdict::Warn)) {
+        (0, 0) => output.paint("Everything is as it should be.", Mood::Good),
+        (0, warned) => format!("{warned} to look at, nothing broken."),
+        (failed, 0) => format!("{failed} to mend."),
+        (failed, warned) => format!("{failed} to mend, {warned} to look at."),
+    };
+    lines.push(summary);
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::output::{Color, Format};
+
+    #[test]
+    fn each_failure_comes_with_its_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut findings = Findings::default();
+        let excerpt: Excerpt = toml::from_str(&format!(
+            "[[module]]\nname = 'm'\npath = '/nonexistent.so'\n\
+             [[module.token]]\nuri = 'pkcs11:token=a'\npin-source = 'file:{}/pin'\n",
+            dir.path().display()
+        ))
+        .unwrap();
+        modules(&excerpt, &mut findings);
+        assert_eq!(findings.count(Verdict::Fail), 2);
+        let output = Output::new(Format::Human, Color::Never);
+        let text = show(&findings, &output);
+        assert!(
+            text.contains("FAIL  module m: /nonexistent.so is not there."),
+            "{text}"
+        );
+        assert!(text.contains("Install the token's library"), "{text}");
+        assert!(text.ends_with("2 to mend."), "{text}");
+    }
+}

@@ -1,0 +1,236 @@
+//! `opcert install`: the courier that gets an operating certificate onto a token.
+//!
+//! Password and SMS code become a ticket at the account service; the daemon makes the key and the
+//! request, the service certifies the request, the daemon checks the certificate and writes it to
+//! the token. Both sides keep what they have done: whatever interrupts the courier, `--resume`
+//! goes on with the key that is there, with a new code.
+
+use std::path::PathBuf;
+
+use super::error::Error;
+use super::input::{Question, Source, secret};
+use super::list::describe;
+use super::output::Output;
+use super::service::{Address, CodeRequest, Computer, Service};
+use super::sync::{self, carry_revocations};
+use super::{Global, daemon};
+use crate::api::client::Client;
+use crate::api::types::{
+    BeginEnrolment, CompleteEnrolment, Enrolment, Enrolments, ServiceDescription,
+};
+use crate::base::encoding::{base64, from_base64};
+use crate::base::ids::{AccountId, ComputerId, EnrolmentId, OperatorId};
+use crate::base::key::KeySpec;
+use crate::base::pkcs11::TokenUri;
+use crate::base::secret::SecretText;
+use crate::base::sysexits::EX_OK;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    long_about = "Installs an operating certificate: asks the account service for an SMS code, has \
+                  the token generate a key that cannot leave it, has the key certified and the \
+                  certificate written to the token.",
+    after_help = "Examples:\n  \
+        opcert install --service https://accounts.example --account acme --operator alice\n  \
+        opcert install --service https://accounts.example --account acme --operator alice --resume"
+)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    service: Address,
+    /// The merchant account.
+    #[arg(long)]
+    account: AccountId,
+    /// The operator.
+    #[arg(long)]
+    operator: OperatorId,
+    /// What the operator calls this computer. [default: its host name]
+    #[arg(long, value_name = "NAME")]
+    computer_name: Option<String>,
+    /// The token, by its URI; may be left out where there is only one.
+    #[arg(long, value_name = "URI")]
+    token: Option<TokenUri>,
+    /// Kind of key: rsa2048, rsa3072, p256, p384 or ed25519.
+    #[arg(long, value_name = "TYPE", default_value = "p256")]
+    key_type: KeySpec,
+    /// File with the operator's login password, or - for standard input.
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<Source>,
+    /// File with the SMS code, read once the code was sent; or - for standard input.
+    #[arg(long, value_name = "FILE")]
+    code_file: Option<Source>,
+    /// Go on with an enrolment that was interrupted; its id is needed only where there are several.
+    #[arg(long, value_name = "ID", num_args = 0..=1)]
+    resume: Option<Option<EnrolmentId>>,
+}
+
+pub(super) async fn run(
+    arguments: &Arguments,
+    global: &Global,
+    output: &Output,
+) -> Result<u8, Error> {
+    let mut daemon = daemon::control(global).await?;
+    let status = daemon.status().await?;
+    let resumed = match &arguments.resume {
+        Some(id) => Some(unfinished(&mut daemon, id.as_ref()).await?),
+        None => None,
+    };
+    let ticket = ticket(arguments, &status.computer, output).await?;
+    let mut service = Service::connect(&arguments.service).await?;
+    let enrolment = match resumed {
+        Some(enrolment) => enrolment,
+        None => begin(arguments, &mut service, &mut daemon, &ticket, output).await?,
+    };
+    let request = from_base64(enrolment.csr.as_bytes()).ok_or(Error::Answer {
+        who: "the daemon",
+        problem: "a certification request that is not base64".into(),
+    })?;
+    let certificates = {
+        let _progress = output.progress("Having the key certified");
+        service
+            .enroll(&arguments.operator, &ticket, &request)
+            .await?
+    };
+    output.done("the account service certified the key");
+
+    let certificates = CompleteEnrolment {
+        certificates: certificates.iter().map(|der| base64(der)).collect(),
+    };
+    let installed = {
+        let _progress = output.progress("Writing the certificate to the token");
+        daemon
+            .complete_enrolment(&enrolment.id, &certificates)
+            .await?
+    };
+    output.done("the daemon checked the certificate and wrote it to the token");
+    let taken = carry_revocations(&mut service, &mut daemon).await?;
+    output.done(&sync::describe(&taken));
+    output.result(&installed, |output| describe(&installed, output))?;
+    Ok(EX_OK)
+}
+
+/// Password and code for a ticket.
+async fn ticket(
+    arguments: &Arguments,
+    computer: &ComputerId,
+    output: &Output,
+) -> Result<SecretText, Error> {
+    let password = SecretText::new(secret(
+        Question {
+            what: "the login password",
+            option: "--password-file",
+        },
+        &format!(
+            "Password of {} in account {}: ",
+            arguments.operator, arguments.account
+        ),
+        arguments.password_file.as_ref(),
+    )?);
+    let name = match &arguments.computer_name {
+        Some(name) => name.clone(),
+        None => host_name()?,
+    };
+    // A person may take minutes to read a text message; the connection is not kept for that long.
+    let sent = Service::connect(&arguments.service)
+        .await?
+        .request_code(&CodeRequest {
+            account: &arguments.account,
+            operator: &arguments.operator,
+            password: password.expose(),
+            purpose: "install",
+            computer: Computer {
+                id: computer,
+                name: &name,
+            },
+        })
+        .await?;
+    drop(password);
+    output.done(&format!(
+        "a code was sent to {}, good until {}",
+        sent.sent_to,
+        super::output::local_time(sent.expires_at)
+    ));
+    let code = SecretText::new(secret(
+        Question {
+            what: "the SMS code",
+            option: "--code-file",
+        },
+        "SMS code: ",
+        arguments.code_file.as_ref(),
+    )?);
+    let ticket = Service::connect(&arguments.service)
+        .await?
+        .ticket(&sent.code_id, &code)
+        .await?;
+    output.done("the code is right");
+    Ok(ticket)
+}
+
+/// Has the daemon make a key and a request for it.
+async fn begin(
+    arguments: &Arguments,
+    service: &mut Service,
+    daemon: &mut Client,
+    ticket: &SecretText,
+    output: &Output,
+) -> Result<Enrolment, Error> {
+    let keys = service.keys().await?;
+    let authorities = service.authorities().await?;
+    let enrolment = {
+        let _progress = output.progress(&format!(
+            "Generating a {} key on the token",
+            arguments.key_type
+        ));
+        daemon
+            .begin_enrolment(&BeginEnrolment {
+                ticket: ticket.expose().to_owned(),
+                token: arguments.token.as_ref().map(TokenUri::to_string),
+                key_type: arguments.key_type,
+                service: ServiceDescription {
+                    origin: arguments.service.url.trim_end_matches('/').to_owned(),
+                    keys,
+                    ca: authorities.iter().map(|der| base64(der)).collect(),
+                },
+            })
+            .await?
+    };
+    output.done("the token generated a key that cannot leave it");
+    Ok(enrolment)
+}
+
+/// The enrolment to go on with.
+async fn unfinished(daemon: &mut Client, id: Option<&EnrolmentId>) -> Result<Enrolment, Error> {
+    let Enrolments {
+        enrolments: mut all,
+    } = daemon.enrolments().await?;
+    if let Some(id) = id {
+        all.retain(|enrolment| enrolment.id == *id);
+    }
+    let several = all.len() > 1;
+    match all.pop() {
+        Some(enrolment) if !several => Ok(enrolment),
+        Some(enrolment) => {
+            let ids: Vec<String> = all
+                .iter()
+                .chain([&enrolment])
+                .map(|enrolment| enrolment.id.to_string())
+                .collect();
+            Err(Error::Usage {
+                what: format!("more than one enrolment is unfinished: {}", ids.join(", ")),
+                action: "Name one with --resume ID.".into(),
+            })
+        }
+        None => Err(Error::State {
+            code: "enrolment-unknown",
+            what: "there is no such unfinished enrolment".into(),
+            action: "Begin one: run the command without --resume.".into(),
+        }),
+    }
+}
+
+/// The kernel's host name.
+fn host_name() -> Result<String, Error> {
+    let path = PathBuf::from("/proc/sys/kernel/hostname");
+    let text = std::fs::read_to_string(&path)
+        .map_err(|source| crate::base::files::FileError::Unreadable { path, source })?;
+    Ok(text.trim().to_owned())
+}

@@ -1,0 +1,26 @@
+//! `opcert status`: the daemon in a few lines.
+
+use super::error::Error;
+use super::output::{Mood, Output};
+use super::{Global, daemon};
+use crate::base::sysexits::EX_OK;
+
+pub(super) async fn run(global: &Global, output: &Output) -> Result<u8, Error> {
+    let status = daemon::control(global).await?.status().await?;
+    output.result(&status, |output| {
+        let writable = if status.audit.writable {
+            output.paint("writable", Mood::Good)
+        } else {
+            output.paint("cannot be written, so nothing is signed", Mood::Bad)
+        };
+        output.facts(&[
+            ("Version", status.version.clone()),
+            ("Computer", status.computer.to_string()),
+            ("Native door", status.addresses.native.join(", ")),
+            ("Tokens", status.tokens.to_string()),
+            ("Certificates", status.certificates.to_string()),
+            ("Records", format!("{}, {writable}", status.audit.records)),
+        ])
+    })?;
+    Ok(EX_OK)
+}

@@ -1,0 +1,120 @@
+//! `opcert token …`: the tokens of this computer.
+
+use super::error::Error;
+use super::input::{Question, Source, secret};
+use super::output::{Mood, Output};
+use super::{Global, daemon};
+use crate::base::pkcs11::TokenUri;
+use crate::base::secret::Pin;
+use crate::base::sysexits::EX_OK;
+use crate::device::{TokenState, TokenStatus};
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// List tokens and their state.
+    List,
+    /// Give the daemon a token's PIN.
+    #[command(
+        long_about = "Gives the daemon a token's PIN, typed here or read from a file. The PIN is \
+                      tried once; a wrong one is not tried again.",
+        after_help = "Example:\n  opcert token unlock pkcs11:token=my-token"
+    )]
+    Unlock(Box<Unlock>),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Unlock {
+    /// The token, by its URI; may be left out where there is only one.
+    #[arg(value_name = "URI")]
+    uri: Option<TokenUri>,
+    /// File that holds the PIN, or - for standard input.
+    #[arg(long, value_name = "FILE")]
+    pin_file: Option<Source>,
+}
+
+pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> Result<u8, Error> {
+    let mut daemon = daemon::control(global).await?;
+    let list = daemon.tokens().await?;
+    let tokens = &list.tokens;
+    match command {
+        Command::List => {
+            output.result(&list, |output| {
+                let rows = tokens.iter().map(|token| row(token, output)).collect();
+                output.table(
+                    &["token", "state", "model", "uri"],
+                    rows,
+                    "No token is configured.",
+                )
+            })?;
+        }
+        Command::Unlock(arguments) => {
+            let uri = match &arguments.uri {
+                Some(uri) => uri.clone(),
+                None => only(tokens)?,
+            };
+            let question = Question {
+                what: "a PIN",
+                option: "--pin-file",
+            };
+            let pin = Pin::new(secret(
+                question,
+                &format!("PIN for {uri}: "),
+                arguments.pin_file.as_ref(),
+            )?);
+            {
+                let _progress = output.progress("Logging in to the token");
+                daemon.unlock(&uri, &pin).await?;
+            }
+            output.result(&serde_json::json!({ "unlocked": uri }), |output| {
+                format!("{uri} is {}.", output.paint("unlocked", Mood::Good))
+            })?;
+        }
+    }
+    Ok(EX_OK)
+}
+
+fn row(token: &TokenStatus, output: &Output) -> Vec<String> {
+    vec![
+        token.id.label.clone(),
+        state(token.state, output),
+        token.model.clone(),
+        token.uri.clone(),
+    ]
+}
+
+/// The state in a word, coloured by how bad it is.
+pub(super) fn state(state: TokenState, output: &Output) -> String {
+    let (text, mood) = match state {
+        TokenState::Ready => ("ready", Mood::Good),
+        TokenState::PinNeeded => ("PIN needed", Mood::Doubtful),
+        TokenState::FinalTry => ("one PIN try left", Mood::Bad),
+        TokenState::LockedOut => ("locked", Mood::Bad),
+        TokenState::Degraded => ("unusable", Mood::Bad),
+        TokenState::Respawning => ("restarting", Mood::Doubtful),
+        TokenState::Absent => ("absent", Mood::Bad),
+        TokenState::Down => ("down", Mood::Bad),
+    };
+    output.paint(text, mood)
+}
+
+/// The one token there is.
+fn only(tokens: &[TokenStatus]) -> Result<TokenUri, Error> {
+    match tokens {
+        [token] => token.uri.parse().map_err(|_| Error::Answer {
+            who: "the daemon",
+            problem: format!("{:?} as a token's URI", token.uri),
+        }),
+        [] => Err(Error::State {
+            code: "token-absent",
+            what: "no token is configured".into(),
+            action: "Add one to the daemon's configuration.".into(),
+        }),
+        several => {
+            let uris: Vec<&str> = several.iter().map(|token| token.uri.as_str()).collect();
+            Err(Error::Usage {
+                what: format!("there is more than one token: {}", uris.join(", ")),
+                action: "Name one.".into(),
+            })
+        }
+    }
+}
