@@ -11,9 +11,9 @@ use opcert::base::pkcs11::TokenUri;
 use opcert::base::x509::Certificate;
 use serde_json::{Value, json};
 
-use crate::support::softhsm::TestToken;
 use crate::support::daemon::{ClientIdentity, Daemon};
 use crate::support::service::{Service, withdrawal};
+use crate::support::softhsm::TestToken;
 
 /// Everything a measurement needs.
 pub struct Scene {
