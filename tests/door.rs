@@ -1,6 +1,10 @@
 //! The real daemon behind its real doors: what gets in, what is refused, and how it starts and
 //! ends.
 
+#[path = "support/softhsm.rs"]
+#[allow(dead_code)] // Only part of it is for here.
+mod softhsm;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -20,6 +24,7 @@ use opcert::base::x509::CertificateRequest;
 use opcert::http::client::{Client, ClientError, ClientLimits, Target};
 use opcert::http::tls::{self, Identity};
 use serde_json::json;
+use softhsm::TestToken;
 
 /// A daemon in a directory of its own, on free ports.
 struct Daemon {
@@ -590,5 +595,117 @@ async fn the_document_says_what_is_served() {
                 || problem.detail.starts_with("there is nothing at");
             assert_eq!(refused_by_router, !documented, "{what}");
         }
+    }
+}
+
+/// The `[[module]]` of a token that waits for its PIN.
+fn locked(token: &TestToken, path: &Path) -> String {
+    let environment: Vec<String> = token
+        .environment
+        .iter()
+        .map(|(name, value)| format!("{name} = {value:?}"))
+        .collect();
+    format!(
+        "[[module]]\nname = \"test\"\npath = {path:?}\nenvironment = {{ {} }}\n\
+         [[module.token]]\nuri = \"{}\"\n",
+        environment.join(", "),
+        token.uri()
+    )
+}
+
+async fn token_state(connection: &mut Client) -> String {
+    let answer = send(connection, Method::GET, "/v1/tokens", None).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let list: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
+    list["tokens"][0]["state"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_pin_is_tried_once_and_only_from_the_control_socket() {
+    let Some(token) = TestToken::softhsm("door") else {
+        return;
+    };
+    let daemon = Daemon::start_in(place(&locked(&token, &token.module)));
+    let client = daemon.add_client("erp").await;
+    let mut native = client.connect().await;
+    let mut control = daemon.control().await;
+    assert_eq!(token_state(&mut native).await, "pin-needed");
+
+    let unlock = |uri: String, pin: &str| json!({ "uri": uri, "pin": pin });
+    let right = unlock(token.uri().to_string(), &token.pin);
+    let path = "/v1/tokens/unlock";
+    let answer = send(&mut native, Method::POST, path, Some(right.clone())).await;
+    assert_problem(&answer, "not-permitted");
+    let body = unlock("token=door".into(), &token.pin);
+    let answer = send(&mut control, Method::POST, path, Some(body)).await;
+    assert_problem(&answer, "malformed");
+    let body = unlock("pkcs11:token=elsewhere".into(), &token.pin);
+    let answer = send(&mut control, Method::POST, path, Some(body)).await;
+    assert_problem(&answer, "token-absent");
+    let body = unlock(token.uri().to_string(), "not-the-pin");
+    let answer = send(&mut control, Method::POST, path, Some(body)).await;
+    assert_problem(&answer, "pin-wrong");
+    assert_eq!(token_state(&mut control).await, "pin-needed");
+    let answer = send(&mut control, Method::POST, path, Some(right)).await;
+    assert_eq!(answer.status(), StatusCode::NO_CONTENT);
+    assert_eq!(token_state(&mut native).await, "ready");
+}
+
+#[tokio::test]
+async fn a_missing_module_stops_nothing_but_itself() {
+    let Some(token) = TestToken::softhsm("door") else {
+        return;
+    };
+    let module = locked(&token, Path::new("/nonexistent/module.so"));
+    let daemon = Daemon::start_in(place(&module));
+    let mut control = daemon.control().await;
+    let answer = send(&mut control, Method::GET, "/v1/tokens", None).await;
+    let list: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
+    assert_eq!(list["modules"][0]["up"], false);
+    let body = json!({ "uri": token.uri().to_string(), "pin": token.pin });
+    let answer = send(&mut control, Method::POST, "/v1/tokens/unlock", Some(body)).await;
+    assert_problem(&answer, "module-missing");
+    let answer = send(&mut control, Method::GET, "/v1/status", None).await;
+    let status: Status = serde_json::from_slice(answer.body()).unwrap();
+    assert_eq!(status.tokens, 0);
+}
+
+#[tokio::test]
+async fn the_native_door_reads_and_approves_and_does_not_administer() {
+    let daemon = Daemon::start();
+    let client = daemon.add_client("erp").await;
+    let mut native = client.connect().await;
+    for path in [
+        "/v1/status",
+        "/v1/tokens",
+        "/v1/certificates",
+        "/v1/enrolments",
+        "/v1/openapi.json",
+    ] {
+        let answer = send(&mut native, Method::GET, path, None).await;
+        assert_eq!(answer.status(), StatusCode::OK, "{path}");
+    }
+    let challenge = json!({ "challenge": "not.a.challenge" });
+    let answer = send(&mut native, Method::POST, "/v1/approvals", Some(challenge)).await;
+    assert_problem(&answer, "challenge-malformed");
+    let mut crl = request(Method::POST, "/v1/crls");
+    crl.headers_mut()
+        .insert("content-type", "application/pkix-crl".parse().unwrap());
+    *crl.body_mut() = "garbage".into();
+    assert_problem(&native.send(crl).await.unwrap(), "crl-invalid");
+    for (method, path) in [
+        (Method::POST, "/v1/tokens/unlock"),
+        (Method::POST, "/v1/enrolments"),
+        (Method::DELETE, "/v1/enrolments/x"),
+        (Method::PUT, "/v1/enrolments/x/certificate"),
+        (Method::POST, "/v1/keys"),
+        (Method::GET, "/v1/clients"),
+        (Method::POST, "/v1/clients"),
+        (Method::DELETE, "/v1/clients/erp"),
+    ] {
+        let what = format!("{method} {path}");
+        let answer = send(&mut native, method, path, Some(json!({}))).await;
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{what}");
+        assert_problem(&answer, "not-permitted");
     }
 }

@@ -129,7 +129,7 @@ codes! {
     ApprovalUnknown "approval-unknown" 404 "There is no such approval" "Check the `jti`; approvals are kept as long as their challenges could be repeated.";
 
     // Enrolment and revocation lists.
-    EnrolmentUnknown "enrolment-unknown" 404 "There is no such enrolment" "List them with `opcert install --list`, or begin a new one.";
+    EnrolmentUnknown "enrolment-unknown" 404 "There is no such enrolment" "List them with GET /v1/enrolments, or begin a new one with `opcert install`.";
     EnrolmentState "enrolment-state" 409 "The enrolment is not in a state for this" "See its state in GET /v1/enrolments; cancel it and begin again if need be.";
     CertificateMismatch "certificate-mismatch" 422 "The certificate does not fit the enrolment" "Fetch the certificate that was issued for this request and ticket.";
     TicketInvalid "ticket-invalid" 422 "The ticket is not valid" "Ask for a new SMS code and ticket with `opcert install`.";

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use crate::api::problem::{Code, Problem};
 use crate::audit::AuditError;
-use crate::base::sysexits::{EX_CANTCREAT, EX_CONFIG, EX_SOFTWARE};
+use crate::base::sysexits::{EX_CANTCREAT, EX_CONFIG};
 use crate::device::DeviceError;
 use crate::telemetry::Chain;
 
@@ -63,10 +63,6 @@ impl Failure {
     /// Says it on standard error.
     pub fn report(&self) -> ExitCode {
         eprintln!("opcertd: {}", self.problem);
-        ExitCode::from(if self.exit == 0 {
-            EX_SOFTWARE
-        } else {
-            self.exit
-        })
+        ExitCode::from(self.exit)
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use rustix::io::Errno;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
@@ -15,8 +16,8 @@ use tracing::{debug, warn};
 use super::connection::{self, Setting};
 use super::{Limits, Peer};
 
-/// How long an accept loop rests after `accept` failed. Out of file descriptors or memory, the
-/// call fails again at once, and no event tells when it would not.
+/// How long an accept loop rests when file descriptors or memory have run out: `accept` would
+/// fail again at once, and no event tells when it would not.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 /// Where connections come from; bound by the caller, so that nothing starts unless all are.
@@ -124,9 +125,14 @@ async fn accept(door: Door, mut phase: watch::Receiver<Phase>) {
         };
         let accepted = match accepted {
             Ok(accepted) => accepted,
-            Err(error) => {
-                warn!(door = name, %error, "cannot accept a connection");
+            Err(error) if is_exhaustion(&error) => {
+                warn!(door = name, %error, "cannot accept connections");
                 tokio::time::sleep(ACCEPT_REST).await;
+                continue;
+            }
+            // The peer was gone again before it was accepted.
+            Err(error) => {
+                debug!(door = name, %error, "a connection was not accepted");
                 continue;
             }
         };
@@ -157,6 +163,11 @@ async fn accept(door: Door, mut phase: watch::Receiver<Phase>) {
             }
         }
     }
+}
+
+fn is_exhaustion(error: &io::Error) -> bool {
+    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|errno| exhausted.contains(&errno))
 }
 
 enum Accepted {

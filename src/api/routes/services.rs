@@ -19,6 +19,12 @@ impl MediaType for PkixCrl {
     const NAME: &'static str = "application/pkix-crl";
 }
 
+/// Bytes as they are.
+#[derive(utoipa::ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[allow(dead_code, reason = "it stands for the body in the document only")]
+struct Der(Vec<u8>);
+
 /// `application/jose`, a compact JWS (RFC 7515 section 9.2.1).
 #[derive(Debug)]
 pub(super) struct Jose;
@@ -35,7 +41,7 @@ impl MediaType for Jose {
     path = "/v1/crls",
     tag = "services",
     request_body(
-        content = Vec<u8>,
+        content = Der,
         content_type = "application/pkix-crl",
         description = "The list, DER (RFC 5280)."
     ),
