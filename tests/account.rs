@@ -1,6 +1,8 @@
 //! The account service with a real token, a real database and real TLS; only the clock and the
 //! operator's handset are ours. One test runs the program itself with `curl` and `openssl`.
 
+#![cfg(feature = "account")]
+
 mod support;
 
 use std::io::{BufRead, BufReader, Write};
@@ -17,13 +19,12 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use opcert::account::config::Config;
+use opcert::account::routes;
 use opcert::account::service::Service;
 use opcert::account::sms::Gateway;
-use opcert::account::store::Store;
-use opcert::account::store::certificates;
-use opcert::account::{routes, store};
 use opcert::base::clock::{Clock, ClockHand};
 use opcert::base::encoding::{base64, from_base64, hex};
+use opcert::base::ids::RequestId;
 use opcert::base::key::{Curve, PublicKey, Scheme, Signature};
 use opcert::base::secret::SecretText;
 use opcert::base::x509::{Certificate, RemoteKey, common_name, request_draft};
@@ -1327,27 +1328,98 @@ fn commands_say_what_is_wrong_and_change_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_instances_on_one_database_share_every_limit() {
-    let scene = Scene::with(|config| config.quotas.computers = 1).await;
+    let scene = Scene::with(|config| config.quotas.computers = 2).await;
+    // A second instance: its own state directory and audit trail, the same database and token.
+    let state = scene.made.token.directory().join("second");
+    files::private_directory(&state).unwrap();
+    let code_key = std::fs::read(scene.made.state().join("code-key")).unwrap();
+    files::write_new(&state.join("code-key"), &code_key, 0o600).unwrap();
     let mut config = Config::load(&scene.made.config).unwrap();
-    config.quotas.computers = 1;
-    let other = Store::open(&config.database()).await.unwrap();
-    let installed = scene.installed("alice", "c1").await;
-    let serial = hex(installed.certificate.serial());
-    let serial = serial.as_str();
-    let now = scene.clock.now();
-    let changed: Result<bool, store::StoreError> = other
-        .transaction("revoke", move |tx| {
-            Box::pin(certificates::revoke(tx, serial, "unspecified", now))
-        })
-        .await;
-    assert!(changed.unwrap());
-    let created = scene.withdrawal("alice").await;
-    let approval = scene.approval(&installed, &created.text("challenge"));
-    scene
-        .post_approval(&created, &approval)
+    config.database = Some(config.database());
+    config.state_directory = state;
+    config.quotas.computers = 2;
+    let (handset, _texts) = mpsc::channel();
+    let second = Service::open(&config, scene.clock.clone(), Gateway::Handset(handset))
         .await
-        .refused(422, "certificate-revoked");
-    other.close().await;
+        .unwrap();
+    let instances = [&scene.service, &second];
+    let request: RequestId = "test".parse().unwrap();
+
+    // One code, handed in at both at once: one ticket.
+    for _ in 0..3 {
+        scene.hand.advance(Duration::from_secs(61));
+        let (id, code) = scene.code("alice", "c0").await;
+        let code = SecretText::new(code);
+        let (one, two) = tokio::join!(
+            instances[0].enrolment().ticket(&id, &code, &request),
+            instances[1].enrolment().ticket(&id, &code, &request)
+        );
+        assert!(one.is_ok() != two.is_ok(), "{one:?} {two:?}");
+    }
+
+    // One ticket, spent at both at once on two requests: one certificate.
+    let ticket = SecretText::new(scene.ticket("alice", "c0").await);
+    let (first, other) = (SoftKey::new(), SoftKey::new());
+    let (csr_one, csr_two) = (first.csr(), other.csr());
+    let (one, two) = tokio::join!(
+        instances[0].enrolment().enrol(&ticket, &csr_one, &request),
+        instances[1].enrolment().enrol(&ticket, &csr_two, &request)
+    );
+    assert!(one.is_ok() != two.is_ok(), "{one:?} {two:?}");
+    let (der, key) = match one {
+        Ok(der) => (der, first),
+        Err(_) => (two.unwrap(), other),
+    };
+    let alice = Installed {
+        certificate: Certificate::from_der(&der).unwrap(),
+        computer: "c0".into(),
+        key,
+    };
+
+    // One place for a computer is left; four race for it, two at each.
+    let mut racers = tokio::task::JoinSet::new();
+    for index in 1..=4 {
+        let ticket = SecretText::new(scene.ticket("bob", &format!("c{index}")).await);
+        let enrolment = instances[index % 2].enrolment().clone();
+        let request = request.clone();
+        racers.spawn(async move {
+            let csr = SoftKey::new().csr();
+            enrolment.enrol(&ticket, &csr, &request).await.is_ok()
+        });
+    }
+    let won = racers
+        .join_all()
+        .await
+        .into_iter()
+        .filter(|won| *won)
+        .count();
+    assert_eq!(won, 1);
+
+    // One operation, approved at both at once by two approvals: one counts.
+    let created = scene.withdrawal("alice").await;
+    let id = created.json["operation"]["id"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let approvals = [
+        scene.approval(&alice, &created.text("challenge")),
+        scene.approval(&alice, &created.text("challenge")),
+    ];
+    let (one, two) = tokio::join!(
+        instances[0]
+            .operations()
+            .approve(&id, &approvals[0], &request),
+        instances[1]
+            .operations()
+            .approve(&id, &approvals[1], &request)
+    );
+    assert!(one.is_ok() != two.is_ok(), "{one:?} {two:?}");
+
+    // Both make the next revocation list at once: both serve the same.
+    let (one, two) = tokio::join!(instances[0].issuer().crl(), instances[1].issuer().crl());
+    assert_eq!(one.unwrap(), two.unwrap());
+    second.close().await;
     scene.end().await;
 }
 

@@ -28,7 +28,7 @@ use x509_cert::ext::pkix::{
 };
 
 use super::signer::{SignError, Signer};
-use super::store::certificates::{self, StoredCrl};
+use super::store::certificates::{self, Revoked, StoredCrl};
 use super::store::{Store, StoreError};
 use crate::base::Clock;
 use crate::base::encoding::from_hex;
@@ -233,62 +233,73 @@ impl Issuer {
     /// The current revocation list, DER.
     pub async fn crl(&self) -> Result<Vec<u8>, IssuingError> {
         let inner = &*self.0;
-        if let Some(crl) = inner.fresh_crl().await? {
+        if let Look::Fresh(crl) = inner.look().await? {
             return Ok(crl);
         }
         // One request makes the next list, the others wait for it.
         let _turn = inner.refresh.lock().await;
         loop {
-            if let Some(crl) = inner.fresh_crl().await? {
-                return Ok(crl);
+            match inner.look().await? {
+                Look::Fresh(crl) => return Ok(crl),
+                Look::Due(material) => inner.make_crl(material).await?,
             }
-            inner.make_crl().await?;
         }
     }
 }
 
+/// The state of the revocation list, as one look at the database found it.
+enum Look {
+    /// It is up to date.
+    Fresh(Vec<u8>),
+    /// There is none, it is out of date, or half its time is over.
+    Due(Material),
+}
+
+/// What goes into the next list.
+struct Material {
+    number: i64,
+    /// How many certificates were ever revoked.
+    revocations: i64,
+    revoked: Vec<Revoked>,
+}
+
 impl Inner {
-    /// The newest list, unless it is out of date or past half its time.
-    async fn fresh_crl(&self) -> Result<Option<Vec<u8>>, StoreError> {
+    /// Looks at the newest list and, where the next is due, at what goes into it: in one
+    /// transaction, so that two instances never make two lists of the same state.
+    async fn look(&self) -> Result<Look, StoreError> {
         let now = self.clock.now();
-        let (newest, revocations) = self
-            .store
-            .read("find revocation list", |tx| {
+        self.store
+            .read("find revocation list", move |tx| {
                 Box::pin(async move {
-                    Ok::<_, StoreError>((
-                        certificates::newest_crl(tx).await?,
-                        certificates::revocations(tx).await?,
-                    ))
+                    let newest = certificates::newest_crl(tx).await?;
+                    let revocations = certificates::revocations(tx).await?;
+                    let number = newest.as_ref().map_or(1, |crl| crl.number + 1);
+                    let fresh = newest.filter(|crl| {
+                        crl.revocations == revocations
+                            && now >= crl.this_update
+                            && now < crl.this_update + CRL_LIFETIME / 2
+                    });
+                    Ok(match fresh {
+                        Some(crl) => Look::Fresh(crl.der),
+                        None => Look::Due(Material {
+                            number,
+                            revocations,
+                            revoked: certificates::revoked(tx, now).await?,
+                        }),
+                    })
                 })
             })
-            .await?;
-        Ok(newest
-            .filter(|crl| {
-                crl.revocations == revocations
-                    && now >= crl.this_update
-                    && now < crl.this_update + CRL_LIFETIME / 2
-            })
-            .map(|crl| crl.der))
+            .await
     }
 
     /// Signs and keeps the next list. Another instance may be faster: then its list is kept.
-    async fn make_crl(&self) -> Result<(), IssuingError> {
+    async fn make_crl(&self, material: Material) -> Result<(), IssuingError> {
         let now = self.clock.now();
-        let (number, revocations, revoked) = self
-            .store
-            .read("collect revocations", |tx| {
-                Box::pin(async move {
-                    let number = certificates::newest_crl(tx)
-                        .await?
-                        .map_or(1, |crl| crl.number + 1);
-                    Ok::<_, StoreError>((
-                        number,
-                        certificates::revocations(tx).await?,
-                        certificates::revoked(tx, now).await?,
-                    ))
-                })
-            })
-            .await?;
+        let Material {
+            number,
+            revocations,
+            revoked,
+        } = material;
         let entries = revoked
             .iter()
             .map(|entry| {

@@ -3,7 +3,7 @@
 //! A notice is a row written in the transaction that approves, so none is lost and none is sent
 //! for an approval that did not happen. This task takes due rows, posts each, and notes what came
 //! of it. A try is counted before it is made; one cut short by a crash is made again after
-//! [`HOLD`]. The receiver sees a notice at least once and knows a repetition by its id.
+//! one minute. The receiver sees a notice at least once and knows a repetition by its id.
 //!
 //! A request is `POST`, `application/json`, with
 //! - `webhook-id`: the notice's id,
