@@ -21,6 +21,7 @@
 //! | [`audit`] | the durable, hash-chained record |
 //! | [`policy`] | may this caller do this: a value, not a side effect |
 //! | [`statement`] | operations, challenges, approvals: hostile bytes in, typed values out |
+//! | [`wechatpay`] | WeChat Pay: messages to sign, signatures to check, contents to open |
 //! | [`http`] | accept loops, TLS, limits, drain; a small client |
 //! | [`telemetry`] | logs |
 //! | [`base`] | clock, identifiers, secrets, keys, encodings, X.509 and JOSE helpers |
@@ -53,6 +54,8 @@ pub mod audit;
 pub mod policy;
 
 pub mod statement;
+
+pub mod wechatpay;
 
 pub mod http;
 

@@ -259,6 +259,11 @@ impl PublicKey {
         Self::from_parts(rfc5912::RSA_ENCRYPTION, Some(AnyRef::NULL), &key)
     }
 
+    /// From a DER `RSAPublicKey` (PKCS#1, RFC 8017 appendix A.1.1).
+    pub fn from_pkcs1(der: &[u8]) -> Result<Self, KeyError> {
+        Self::from_parts(rfc5912::RSA_ENCRYPTION, Some(AnyRef::NULL), der)
+    }
+
     /// From a curve and an uncompressed point `04 || x || y` (SEC 1 section 2.3.3).
     pub fn from_ec_point(curve: Curve, point: &[u8]) -> Result<Self, KeyError> {
         let oid = match curve {

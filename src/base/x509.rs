@@ -662,6 +662,38 @@ pub fn verify_operating_certificate(
     now: Timestamp,
 ) -> Result<(), X509Error> {
     static USAGE: ObjectIdentifier = DOCUMENT_SIGNING;
+    let usage = webpki::KeyUsage::required(USAGE.as_bytes());
+    verify_path(leaf, intermediates, anchors, usage, crl, now)
+}
+
+/// Checks a certificate that is not one of ours: path to one of `anchors` and validity at `now`.
+/// An anchor is trusted as it is, by name and key, whoever issued it.
+pub fn verify_chain(
+    leaf: &Certificate,
+    intermediates: &[Certificate],
+    anchors: &[Certificate],
+    now: Timestamp,
+) -> Result<(), X509Error> {
+    verify_path(leaf, intermediates, anchors, AnyUsage, None, now)
+}
+
+/// Others name no extended key usage for signed messages, or one that has no bearing on them.
+struct AnyUsage;
+
+impl webpki::ExtendedKeyUsageValidator for AnyUsage {
+    fn validate(&self, _: webpki::KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
+        Ok(())
+    }
+}
+
+fn verify_path(
+    leaf: &Certificate,
+    intermediates: &[Certificate],
+    anchors: &[Certificate],
+    usage: impl webpki::ExtendedKeyUsageValidator,
+    crl: Option<(&Crl, StaleCrl)>,
+    now: Timestamp,
+) -> Result<(), X509Error> {
     let other =
         |error: &dyn std::fmt::Display| X509Error::Path(PathError::Other(error.to_string()));
     let leaf_der = CertificateDer::from(leaf.der());
@@ -706,7 +738,7 @@ pub fn verify_operating_certificate(
             &trust,
             &chain,
             UnixTime::since_unix_epoch(Duration::from_secs(seconds)),
-            webpki::KeyUsage::required(USAGE.as_bytes()),
+            usage,
             revocation,
             None,
         )

@@ -13,6 +13,7 @@ use crate::base::ids::ClientName;
 use crate::base::pkcs11::KeyRef;
 pub use crate::statement::{Consent, ConsentMethod};
 use crate::statement::{Kind, Statement};
+use crate::wechatpay::v3::{PaySign, RequestMessage};
 
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -93,6 +94,12 @@ pub enum Purpose {
     Crl,
     /// The self-test of a token: a fixed text behind [`SELF_TEST_PREFIX`].
     SelfTest,
+    /// A request to WeChat Pay's interface version 3 ([`RequestMessage`]).
+    WechatPayRequest,
+    /// The parameters that start a WeChat payment ([`PaySign`]).
+    WechatPayStart,
+    /// Decrypting a field that WeChat Pay encrypted for the merchant. Signs nothing.
+    WechatPayDecrypt,
 }
 
 /// Begins every self-test message; no other signed format can begin so.
@@ -110,7 +117,10 @@ impl Purpose {
             | Self::CertificateRequest
             | Self::Certificate
             | Self::Crl
-            | Self::SelfTest => None,
+            | Self::SelfTest
+            | Self::WechatPayRequest
+            | Self::WechatPayStart
+            | Self::WechatPayDecrypt => None,
         }
     }
 
@@ -119,7 +129,8 @@ impl Purpose {
     ///
     /// A JWS signing input begins with the base64url of `{"typ":"…"`, which our headers all
     /// start with; signed CMS attributes are a DER SET (0x31), the other X.509 structures a DER
-    /// SEQUENCE (0x30), the self-test its prefix.
+    /// SEQUENCE (0x30), the self-test its prefix. WeChat Pay's messages are lines: a request begins
+    /// with an HTTP method, a payment with an appid (`wx`, `ww`), and a JWS has no line end.
     pub fn admits(self, message: &[u8]) -> bool {
         match self {
             Self::Approval | Self::Challenge | Self::Ticket | Self::KeySet => {
@@ -141,6 +152,9 @@ impl Purpose {
                 message.first() == Some(&0x30)
             }
             Self::SelfTest => message.starts_with(SELF_TEST_PREFIX),
+            Self::WechatPayRequest => RequestMessage::admits(message),
+            Self::WechatPayStart => PaySign::admits(message),
+            Self::WechatPayDecrypt => false,
         }
     }
 }
@@ -260,6 +274,15 @@ pub fn decide(request: &Request<'_>) -> Decision {
         (Action::Own(Purpose::Approval | Purpose::ApprovalCms), _) => refuse(
             "approval-needs-statement",
             "an approval is signed only for a statement",
+        ),
+        (
+            Action::Own(
+                Purpose::WechatPayRequest | Purpose::WechatPayStart | Purpose::WechatPayDecrypt,
+            ),
+            _,
+        ) => refuse(
+            "wechatpay-needs-merchant",
+            "a WeChat Pay key is used only for a client that may use it",
         ),
         (Action::Own(purpose), Caller::Itself) => grant(request, purpose, ConsentRule::None),
         (
@@ -429,6 +452,16 @@ mod tests {
             ),
             Err("not-yours")
         );
+        for purpose in [
+            Purpose::WechatPayRequest,
+            Purpose::WechatPayStart,
+            Purpose::WechatPayDecrypt,
+        ] {
+            assert_eq!(
+                ask(&Caller::Itself, None, Action::Own(purpose)),
+                Err("wechatpay-needs-merchant")
+            );
+        }
     }
 
     #[test]
@@ -475,6 +508,22 @@ mod tests {
             (Purpose::ApprovalCms, vec![0x31, 0]),
             (Purpose::Certificate, vec![0x30, 0]),
             (Purpose::SelfTest, [SELF_TEST_PREFIX, b"x"].concat()),
+            (
+                Purpose::WechatPayRequest,
+                b"POST\n/v3/pay/transactions/jsapi\n1554208460\nN\n{\"a\":\"wx1\\n\"}\n".into(),
+            ),
+            (
+                Purpose::WechatPayRequest,
+                b"GET\n/v3/certificates\n1554208460\nN\n\n".into(),
+            ),
+            (
+                Purpose::WechatPayStart,
+                b"wx2421b1c4370ec43b\n1554208460\nN\nprepay_id=wx2014\n".into(),
+            ),
+            (
+                Purpose::WechatPayStart,
+                b"wx2421b1c4370ec43b\n1554208460\nN\nwx2014\n".into(),
+            ),
         ];
         for (purpose, _) in &messages {
             for (other, message) in &messages {
@@ -486,6 +535,9 @@ mod tests {
             }
             assert!(!purpose.admits(&[7; 32]), "a caller's hash");
             assert!(!purpose.admits(b""));
+        }
+        for (_, message) in &messages {
+            assert!(!Purpose::WechatPayDecrypt.admits(message));
         }
     }
 }
