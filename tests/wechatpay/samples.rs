@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use aws_lc_rs::rsa::{OAEP_SHA1_MGF1SHA1, OaepPrivateDecryptingKey, PrivateDecryptingKey};
+use aws_lc_rs::rsa::{
+    OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepAlgorithm, OaepPrivateDecryptingKey,
+    PrivateDecryptingKey,
+};
 use opcert::base::encoding::{base64, from_base64};
 use opcert::base::key::{PublicKey, Scheme, Signature};
 use opcert::base::secret::{SecretBytes, SecretText};
@@ -84,11 +87,16 @@ fn every_sample_passes() {
             }
             "AEAD_AES_256_GCM GET /v3/certificates answer" => v3_certificates(inputs, expected),
             "RSAES-OAEP (SHA-1, MGF1-SHA-1, empty label)" => {
-                let field = decrypt(inputs).unwrap();
+                let field = decrypt(inputs, &OAEP_SHA1_MGF1SHA1).unwrap();
                 assert_eq!(field.expose(), expected.as_str().unwrap());
             }
-            "RSAES-OAEP (SHA-256)" | "RSAES-PKCS1-v1_5 (shipped by SDK, do not offer)" => {
-                assert!(decrypt(inputs).is_none());
+            // What was encrypted with SHA-1 does not decrypt with SHA-256.
+            "RSAES-OAEP (SHA-256)" => {
+                assert!(decrypt(inputs, &OAEP_SHA256_MGF1SHA256).is_none());
+                assert!(decrypt(inputs, &OAEP_SHA1_MGF1SHA1).is_some());
+            }
+            "RSAES-PKCS1-v1_5 (shipped by SDK, do not offer)" => {
+                assert!(decrypt(inputs, &OAEP_SHA1_MGF1SHA1).is_none());
             }
             "RSAES-OAEP (SHA-1)" => v3_too_long(inputs),
             "sensitive field of empty string" => {
@@ -332,8 +340,8 @@ fn v3_certificates(inputs: &Value, expected: &Value) {
     assert_eq!(serial.as_str(), text(entry, "serial_no"));
 }
 
-/// What a token does with `CKM_RSA_PKCS_OAEP`, `CKM_SHA_1` and `CKG_MGF1_SHA1`.
-fn decrypt(inputs: &Value) -> Option<SecretText> {
+/// With SHA-1, what a token does with `CKM_RSA_PKCS_OAEP`, `CKM_SHA_1` and `CKG_MGF1_SHA1`.
+fn decrypt(inputs: &Value, algorithm: &'static OaepAlgorithm) -> Option<SecretText> {
     let Field::Sealed(field) = Field::parse(text(inputs, "ciphertext_b64")).unwrap() else {
         panic!("a ciphertext");
     };
@@ -341,7 +349,7 @@ fn decrypt(inputs: &Value) -> Option<SecretText> {
     let key = OaepPrivateDecryptingKey::new(key).unwrap();
     let mut buffer = vec![0; key.min_output_size()];
     let plaintext = key
-        .decrypt(&OAEP_SHA1_MGF1SHA1, field.as_bytes(), &mut buffer, None)
+        .decrypt(algorithm, field.as_bytes(), &mut buffer, None)
         .ok()?
         .to_vec();
     Some(field.finish(&SecretBytes::new(plaintext)).unwrap())
@@ -369,7 +377,10 @@ fn v3_too_long(inputs: &Value) {
         "key_ref": "java_sdk_wechatpay",
         "ciphertext_b64": encrypt(length - 1).unwrap(),
     });
-    assert_eq!(decrypt(&inputs).unwrap().expose(), "x".repeat(214));
+    assert_eq!(
+        decrypt(&inputs, &OAEP_SHA1_MGF1SHA1).unwrap().expose(),
+        "x".repeat(214)
+    );
 }
 
 fn callback(inputs: &Value) -> (PlatformKeys, SignatureHeaders) {
