@@ -88,7 +88,7 @@ codes! {
 
     // Requests.
     Busy "busy" 503 "Too much is going on" "Try again after the time in `retry-after`.";
-    TooLarge "too-large" 413 "The request is too large" "Send less; the OpenAPI document names the limits.";
+    TooLarge "too-large" 413 "The request is too large" "Send less, or have the limit raised in the configuration.";
     TooSlow "too-slow" 408 "The request did not arrive in time" "Send it again over a working connection.";
     Malformed "malformed" 400 "The request is malformed" "Compare it with the OpenAPI document at /v1/openapi.json.";
     UnsupportedMediaType "unsupported-media-type" 415 "The media type is not accepted" "Set `content-type` as the OpenAPI document says, for JSON to application/json.";
