@@ -240,6 +240,18 @@ pub(super) fn selects(uri: &TokenUri, module: &str, info: &TokenInfo) -> bool {
         && is(&uri.model, &info.model)
 }
 
+/// Whether two URIs may select the same token.
+pub(super) fn overlap(one: &TokenUri, other: &TokenUri) -> bool {
+    let agree = |a: &Option<String>, b: &Option<String>| match (a, b) {
+        (Some(a), Some(b)) => a == b,
+        _ => true,
+    };
+    agree(&one.token, &other.token)
+        && agree(&one.serial, &other.serial)
+        && agree(&one.manufacturer, &other.manufacturer)
+        && agree(&one.model, &other.model)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

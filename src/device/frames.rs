@@ -264,8 +264,10 @@ pub enum Answer {
 /// What came of a login.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LoginOutcome {
-    /// Logged in, now or before.
+    /// The token took the PIN.
     Ok,
+    /// Logged in before, so the PIN was not looked at.
+    Already,
     /// The token refused the PIN: one try is spent.
     Wrong {
         /// The CKR name.

@@ -18,7 +18,7 @@
 //! Tokens are known by module, label and serial, keys by `CKA_ID`; slot numbers and object handles
 //! never leave a worker. Public keys are cached here for the life of the process. A PIN that
 //! worked is kept in memory for the next worker. Only `pin-blocks.json` outlives the process: see
-//! [`pin_guard`].
+//! `pin_guard`.
 //!
 //! # What a fault does
 //!
@@ -48,7 +48,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use der::{Decode, Encode};
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -102,7 +102,10 @@ struct Module {
     config: ModuleConfig,
     view: Arc<watch::Sender<Arc<View>>>,
     commands: mpsc::Sender<Command>,
-    lists: tokio::sync::Semaphore,
+    /// A turn for each list, as the worker keeps only so many half read.
+    lists: Semaphore,
+    /// A turn for each write, so that its deadline begins when the worker can begin.
+    writes: Semaphore,
 }
 
 /// What a call needs of a token.
@@ -157,6 +160,7 @@ impl Devices {
                 pins: HashMap::new(),
                 logged_in: HashMap::new(),
                 looked_again: None,
+                renewed: None,
                 looking: Vec::new(),
             };
             supervisors.push(supervisor.run());
@@ -164,7 +168,8 @@ impl Devices {
                 config,
                 view,
                 commands,
-                lists: tokio::sync::Semaphore::new(LISTS_MAX),
+                lists: Semaphore::new(LISTS_MAX),
+                writes: Semaphore::new(1),
             });
         }
         let supervisors = supervisors.into_iter().map(tokio::spawn).collect();
@@ -179,8 +184,9 @@ impl Devices {
     /// The configured tokens as they are now, in the order of the configuration.
     pub async fn tokens(&self) -> Vec<TokenStatus> {
         let mut list = Vec::new();
+        let patience = Instant::now() + FIRST_START;
         for module in &self.0.modules {
-            let view = module.settled(FIRST_START).await;
+            let view = module.settled(patience).await;
             let reason = match &view.phase {
                 Phase::Up(_) => None,
                 Phase::Starting => Some((
@@ -199,8 +205,9 @@ impl Devices {
     /// The configured modules as they are now.
     pub async fn modules(&self) -> Vec<ModuleStatus> {
         let mut list = Vec::new();
+        let patience = Instant::now() + FIRST_START;
         for module in &self.0.modules {
-            let view = module.settled(FIRST_START).await;
+            let view = module.settled(patience).await;
             let reason = match &view.phase {
                 Phase::Up(_) => None,
                 Phase::Starting => Some("its worker is being started".to_owned()),
@@ -228,7 +235,7 @@ impl Devices {
         let (mut found, mut missing) = self.matching(uri).await;
         if found.is_empty() && !missing.is_empty() {
             for module in &missing {
-                self.look_again(module).await?;
+                self.look_again(module, uri.clone()).await?;
             }
             (found, missing) = self.matching(uri).await;
         }
@@ -360,6 +367,7 @@ impl Devices {
             id: id.clone(),
         };
         let module = self.module(&token.module)?;
+        let _turn = turn(&module.writes).await?;
         let verb = |number| Verb::Generate {
             token: number,
             key: id.as_bytes().to_vec(),
@@ -409,6 +417,7 @@ impl Devices {
     /// Removes private key, public key and certificates with this `CKA_ID`.
     pub async fn delete_key(&self, key: &KeyRef) -> Result<(), DeviceError> {
         let module = self.module(&key.token.module)?;
+        let _turn = turn(&module.writes).await?;
         let verb = |token| Verb::Delete {
             token,
             key: key.id.as_bytes().to_vec(),
@@ -438,6 +447,7 @@ impl Devices {
     ) -> Result<(), DeviceError> {
         let certificate = certificate_parts(&key.id, certificate_der)?;
         let module = self.module(&key.token.module)?;
+        let _turn = turn(&module.writes).await?;
         let verb = |token| Verb::WriteCertificate {
             token,
             certificate: certificate.clone(),
@@ -535,7 +545,9 @@ impl Devices {
             {
                 continue;
             }
-            let view = module.settled(module.config.call_timeout).await;
+            let view = module
+                .settled(Instant::now() + module.config.call_timeout)
+                .await;
             let mut may_come = false;
             for token in &view.tokens {
                 match &token.found {
@@ -543,7 +555,7 @@ impl Devices {
                         found.push(token.id.clone());
                     }
                     Some(_) => {}
-                    None => may_come |= overlap(uri, &token.uri),
+                    None => may_come |= catalogue::overlap(uri, &token.uri),
                 }
             }
             if may_come {
@@ -553,9 +565,9 @@ impl Devices {
         (found, missing)
     }
 
-    async fn look_again(&self, module: &Module) -> Result<(), DeviceError> {
+    async fn look_again(&self, module: &Module, wanted: TokenUri) -> Result<(), DeviceError> {
         let (done, result) = oneshot::channel();
-        module.command(Command::LookAgain { done }).await?;
+        module.command(Command::LookAgain { wanted, done }).await?;
         // Whatever comes of it shows in the view.
         let _ended = tokio::time::timeout(module.config.call_timeout, result).await;
         Ok(())
@@ -579,7 +591,7 @@ impl Devices {
             let (link, number) = match module.ready(token, need, deadline).await {
                 Err(DeviceError::TokenAbsent { .. }) if !looked_again => {
                     looked_again = true;
-                    self.look_again(module).await?;
+                    self.look_again(module, uri_of(token)).await?;
                     continue;
                 }
                 ready => ready?,
@@ -611,11 +623,11 @@ impl Devices {
                 }
                 CallError::Failed(Failure::KeyMissing | Failure::TokenGone) if !looked_again => {
                     looked_again = true;
-                    self.look_again(module).await?;
+                    self.look_again(module, uri_of(token)).await?;
                     continue;
                 }
                 CallError::Failed(Failure::Pkcs11 {
-                    class: Class::Respawn,
+                    class: Class::Respawn | Class::Session,
                     function,
                     code,
                 }) => {
@@ -659,11 +671,7 @@ impl Devices {
         read: impl AsyncFn(Option<u32>) -> Result<(Vec<T>, Option<u32>), DeviceError>,
     ) -> Result<Vec<T>, DeviceError> {
         let module = self.module(&token.module)?;
-        let _turn = module
-            .lists
-            .acquire()
-            .await
-            .map_err(|_| DeviceError::Stopped)?;
+        let _turn = turn(&module.lists).await?;
         let mut list = Vec::new();
         let mut cursor = None;
         loop {
@@ -715,11 +723,11 @@ impl std::fmt::Debug for Devices {
 }
 
 impl Module {
-    /// The view, once the worker is not being started any more, or after `patience`.
-    async fn settled(&self, patience: Duration) -> Arc<View> {
+    /// The view, once the worker is not being started any more, or at `patience`.
+    async fn settled(&self, patience: Instant) -> Arc<View> {
         let mut view = self.view.subscribe();
         let settled = view.wait_for(|view| !matches!(view.phase, Phase::Starting));
-        match tokio::time::timeout(patience, settled).await {
+        match tokio::time::timeout_at(patience, settled).await {
             Ok(Ok(view)) => view.clone(),
             Ok(Err(_)) | Err(_) => self.view.borrow().clone(),
         }
@@ -804,16 +812,18 @@ impl Module {
     }
 }
 
-/// Whether two URIs may select the same token.
-fn overlap(one: &TokenUri, other: &TokenUri) -> bool {
-    let agree = |a: &Option<String>, b: &Option<String>| match (a, b) {
-        (Some(a), Some(b)) => a == b,
-        _ => true,
-    };
-    agree(&one.token, &other.token)
-        && agree(&one.serial, &other.serial)
-        && agree(&one.manufacturer, &other.manufacturer)
-        && agree(&one.model, &other.model)
+async fn turn(turns: &Semaphore) -> Result<SemaphorePermit<'_>, DeviceError> {
+    // Nobody closes them.
+    turns.acquire().await.map_err(|_| DeviceError::Stopped)
+}
+
+/// The URI that selects a token that was found before.
+fn uri_of(token: &TokenId) -> TokenUri {
+    TokenUri {
+        token: Some(token.label.clone()),
+        serial: Some(token.serial.clone()),
+        ..TokenUri::default()
+    }
 }
 
 /// What the token signs for `message`: its digest, or itself for Ed25519.

@@ -84,14 +84,25 @@ pub(super) enum PinOrigin {
     Kept,
 }
 
+/// Leave to try a PIN once, and what was known before.
+#[must_use]
+pub(super) struct Attempt {
+    token: TokenId,
+    before: Option<Block>,
+}
+
 /// How a login ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Settled {
-    /// It succeeded, or spent no try.
-    Harmless,
-    /// It succeeded, with a PIN that the configured source does not hold.
-    SourceStale,
-    /// It spent a try, or may have.
+    /// The token took the PIN. Whether the configured source holds another one stays as it was.
+    Taken,
+    /// The token took the PIN, and the configured source holds it.
+    TakenFromSource,
+    /// The token took the PIN, and the configured source holds another one.
+    TakenNotFromSource,
+    /// No try was spent: all is as before.
+    NotTried,
+    /// A try was spent, or may have been.
     Refused(String),
 }
 
@@ -138,59 +149,55 @@ impl PinGuard {
     }
 
     /// Makes durable that a PIN of `token` is about to be tried. Nothing may be tried before.
-    pub async fn begin(&self, token: &TokenId) -> Result<(), DeviceError> {
+    pub async fn begin(&self, token: &TokenId) -> Result<Attempt, DeviceError> {
         let mut blocks = self.blocks.lock().await;
         let mut next = blocks.clone();
-        let source_stale = next
-            .iter()
-            .any(|block| block.is_of(token) && block.source_stale);
+        let before = next.iter().find(|block| block.is_of(token)).cloned();
         next.retain(|block| !block.is_of(token));
         next.push(Block {
             serial: token.serial.clone(),
             label: token.label.clone(),
             module: token.module.clone(),
             state: BlockState::Attempting,
-            source_stale,
+            source_stale: before.as_ref().is_some_and(|block| block.source_stale),
             when: self.clock.now().to_string(),
             code: None,
         });
         self.write(&next).await?;
         *blocks = next;
-        Ok(())
+        Ok(Attempt {
+            token: token.clone(),
+            before,
+        })
     }
 
     /// Makes durable how the login that [`PinGuard::begin`] announced ended.
-    pub async fn settle(&self, token: &TokenId, how: Settled) -> Result<(), DeviceError> {
+    pub async fn settle(&self, attempt: Attempt, how: Settled) -> Result<(), DeviceError> {
+        let Attempt { token, before } = attempt;
+        let was_stale = before.as_ref().is_some_and(|block| block.source_stale);
+        let block = |state, source_stale, code| Block {
+            serial: token.serial.clone(),
+            label: token.label.clone(),
+            module: token.module.clone(),
+            state,
+            source_stale,
+            when: self.clock.now().to_string(),
+            code,
+        };
+        let after = match how {
+            Settled::Taken => was_stale.then(|| block(BlockState::SourceStale, true, None)),
+            Settled::TakenFromSource => None,
+            Settled::TakenNotFromSource => Some(block(BlockState::SourceStale, true, None)),
+            Settled::NotTried => before,
+            Settled::Refused(code) => Some(block(BlockState::Refused, was_stale, Some(code))),
+        };
         let mut blocks = self.blocks.lock().await;
         let mut next = blocks.clone();
-        for block in next.iter_mut().filter(|block| block.is_of(token)) {
-            block.when = self.clock.now().to_string();
-            block.code = None;
-            match &how {
-                // Both may leave an entry of its own state behind; see the retain below.
-                Settled::Harmless => block.state = BlockState::SourceStale,
-                Settled::SourceStale => {
-                    block.state = BlockState::SourceStale;
-                    block.source_stale = true;
-                }
-                Settled::Refused(code) => {
-                    block.state = BlockState::Refused;
-                    block.code = Some(code.clone());
-                }
-            }
-        }
-        next.retain(|block| block.state != BlockState::SourceStale || block.source_stale);
+        next.retain(|block| !block.is_of(&token));
+        next.extend(after);
         self.write(&next).await?;
         *blocks = next;
         Ok(())
-    }
-
-    /// Forgets that the source was stale: a person's PIN proved to be the one in it.
-    pub async fn source_is_right(&self, token: &TokenId) {
-        let mut blocks = self.blocks.lock().await;
-        for block in blocks.iter_mut().filter(|block| block.is_of(token)) {
-            block.source_stale = false;
-        }
     }
 
     async fn write(&self, blocks: &[Block]) -> Result<(), DeviceError> {
@@ -304,7 +311,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let guard = open(directory.path());
         assert_eq!(guard.blocked(&token(), PinOrigin::Source).await, None);
-        guard.begin(&token()).await.unwrap();
+        let attempt = guard.begin(&token()).await.unwrap();
 
         let after_crash = open(directory.path());
         assert!(
@@ -320,7 +327,7 @@ mod tests {
                 .is_some()
         );
 
-        guard.settle(&token(), Settled::Harmless).await.unwrap();
+        guard.settle(attempt, Settled::Taken).await.unwrap();
         let after_success = open(directory.path());
         assert_eq!(
             after_success.blocked(&token(), PinOrigin::Source).await,
@@ -330,12 +337,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refused_pin_stays_refused() {
+    async fn a_refused_pin_stays_refused_also_when_another_was_not_tried() {
         let directory = tempfile::tempdir().unwrap();
         let guard = open(directory.path());
-        guard.begin(&token()).await.unwrap();
+        let attempt = guard.begin(&token()).await.unwrap();
         let refused = Settled::Refused("CKR_PIN_INCORRECT".into());
-        guard.settle(&token(), refused).await.unwrap();
+        guard.settle(attempt, refused).await.unwrap();
+        let attempt = guard.begin(&token()).await.unwrap();
+        guard.settle(attempt, Settled::NotTried).await.unwrap();
         let reason = open(directory.path())
             .blocked(&token(), PinOrigin::Kept)
             .await
@@ -347,14 +356,20 @@ mod tests {
     async fn a_stale_source_is_not_tried_though_another_pin_works() {
         let directory = tempfile::tempdir().unwrap();
         let guard = open(directory.path());
-        guard.begin(&token()).await.unwrap();
-        guard.settle(&token(), Settled::SourceStale).await.unwrap();
+        let attempt = guard.begin(&token()).await.unwrap();
+        let settled = guard.settle(attempt, Settled::TakenNotFromSource).await;
+        settled.unwrap();
         // A later login with the kept PIN does not make the source right.
-        guard.begin(&token()).await.unwrap();
-        guard.settle(&token(), Settled::Harmless).await.unwrap();
+        let attempt = guard.begin(&token()).await.unwrap();
+        guard.settle(attempt, Settled::Taken).await.unwrap();
         let next = open(directory.path());
         assert!(next.blocked(&token(), PinOrigin::Source).await.is_some());
         assert_eq!(next.blocked(&token(), PinOrigin::Kept).await, None);
+        let attempt = next.begin(&token()).await.unwrap();
+        next.settle(attempt, Settled::TakenFromSource)
+            .await
+            .unwrap();
+        assert_eq!(next.blocked(&token(), PinOrigin::Source).await, None);
     }
 
     #[test]

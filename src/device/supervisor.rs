@@ -26,10 +26,10 @@ use tokio::net::UnixDatagram;
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command as Process};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::catalogue::{Reason, TokenState, TokenView};
+use super::catalogue::{Reason, TokenState, TokenView, overlap};
 use super::config::{ModuleConfig, PinSource, TokenConfig};
 use super::error::DeviceError;
 use super::frames::{
@@ -38,11 +38,12 @@ use super::frames::{
 };
 use super::link::{CallError, End, Link, receive};
 use super::pin_guard::{self, PinGuard, PinOrigin, Settled};
-use crate::base::pkcs11::TokenId;
+use crate::base::pkcs11::{TokenId, TokenUri};
 use crate::base::secret::Pin;
 
-/// A worker is replaced for the sake of an absent token at most this often.
-const LOOK_AGAIN_EVERY: Duration = Duration::from_secs(5);
+/// A running worker is replaced at most this often for the sake of an absent token, and so for a
+/// return value that means an unwell library: some libraries answer a caller's mistake with one.
+const RENEW_EVERY: Duration = Duration::from_secs(5);
 
 /// The first and the longest delay before a worker that was of no use is replaced.
 const DELAYS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
@@ -53,6 +54,9 @@ const DELAY_WAITED_OUT: Duration = Duration::from_millis(250);
 /// How long the exit status of a killed worker is waited for. A process stuck in the kernel ends
 /// when the kernel lets go of it, and nobody waits for that.
 const REAP_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long the output of a worker that ended is waited for.
+const OUTPUT_WITHIN: Duration = Duration::from_millis(100);
 
 /// A worker that lived this long was of use, even if nobody called.
 const LIVED: Duration = Duration::from_secs(5);
@@ -87,8 +91,11 @@ pub(super) enum Phase {
 
 /// What the supervisor can be asked.
 pub(super) enum Command {
-    /// Look whether an absent token has come.
-    LookAgain { done: oneshot::Sender<()> },
+    /// Look whether an absent token that `wanted` may select has come.
+    LookAgain {
+        wanted: TokenUri,
+        done: oneshot::Sender<()>,
+    },
     /// Log in with the PIN that worked before, unless that happened after `seen`.
     LogInAgain {
         token: TokenId,
@@ -117,6 +124,7 @@ pub(super) struct Supervisor {
     pub pins: HashMap<TokenId, Pin>,
     pub logged_in: HashMap<TokenId, Instant>,
     pub looked_again: Option<Instant>,
+    pub renewed: Option<Instant>,
     /// Those who wait for a token, until the next worker is up.
     pub looking: Vec<oneshot::Sender<()>>,
 }
@@ -223,7 +231,7 @@ impl Supervisor {
                     Some(Command::Unlock { done, .. }) => {
                         let _gone = done.send(Err(reason.clone()));
                     }
-                    Some(Command::LookAgain { done } | Command::LogInAgain { done, .. }) => {
+                    Some(Command::LookAgain { done, .. } | Command::LogInAgain { done, .. }) => {
                         let _gone = done.send(());
                     }
                     Some(Command::Replace { .. }) => {}
@@ -279,10 +287,10 @@ impl Supervisor {
         })?;
         let words = Arc::new(Mutex::new(VecDeque::new()));
         let mut tasks = JoinSet::new();
-        tokio::spawn(log_output(self.config.name.clone(), output, words.clone()));
+        let log = tokio::spawn(log_output(self.config.name.clone(), output, words.clone()));
         let greeted = tokio::time::timeout(self.config.call_timeout, self.greet(&socket)).await;
         let link = Link::new(socket, usize::from(self.config.thread_count()));
-        let reaper = tokio::spawn(reap(child, link.clone(), words));
+        tokio::spawn(reap(child, link.clone(), log, words));
         let failed = match greeted {
             Ok(Ok(Some(library))) => {
                 tasks.spawn(link.clone().write());
@@ -308,7 +316,6 @@ impl Supervisor {
             link.close(End::Retired);
         }
         let end = tokio::time::timeout(REAP_WITHIN, link.ended()).await;
-        drop(reaper);
         Err(failed.unwrap_or_else(|| DeviceError::WorkerDied {
             module: self.config.name.clone(),
             function: "C_Initialize",
@@ -539,7 +546,7 @@ impl Supervisor {
         pin: Pin,
         source: Option<Pin>,
     ) -> Result<(), DeviceError> {
-        self.guard.begin(token).await?;
+        let attempt = self.guard.begin(token).await?;
         let verb = Verb::Login {
             token: number,
             pin: PinBytes::new(pin.expose()),
@@ -555,7 +562,7 @@ impl Supervisor {
                 | CallError::Busy
                 | CallError::TooLarge),
             ) => {
-                self.guard.settle(token, Settled::Harmless).await?;
+                self.guard.settle(attempt, Settled::NotTried).await?;
                 return Err(self.call_error(error, &name, "C_Login", self.config.call_timeout));
             }
             // Not known: the entry stays.
@@ -567,15 +574,14 @@ impl Supervisor {
         let (settled, result) = match outcome {
             LoginOutcome::Ok => {
                 let settled = match source {
-                    Some(source) if !pin_guard::same(&source, &pin) => Settled::SourceStale,
-                    Some(_) => {
-                        self.guard.source_is_right(token).await;
-                        Settled::Harmless
-                    }
-                    None => Settled::Harmless,
+                    Some(source) if pin_guard::same(&source, &pin) => Settled::TakenFromSource,
+                    Some(_) => Settled::TakenNotFromSource,
+                    None => Settled::Taken,
                 };
-                (settled, Ok(()))
+                (settled, Ok(Some(pin)))
             }
+            // Whether the PIN is right is not known, so it is not kept.
+            LoginOutcome::Already => (Settled::NotTried, Ok(None)),
             LoginOutcome::Wrong { code } => (
                 Settled::Refused(code.clone()),
                 Err(DeviceError::PinWrong { token: name, code }),
@@ -585,11 +591,11 @@ impl Supervisor {
                 Err(DeviceError::PinLocked { token: name }),
             ),
             LoginOutcome::FinalTry => (
-                Settled::Harmless,
+                Settled::NotTried,
                 Err(DeviceError::PinFinalTry { token: name }),
             ),
             LoginOutcome::NotTried { code } => (
-                Settled::Harmless,
+                Settled::NotTried,
                 Err(DeviceError::Pkcs11 {
                     token: name,
                     function: "C_Login".into(),
@@ -601,16 +607,22 @@ impl Supervisor {
                 Err(DeviceError::PinWrong { token: name, code }),
             ),
         };
-        match &result {
-            Ok(()) => {
-                self.pins.insert(token.clone(), pin);
+        let result = match result {
+            Ok(taken) => {
+                if let Some(pin) = taken {
+                    self.pins.insert(token.clone(), pin);
+                }
                 self.logged_in.insert(token.clone(), Instant::now());
+                Ok(())
             }
-            Err(_) => {
-                self.pins.remove(token);
+            Err(error) => {
+                if let Settled::Refused(_) = settled {
+                    self.pins.remove(token);
+                }
+                Err(error)
             }
-        }
-        self.guard.settle(token, settled).await?;
+        };
+        self.guard.settle(attempt, settled).await?;
         result
     }
 
@@ -625,21 +637,25 @@ impl Supervisor {
             match command {
                 None => return Leave::Stop,
                 Some(Command::Replace { link, why }) => {
-                    if Arc::ptr_eq(&link, &worker.link) {
+                    let due = self
+                        .renewed
+                        .is_none_or(|last| last.elapsed() >= RENEW_EVERY);
+                    if due && Arc::ptr_eq(&link, &worker.link) {
+                        self.renewed = Some(Instant::now());
                         return Leave::Ended(why);
                     }
                 }
-                Some(Command::LookAgain { done }) => {
+                Some(Command::LookAgain { wanted, done }) => {
                     let due = self
                         .looked_again
-                        .is_none_or(|last| last.elapsed() >= LOOK_AGAIN_EVERY);
-                    match self.look_again(&worker.link).await {
-                        Ok(Complete::No) if due => {
+                        .is_none_or(|last| last.elapsed() >= RENEW_EVERY);
+                    match self.look_again(&worker.link, Some(&wanted)).await {
+                        Ok(Found::No) if due => {
                             self.looked_again = Some(Instant::now());
                             self.looking.push(done);
                             return Leave::LookAgain;
                         }
-                        Ok(Complete::Yes | Complete::No) | Err(_) => {
+                        Ok(Found::Yes | Found::No) | Err(_) => {
                             let _gone = done.send(());
                         }
                     }
@@ -669,8 +685,13 @@ impl Supervisor {
         })
     }
 
-    /// Looks at the slots again; tokens that were logged in stay so.
-    async fn look_again(&mut self, link: &Link) -> Result<Complete, DeviceError> {
+    /// Looks at the slots again; tokens that were logged in stay so. Whether all that are `wanted`
+    /// are there: to find others is not worth a new worker.
+    async fn look_again(
+        &mut self,
+        link: &Link,
+        wanted: Option<&TokenUri>,
+    ) -> Result<Found, DeviceError> {
         let before = self.view.borrow().tokens.clone();
         let mut tokens = self.find_tokens(link).await?;
         for token in &mut tokens {
@@ -685,13 +706,12 @@ impl Supervisor {
                 _ => self.log_in_on_our_own(link, token).await?,
             }
         }
-        let complete = tokens.iter().all(|token| token.found.is_some());
+        let missing = tokens
+            .iter()
+            .filter(|token| token.found.is_none())
+            .any(|token| wanted.is_none_or(|wanted| overlap(wanted, &token.uri)));
         self.publish_tokens(tokens);
-        Ok(if complete {
-            Complete::Yes
-        } else {
-            Complete::No
-        })
+        Ok(if missing { Found::No } else { Found::Yes })
     }
 
     async fn log_in_again(&mut self, link: &Link, id: &TokenId) {
@@ -711,7 +731,7 @@ impl Supervisor {
             token: id.to_string(),
         };
         // The flags as they are now: somebody else may have spent tries.
-        self.look_again(link).await?;
+        self.look_again(link, None).await?;
         let mut tokens = self.view.borrow().tokens.clone();
         let token = tokens
             .iter_mut()
@@ -736,8 +756,8 @@ impl Supervisor {
     }
 }
 
-/// Whether every configured token is there.
-enum Complete {
+/// Whether every wanted token is there.
+enum Found {
     Yes,
     No,
 }
@@ -778,7 +798,12 @@ fn delay(useless: u32, random: f64) -> Duration {
 }
 
 /// Ends a worker whose link is closed and waits for it, without ever holding up anybody.
-async fn reap(mut child: Child, link: Arc<Link>, words: Arc<Mutex<VecDeque<String>>>) {
+async fn reap(
+    mut child: Child,
+    link: Arc<Link>,
+    log: JoinHandle<()>,
+    words: Arc<Mutex<VecDeque<String>>>,
+) {
     let ended = tokio::select! {
         status = child.wait() => Some(status),
         () = link.closed() => {
@@ -787,6 +812,8 @@ async fn reap(mut child: Child, link: Arc<Link>, words: Arc<Mutex<VecDeque<Strin
             tokio::time::timeout(REAP_WITHIN, child.wait()).await.ok()
         }
     };
+    // The output ends with the process, unless a child of the library's holds on to it.
+    let _last_lines = tokio::time::timeout(OUTPUT_WITHIN, log).await;
     let status = match &ended {
         Some(Ok(status)) => describe(*status),
         Some(Err(error)) => format!("its exit status is not known: {error}"),

@@ -145,9 +145,16 @@ impl Keeper {
         };
         let pin = AuthPin::from(text.to_owned());
         let given = (!info.protected_authentication_path()).then_some(&pin);
+        // A token that was taken out and put back left a dead session behind.
+        if let Some(anchor) = self.anchors.get(&token)
+            && anchor.session.get_session_info().is_err()
+        {
+            self.anchors.remove(&token);
+        }
         let session = &self.anchor(token)?.session;
         Ok(match session.login(UserType::User, given) {
-            Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => LoginOutcome::Ok,
+            Ok(()) => LoginOutcome::Ok,
+            Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => LoginOutcome::Already,
             Err(Error::Pkcs11(RvError::PinLocked, _)) => LoginOutcome::Locked,
             Err(Error::Pkcs11(code, _)) => login_failure(&code),
             Err(other) => LoginOutcome::NotTried {
