@@ -115,6 +115,9 @@ pub struct Enrolment {
     /// The certification request to carry to the account service (PKCS#10), base64 of DER; empty
     /// while the key is being generated.
     pub csr: String,
+    /// The ticket it began with, for a courier that resumes; on the control socket only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
 }
 
 /// All enrolments without a certificate.

@@ -175,7 +175,7 @@ impl Error {
             }
             Self::File(FileError::Permissions { path, .. }) => {
                 format!(
-                    "Mend it with `chmod go= {}`, or as the owner.",
+                    "Give a regular file of your own that is closed to others: `chmod go= {}`.",
                     path.display()
                 )
             }

@@ -3,7 +3,7 @@
 //! Password and SMS code become a ticket at the account service; the daemon makes the key and the
 //! request, the service certifies the request, the daemon checks the certificate and writes it to
 //! the token. Both sides keep what they have done: whatever interrupts the courier, `--resume`
-//! goes on with the key that is there, with a new code.
+//! goes on from there.
 
 use std::path::PathBuf;
 
@@ -70,25 +70,17 @@ pub(super) async fn run(
 ) -> Result<u8, Error> {
     let mut daemon = daemon::control(global).await?;
     let status = daemon.status().await?;
-    let resumed = match &arguments.resume {
-        Some(id) => Some(unfinished(&mut daemon, id.as_ref()).await?),
-        None => None,
-    };
-    let ticket = ticket(arguments, &status.computer, output).await?;
-    let mut service = Service::connect(&arguments.service).await?;
-    let enrolment = match resumed {
-        Some(enrolment) => enrolment,
-        None => begin(arguments, &mut service, &mut daemon, &ticket, output).await?,
-    };
-    let request = from_base64(enrolment.csr.as_bytes()).ok_or(Error::Answer {
-        who: "the daemon",
-        problem: "a certification request that is not base64".into(),
-    })?;
-    let certificates = {
-        let _progress = output.progress("Having the key certified");
-        service
-            .enroll(&arguments.operator, &ticket, &request)
-            .await?
+    let computer = &status.computer;
+    let (enrolment, certificates) = match &arguments.resume {
+        None => {
+            let ticket = ticket(arguments, computer, output).await?;
+            let mut service = Service::connect(&arguments.service).await?;
+            fresh(arguments, &mut service, &mut daemon, &ticket, output).await?
+        }
+        Some(id) => {
+            let unfinished = unfinished(arguments, &mut daemon, id.as_ref()).await?;
+            resume(arguments, computer, unfinished, &mut daemon, output).await?
+        }
     };
     output.done("the account service certified the key");
 
@@ -102,6 +94,7 @@ pub(super) async fn run(
             .await?
     };
     output.done("the daemon checked the certificate and wrote it to the token");
+    let mut service = Service::connect(&arguments.service).await?;
     let taken = carry_revocations(&mut service, &mut daemon).await?;
     output.done(&sync::describe(&taken));
     output.result(&installed, |output| describe(&installed, output))?;
@@ -165,6 +158,69 @@ async fn ticket(
     Ok(ticket)
 }
 
+type Certificates = Vec<Vec<u8>>;
+
+/// A new key, certified.
+async fn fresh(
+    arguments: &Arguments,
+    service: &mut Service,
+    daemon: &mut Client,
+    ticket: &SecretText,
+    output: &Output,
+) -> Result<(Enrolment, Certificates), Error> {
+    let enrolment = begin(arguments, service, daemon, ticket, output).await?;
+    let certificates = certify(arguments, service, ticket, &enrolment, output).await?;
+    Ok((enrolment, certificates))
+}
+
+/// The key of an unfinished enrolment, certified: with the ticket it began with while that is
+/// good (the service then gives the same certificate again), else with a new one. A key that the
+/// service certified for a ticket that is over cannot be certified again; a new key takes its
+/// place.
+async fn resume(
+    arguments: &Arguments,
+    computer: &ComputerId,
+    unfinished: Enrolment,
+    daemon: &mut Client,
+    output: &Output,
+) -> Result<(Enrolment, Certificates), Error> {
+    let mut service = Service::connect(&arguments.service).await?;
+    if let Some(ticket) = unfinished.ticket.clone().map(SecretText::new) {
+        match certify(arguments, &mut service, &ticket, &unfinished, output).await {
+            Err(Error::Refused { code, .. }) if code.starts_with("ticket-") => {
+                output.note("Its ticket is no longer good, so a new code is needed.");
+            }
+            result => return Ok((unfinished, result?)),
+        }
+    }
+    let ticket = ticket(arguments, computer, output).await?;
+    let mut service = Service::connect(&arguments.service).await?;
+    match certify(arguments, &mut service, &ticket, &unfinished, output).await {
+        Err(Error::Refused { code, .. }) if code == "csr-invalid" => {
+            output.note("Its key was certified before, so a new one is needed.");
+            daemon.cancel_enrolment(&unfinished.id).await?;
+            fresh(arguments, &mut service, daemon, &ticket, output).await
+        }
+        result => Ok((unfinished, result?)),
+    }
+}
+
+/// Has the service certify the request of an enrolment.
+async fn certify(
+    arguments: &Arguments,
+    service: &mut Service,
+    ticket: &SecretText,
+    enrolment: &Enrolment,
+    output: &Output,
+) -> Result<Certificates, Error> {
+    let request = from_base64(enrolment.csr.as_bytes()).ok_or(Error::Answer {
+        who: "the daemon",
+        problem: "a certification request that is not base64".into(),
+    })?;
+    let _progress = output.progress("Having the key certified");
+    service.enroll(&arguments.operator, ticket, &request).await
+}
+
 /// Has the daemon make a key and a request for it.
 async fn begin(
     arguments: &Arguments,
@@ -198,13 +254,20 @@ async fn begin(
 }
 
 /// The enrolment to go on with.
-async fn unfinished(daemon: &mut Client, id: Option<&EnrolmentId>) -> Result<Enrolment, Error> {
+async fn unfinished(
+    arguments: &Arguments,
+    daemon: &mut Client,
+    id: Option<&EnrolmentId>,
+) -> Result<Enrolment, Error> {
     let Enrolments {
         enrolments: mut all,
     } = daemon.enrolments().await?;
-    if let Some(id) = id {
-        all.retain(|enrolment| enrolment.id == *id);
-    }
+    all.retain(|enrolment| {
+        enrolment.account == arguments.account
+            && enrolment.operator == arguments.operator
+            && !enrolment.csr.is_empty()
+            && id.is_none_or(|id| enrolment.id == *id)
+    });
     let several = all.len() > 1;
     match all.pop() {
         Some(enrolment) if !several => Ok(enrolment),

@@ -29,7 +29,7 @@ pub(super) enum Command {
         after_help = "Example:\n  \
             opcert operation create --service https://accounts.example --key-file platform-key \\\n      \
             --account acme --operator alice --kind withdrawal --amount 100000 --currency CNY \\\n      \
-            --payee 'Acme Ltd, ICBC 6222 **** 1234' --out challenge.jws"
+            --payee 'Acme Ltd' --reference W-1 --out challenge.jws"
     )]
     Create(Box<Create>),
     /// Hand in an approval.

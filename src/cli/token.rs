@@ -52,6 +52,14 @@ pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> 
                 Some(uri) => uri.clone(),
                 None => only(tokens)?,
             };
+            let known = tokens.iter().find(|token| token.uri == uri.to_string());
+            if known.is_some_and(|token| token.state == TokenState::Ready) {
+                return output
+                    .result(&serde_json::json!({ "unlocked": uri }), |_| {
+                        format!("{uri} is ready already; no PIN was asked for.")
+                    })
+                    .map(|()| EX_OK);
+            }
             let question = Question {
                 what: "a PIN",
                 option: "--pin-file",

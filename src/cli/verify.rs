@@ -175,6 +175,10 @@ fn refused(error: ApprovalError) -> Error {
             "certificate-expired",
             "If it was made before, check as of that time with --at.",
         ),
+        ApprovalError::Certificate(X509Error::Path(PathError::NotYetValid)) => (
+            "certificate-not-yet-valid",
+            "Check the clock of this computer, and the time given with --at.",
+        ),
         ApprovalError::Certificate(X509Error::Path(PathError::Revoked)) => (
             "certificate-revoked",
             "Do not act on it, and ask the operator.",

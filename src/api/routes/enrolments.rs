@@ -25,11 +25,14 @@ use crate::statement::Origin;
 )]
 pub(super) async fn list_enrolments(
     State(app): State<App>,
-    _: Identified,
+    identified: Identified,
 ) -> Result<Json<Enrolments>, Problem> {
     let enrolments = app.0.enroller.list()?;
     Ok(Json(Enrolments {
-        enrolments: enrolments.iter().map(|one| view(&app, one)).collect(),
+        enrolments: enrolments
+            .iter()
+            .map(|one| view(&app, one, &identified.caller))
+            .collect(),
     }))
 }
 
@@ -79,7 +82,7 @@ pub(super) async fn begin_enrolment(
         uid: administrator.uid,
     };
     let enrolment = app.0.enroller.begin(request_id, &caller, begin).await?;
-    Ok((StatusCode::CREATED, Json(view(&app, &enrolment))))
+    Ok((StatusCode::CREATED, Json(view(&app, &enrolment, &caller))))
 }
 
 /// Ends an enrolment; its key is deleted.
@@ -142,7 +145,7 @@ pub(super) async fn complete_enrolment(
     )))
 }
 
-fn view(app: &App, enrolment: &enrol::Enrolment) -> Enrolment {
+fn view(app: &App, enrolment: &enrol::Enrolment, caller: &Caller) -> Enrolment {
     let state = match enrolment.step {
         Step::Generating => "generating",
         Step::Requested => "requested",
@@ -157,5 +160,6 @@ fn view(app: &App, enrolment: &enrol::Enrolment) -> Enrolment {
         token: enrolment.key.token.to_string(),
         begun: enrolment.begun_at.to_string(),
         csr: enrolment.request.clone().unwrap_or_default(),
+        ticket: matches!(caller, Caller::Unix { .. }).then(|| enrolment.ticket().to_owned()),
     }
 }
