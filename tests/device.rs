@@ -9,7 +9,7 @@ use opcert::base::clock::Clock;
 use opcert::base::key::{KeySpec, Scheme};
 use opcert::base::pkcs11::{KeyId, KeyRef, TokenId};
 use opcert::base::secret::Pin;
-use opcert::device::{Config, DeviceError, Devices, PinSource, TokenState};
+use opcert::device::{Config, DeviceError, Devices, KeyUse, PinSource, TokenState};
 use opcert::policy::{Permit, Purpose, SELF_TEST_PREFIX, own};
 
 mod support;
@@ -91,6 +91,117 @@ async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// What a merchant's server asks for: sign a request, decrypt a field.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_merchants_key_signs_requests_and_decrypts_fields() {
+    use opcert::policy::{Action, Caller, Decision, Request, WechatPayUse, decide};
+    use opcert::statement::{Consent, ConsentMethod};
+    use opcert::wechatpay::v3::{Field, Method, PlatformKeys, RequestMessage};
+
+    let token = TestToken::new("merchant");
+    let mut config = token.config();
+    config.module[0].name = "test-merchant".into();
+    let devices = start_with(&token, config).await;
+    let id = select(&devices, &token).await;
+    let refused = devices
+        .generate_for(
+            &id,
+            KeySpec::P256,
+            KeyUse::SignAndDecrypt,
+            &KeyId::random(),
+            "m",
+        )
+        .await;
+    assert!(matches!(refused, Err(DeviceError::Unsupported { .. })));
+    let key = devices
+        .generate_for(
+            &id,
+            KeySpec::Rsa2048,
+            KeyUse::SignAndDecrypt,
+            &KeyId::random(),
+            "m",
+        )
+        .await
+        .unwrap();
+    let now = Clock::system().now();
+    let permit = |key: &KeyRef, r#use| {
+        let merchant = "1900007291".parse().unwrap();
+        let decision = decide(&Request {
+            caller: &Caller::Unix { uid: 0 },
+            policy: None,
+            key,
+            action: Action::WechatPay(&merchant, r#use),
+            now,
+        });
+        let Decision::Granted(grant) = decision else {
+            panic!("granted");
+        };
+        let method = ConsentMethod::Policy;
+        let at = now.as_second();
+        grant.permit(&Consent { method, at }).unwrap()
+    };
+
+    let target = "/v3/certificates".parse().unwrap();
+    let nonce = opcert::wechatpay::Nonce::random();
+    let message = RequestMessage::new(Method::Get, &target, now, nonce, b"", now).unwrap();
+    let request = permit(&key.key, WechatPayUse::Request);
+    devices
+        .sign(request, Scheme::Rs256, message.to_sign())
+        .await
+        .unwrap();
+    let other = permit(&key.key, WechatPayUse::Start);
+    let refused = devices.sign(other, Scheme::Rs256, message.to_sign()).await;
+    assert!(matches!(refused, Err(DeviceError::WrongPurpose { .. })));
+
+    // The platform encrypts for the merchant's key as we do for the platform's.
+    let spki = der::pem::encode_string(
+        "PUBLIC KEY",
+        der::pem::LineEnding::LF,
+        key.public_key.spki(),
+    );
+    let mut keys = PlatformKeys::new();
+    keys.pin_public_key("PUB_KEY_ID_1".parse().unwrap(), &spki.unwrap())
+        .unwrap();
+    let secret = opcert::base::secret::SecretText::new("张三".into());
+    let sealed = keys
+        .encrypting(now)
+        .unwrap()
+        .encrypt_field(&secret)
+        .unwrap();
+    let Field::Sealed(field) = Field::parse(&sealed).unwrap() else {
+        panic!("a ciphertext");
+    };
+    let decrypt = permit(&key.key, WechatPayUse::Decrypt);
+    let plaintext = devices.decrypt(decrypt, field.as_bytes()).await.unwrap();
+    assert_eq!(field.finish(&plaintext).unwrap().expose(), "张三");
+
+    let before = workers("test-merchant");
+    for hostile in [
+        vec![0; 256],
+        vec![1; 256],
+        vec![0xff; 256],
+        vec![1; 10],
+        vec![],
+    ] {
+        let decrypt = permit(&key.key, WechatPayUse::Decrypt);
+        let refused = devices.decrypt(decrypt, &hostile).await;
+        assert!(
+            matches!(refused, Err(DeviceError::Undecryptable { .. })),
+            "{refused:?}"
+        );
+    }
+    let request = permit(&key.key, WechatPayUse::Request);
+    let refused = devices.decrypt(request, &[1; 256]).await;
+    assert!(matches!(refused, Err(DeviceError::WrongPurpose { .. })));
+    assert_eq!(workers("test-merchant"), before, "no worker was replaced");
+
+    // A key that was made to sign only does not decrypt.
+    let signing = generate(&devices, &id, KeySpec::Rsa2048).await;
+    let decrypt = permit(&signing, WechatPayUse::Decrypt);
+    assert!(devices.decrypt(decrypt, &[1; 256]).await.is_err());
+    devices.shutdown().await;
 }
 
 #[tokio::test]

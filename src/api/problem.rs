@@ -471,6 +471,7 @@ impl From<crate::device::DeviceError> for Problem {
             }
             E::BadSignature { .. } => Code::SignatureInvalid,
             E::TooLarge { .. } => Code::TooLarge,
+            E::Undecryptable { .. } => Code::Malformed,
             E::PinFileNotPrivate { .. } | E::PinFileUnreadable { .. } | E::PinRecord { .. } => {
                 Code::StateUnusable
             }

@@ -76,6 +76,7 @@ pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> 
                     ConsentChoice::Confirm => ConsentRule::Confirm,
                 },
                 kinds: (!kinds.is_empty()).then(|| kinds.clone()),
+                ..ClientPolicy::default()
             };
             let folder = out.clone().unwrap_or_else(|| name.as_str().into());
             add(&mut daemon, name, policy, &folder, output).await?;

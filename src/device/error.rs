@@ -262,6 +262,12 @@ pub enum DeviceError {
         /// The key.
         key: String,
     },
+    /// The ciphertext is not one for this key.
+    #[error("the ciphertext does not decrypt with {key}")]
+    Undecryptable {
+        /// The key.
+        key: String,
+    },
     /// Longer than allowed.
     #[error("{what} too large: at most {limit} bytes are allowed")]
     TooLarge {

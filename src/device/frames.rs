@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use crate::base::key::{KeySpec, Scheme};
 
 /// Changes whenever a frame changes.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// The most bytes of one packet.
 pub const PACKET_MAX: usize = 64 * 1024;
@@ -137,6 +137,16 @@ pub enum Verb {
         #[serde(with = "bytes")]
         input: Vec<u8>,
     },
+    /// `C_Decrypt` with RSAES-OAEP, SHA-1, MGF1 with SHA-1 and no label.
+    Decrypt {
+        /// Token number.
+        token: u16,
+        /// `CKA_ID`.
+        key: Vec<u8>,
+        /// The ciphertext.
+        #[serde(with = "bytes")]
+        input: Vec<u8>,
+    },
     /// Look at the slots again.
     Tokens,
     /// `C_Login`, unless the token's flags advise against it.
@@ -163,6 +173,8 @@ pub enum Verb {
         label: String,
         /// What to generate.
         spec: KeySpec,
+        /// What the key may do.
+        r#use: KeyUse,
     },
     /// A page of private keys.
     Keys {
@@ -199,6 +211,7 @@ impl Verb {
     pub fn function(&self) -> &'static str {
         match self {
             Self::Sign { .. } => "C_Sign",
+            Self::Decrypt { .. } => "C_Decrypt",
             Self::Tokens => "C_GetTokenInfo",
             Self::Login { .. } => "C_Login",
             Self::PublicKey { .. } => "C_GetAttributeValue",
@@ -208,6 +221,16 @@ impl Verb {
             Self::Delete { .. } => "C_DestroyObject",
         }
     }
+}
+
+/// What a generated private key may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyUse {
+    /// Sign.
+    Sign,
+    /// Sign and decrypt (RSA): for a merchant's WeChat Pay key, whose certificate the platform
+    /// encrypts for.
+    SignAndDecrypt,
 }
 
 /// A certificate as `C_CreateObject` wants it.
@@ -245,6 +268,8 @@ pub struct Reply {
 pub enum Answer {
     /// The bytes of `C_Sign`.
     Signature(#[serde(with = "bytes")] Vec<u8>),
+    /// What `C_Decrypt` brought.
+    Plaintext(PlainBytes),
     /// The tokens present.
     Tokens(Vec<TokenInfo>),
     /// What came of a login.
@@ -401,6 +426,8 @@ pub enum Failure {
     KeyChanged,
     /// The key is not of the type that the scheme needs.
     KeyType,
+    /// The ciphertext is not one for this key. Why is not said: it would help to find plaintexts.
+    Undecryptable,
     /// The digest has the wrong length for the scheme, or the message is too long.
     InputLength,
     /// A generated key lacks an attribute; it was destroyed.
@@ -436,37 +463,59 @@ pub enum Class {
     Respawn,
 }
 
-/// A PIN inside a frame; wiped when dropped.
-#[derive(PartialEq)]
-pub struct PinBytes(Zeroizing<Vec<u8>>);
+macro_rules! wiped_bytes {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(PartialEq)]
+        pub struct $name(Zeroizing<Vec<u8>>);
+
+        impl $name {
+            /// The bytes.
+            pub fn expose(&self) -> &[u8] {
+                &self.0
+            }
+        }
+
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(concat!(stringify!($name), "(…)"))
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_bytes(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                Ok(Self(Zeroizing::new(bytes::deserialize(deserializer)?)))
+            }
+        }
+    };
+}
+
+wiped_bytes!(
+    /// A PIN inside a frame; wiped when dropped.
+    PinBytes
+);
+wiped_bytes!(
+    /// A plaintext inside a frame; wiped when dropped.
+    PlainBytes
+);
 
 impl PinBytes {
     /// Copies a PIN into a buffer of its own.
     pub fn new(pin: &str) -> Self {
         Self(Zeroizing::new(pin.as_bytes().to_vec()))
     }
-
-    /// The bytes.
-    pub fn expose(&self) -> &[u8] {
-        &self.0
-    }
 }
 
-impl std::fmt::Debug for PinBytes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("PinBytes(…)")
-    }
-}
-
-impl Serialize for PinBytes {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for PinBytes {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self(Zeroizing::new(bytes::deserialize(deserializer)?)))
+impl PlainBytes {
+    /// Takes over a plaintext.
+    pub fn new(plaintext: Zeroizing<Vec<u8>>) -> Self {
+        Self(plaintext)
     }
 }
 
@@ -606,6 +655,11 @@ mod tests {
                 scheme: Scheme::Es256,
                 input: vec![7; 32],
             },
+            Verb::Decrypt {
+                token: 3,
+                key: vec![1; 16],
+                input: vec![7; 256],
+            },
             Verb::Tokens,
             Verb::Login {
                 token: 0,
@@ -620,6 +674,7 @@ mod tests {
                 key: vec![2; 64],
                 label: "é".into(),
                 spec: KeySpec::Ed25519,
+                r#use: KeyUse::Sign,
             },
             Verb::Keys {
                 token: 0,
@@ -673,6 +728,9 @@ mod tests {
     fn replies_round_trip() {
         for result in [
             Ok(Answer::Signature(vec![1; 384])),
+            Ok(Answer::Plaintext(PlainBytes::new(Zeroizing::new(
+                b"name".to_vec(),
+            )))),
             Ok(Answer::Login(LoginOutcome::Wrong {
                 code: "CKR_PIN_INCORRECT".into(),
             })),

@@ -24,9 +24,10 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
 use super::frames::{
-    self, Answer, Call, Failure, FrameError, FromWorker, PACKET_MAX, ToWorker, Verb,
+    self, Answer, Call, Failure, FrameError, FromWorker, PACKET_MAX, Reply, ToWorker, Verb,
 };
 use super::pin_guard;
+use crate::base::secret::wipe;
 
 /// The most calls that may wait for one module.
 pub(super) const CALLS_MAX: usize = 1024;
@@ -106,6 +107,13 @@ struct Waiter {
 enum Length {
     Short,
     Long,
+}
+
+/// Whether a packet's buffer is to be wiped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Content {
+    Plain,
+    Secret,
 }
 
 /// Frames in one buffer, and where each ends.
@@ -241,18 +249,18 @@ impl Link {
         let mut buffer = vec![0; PACKET_MAX];
         loop {
             match receive(&self.socket, &mut buffer).await {
-                Ok(Some(length)) => {
-                    if let Err(error) = self.deliver(&buffer[..length]) {
-                        return self.close(End::Protocol(error));
-                    }
-                }
+                Ok(Some(length)) => match self.deliver(&buffer[..length]) {
+                    Ok(Content::Plain) => {}
+                    Ok(Content::Secret) => wipe(&mut buffer[..length]),
+                    Err(error) => return self.close(End::Protocol(error)),
+                },
                 Ok(None) => return self.stop_taking_calls(),
                 Err(error) => return self.close(End::Protocol(error.to_string())),
             }
         }
     }
 
-    fn deliver(&self, packet: &[u8]) -> Result<(), String> {
+    fn deliver(&self, packet: &[u8]) -> Result<Content, String> {
         let mut ready = Vec::with_capacity(PACKET_FRAMES);
         for frame in frames::split(packet) {
             match frame.and_then(frames::decode).map_err(|e| e.to_string())? {
@@ -262,13 +270,19 @@ impl Link {
                 }
             }
         }
+        let is_secret = |reply: &Reply| matches!(reply.result, Ok(Answer::Plaintext(_)));
+        let content = if ready.iter().any(is_secret) {
+            Content::Secret
+        } else {
+            Content::Plain
+        };
         let mut woken = Vec::with_capacity(ready.len());
         {
             let mut state = self.state();
             for reply in ready {
                 let Some(waiter) = state.waiting.remove(&reply.id) else {
                     if state.end.is_some() {
-                        return Ok(());
+                        return Ok(content);
                     }
                     return Err("a reply to no call".into());
                 };
@@ -286,7 +300,7 @@ impl Link {
             // Whoever asked may have gone away.
             let _gone = waiter.send(Ok(result));
         }
-        Ok(())
+        Ok(content)
     }
 
     /// Watches the deadlines; for a task of its own. Ends at the first that passes.

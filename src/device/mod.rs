@@ -59,6 +59,7 @@ pub use self::catalogue::{
 use self::catalogue::{Reason, TokenView};
 pub use self::config::{Config, InvalidPinSource, ModuleConfig, PinSource, TokenConfig};
 pub use self::error::DeviceError;
+pub use self::frames::KeyUse;
 use self::frames::{Answer, CERTIFICATE_MAX, CertificateParts, Class, Failure, Verb};
 use self::link::{CallError, Link};
 use self::pin_guard::PinGuard;
@@ -66,11 +67,14 @@ use self::supervisor::{Command, Phase, Supervisor, View, call_error, unexpected}
 use crate::base::clock::Clock;
 use crate::base::key::{KeySpec, PublicKey, Scheme, Signature};
 use crate::base::pkcs11::{KeyId, KeyRef, TokenId, TokenUri};
-use crate::base::secret::Pin;
-use crate::policy::Permit;
+use crate::base::secret::{Pin, SecretBytes};
+use crate::policy::{Permit, Purpose};
 
 /// The most bytes of a message to be hashed and signed.
 const MESSAGE_MAX: usize = 16 * 1024 * 1024;
+
+/// The most bytes of a ciphertext: RSA with 8192 bits.
+const CIPHERTEXT_MAX: usize = 1024;
 
 /// The most bytes of a key's label.
 const LABEL_MAX: usize = frames::LABEL_MAX;
@@ -313,6 +317,48 @@ impl Devices {
         }
     }
 
+    /// Decrypts a field that was encrypted for the key that the permit is for, with RSAES-OAEP,
+    /// SHA-1 and MGF1 with SHA-1, as WeChat Pay does. The permit must be for that purpose.
+    ///
+    /// A ciphertext that is not for this key is [`DeviceError::Undecryptable`], without a reason.
+    pub async fn decrypt(
+        &self,
+        permit: Permit,
+        ciphertext: &[u8],
+    ) -> Result<SecretBytes, DeviceError> {
+        if permit.purpose() != Purpose::WechatPayDecrypt {
+            return Err(DeviceError::WrongPurpose {
+                purpose: permit.purpose(),
+            });
+        }
+        if ciphertext.len() > CIPHERTEXT_MAX {
+            return Err(DeviceError::TooLarge {
+                what: "ciphertext",
+                limit: CIPHERTEXT_MAX,
+            });
+        }
+        let key = permit.key();
+        let module = self.module(&key.token.module)?;
+        let verb = |token| Verb::Decrypt {
+            token,
+            key: key.id.as_bytes().to_vec(),
+            input: ciphertext.to_vec(),
+        };
+        let answer = self
+            .call(
+                &key.token,
+                Some(key),
+                Need::Login,
+                module.config.call_timeout,
+                verb,
+            )
+            .await?;
+        match answer {
+            Answer::Plaintext(plaintext) => Ok(SecretBytes::new(plaintext.expose().to_vec())),
+            _ => Err(unexpected(&key.token.module)),
+        }
+    }
+
     /// The public half of a key; read from the token once, then cached.
     pub async fn public_key(&self, key: &KeyRef) -> Result<PublicKey, DeviceError> {
         let cached = self
@@ -356,6 +402,26 @@ impl Devices {
         id: &KeyId,
         label: &str,
     ) -> Result<GeneratedKey, DeviceError> {
+        self.generate_for(token, spec, KeyUse::Sign, id, label)
+            .await
+    }
+
+    /// As [`Devices::generate`], for a key that may do more than sign.
+    pub async fn generate_for(
+        &self,
+        token: &TokenId,
+        spec: KeySpec,
+        r#use: KeyUse,
+        id: &KeyId,
+        label: &str,
+    ) -> Result<GeneratedKey, DeviceError> {
+        let can_decrypt = matches!(spec, KeySpec::Rsa2048 | KeySpec::Rsa3072);
+        if r#use == KeyUse::SignAndDecrypt && !can_decrypt {
+            return Err(DeviceError::Unsupported {
+                token: token.to_string(),
+                what: format!("decryption with a key of type {spec}"),
+            });
+        }
         if label.len() > LABEL_MAX {
             return Err(DeviceError::TooLarge {
                 what: "label",
@@ -373,6 +439,7 @@ impl Devices {
             key: id.as_bytes().to_vec(),
             label: label.to_owned(),
             spec,
+            r#use,
         };
         let answer = self
             .call(

@@ -921,6 +921,7 @@ pub(super) fn call_error(
                 token,
                 what: format!("this with {key}, which is of another type"),
             },
+            Failure::Undecryptable => DeviceError::Undecryptable { key },
             Failure::InputLength => DeviceError::TooLarge {
                 what: "message for Ed25519",
                 limit: frames::WHOLE_MESSAGE_MAX,

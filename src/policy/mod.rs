@@ -13,6 +13,7 @@ use crate::base::ids::ClientName;
 use crate::base::pkcs11::KeyRef;
 pub use crate::statement::{Consent, ConsentMethod};
 use crate::statement::{Kind, Statement};
+use crate::wechatpay::MerchantId;
 use crate::wechatpay::v3::{PaySign, RequestMessage};
 
 /// Who asks.
@@ -50,6 +51,41 @@ pub struct ClientPolicy {
     /// The operation kinds it may ask approvals for; all when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kinds: Option<Vec<Kind>>,
+    /// The WeChat Pay merchants it may act for, and how; none when absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wechatpay: Vec<WechatPayRule>,
+}
+
+/// What a client may do for one WeChat Pay merchant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct WechatPayRule {
+    /// The merchant.
+    pub merchant: MerchantId,
+    /// What for.
+    pub uses: Vec<WechatPayUse>,
+}
+
+/// What a merchant's key on the token is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum WechatPayUse {
+    /// Signing requests.
+    Request,
+    /// Signing the parameters that start a payment.
+    Start,
+    /// Decrypting fields.
+    Decrypt,
+}
+
+impl WechatPayUse {
+    fn purpose(self) -> Purpose {
+        match self {
+            Self::Request => Purpose::WechatPayRequest,
+            Self::Start => Purpose::WechatPayStart,
+            Self::Decrypt => Purpose::WechatPayDecrypt,
+        }
+    }
 }
 
 impl Default for ClientPolicy {
@@ -57,6 +93,7 @@ impl Default for ClientPolicy {
         Self {
             consent: ConsentRule::Confirm,
             kinds: None,
+            wechatpay: Vec::new(),
         }
     }
 }
@@ -179,6 +216,8 @@ pub struct Request<'a> {
 pub enum Action<'a> {
     /// Sign an approval of this statement.
     Approve(&'a Statement),
+    /// Use the key of this WeChat Pay merchant.
+    WechatPay(&'a MerchantId, WechatPayUse),
     /// Anything a program signs on its own account.
     Own(Purpose),
 }
@@ -303,6 +342,28 @@ pub fn decide(request: &Request<'_>) -> Decision {
         (Action::Approve(statement), Caller::Unix { .. }) => {
             approve(request, &ClientPolicy::default(), statement)
         }
+        (Action::WechatPay(merchant, r#use), Caller::Client(name)) => {
+            let rules = request.policy.map(|policy| policy.wechatpay.as_slice());
+            let allowed = rules
+                .unwrap_or_default()
+                .iter()
+                .any(|rule| rule.merchant == *merchant && rule.uses.contains(&r#use));
+            if allowed {
+                grant(request, r#use.purpose(), ConsentRule::None)
+            } else {
+                refuse(
+                    "client-wechatpay",
+                    format!("client {name} may not do this for WeChat Pay merchant {merchant}"),
+                )
+            }
+        }
+        (Action::WechatPay(_, r#use), Caller::Unix { .. }) => {
+            grant(request, r#use.purpose(), ConsentRule::None)
+        }
+        (Action::WechatPay(..), Caller::Itself) => refuse(
+            "wechatpay-needs-merchant",
+            "a WeChat Pay key is used only for a client that may use it",
+        ),
     }
 }
 
@@ -420,6 +481,7 @@ mod tests {
         let silent = ClientPolicy {
             consent: ConsentRule::None,
             kinds: Some(vec!["withdrawal".parse().unwrap()]),
+            ..ClientPolicy::default()
         };
         assert_eq!(ask(&client, Some(&silent), approve), Ok(ConsentRule::None));
         let other = ClientPolicy {
@@ -432,6 +494,46 @@ mod tests {
             Ok(ConsentRule::Confirm)
         );
         assert_eq!(ask(&Caller::Itself, None, approve), Err("no-self-approval"));
+    }
+
+    #[test]
+    fn a_merchants_key_is_used_by_rule_only() {
+        let client = Caller::Client("till".parse().unwrap());
+        let (ours, theirs) = ("1900007291".parse().unwrap(), "1900009191".parse().unwrap());
+        let policy = ClientPolicy {
+            wechatpay: vec![WechatPayRule {
+                merchant: "1900007291".parse().unwrap(),
+                uses: vec![WechatPayUse::Request, WechatPayUse::Start],
+            }],
+            ..ClientPolicy::default()
+        };
+        let ask = |caller, policy, merchant, r#use| {
+            ask(caller, policy, Action::WechatPay(merchant, r#use))
+        };
+        let (refused, none) = (Err("client-wechatpay"), ClientPolicy::default());
+        for (policy, merchant, r#use, expected) in [
+            (
+                Some(&policy),
+                &ours,
+                WechatPayUse::Request,
+                Ok(ConsentRule::None),
+            ),
+            (
+                Some(&policy),
+                &ours,
+                WechatPayUse::Start,
+                Ok(ConsentRule::None),
+            ),
+            (Some(&policy), &ours, WechatPayUse::Decrypt, refused),
+            (Some(&policy), &theirs, WechatPayUse::Request, refused),
+            (Some(&none), &ours, WechatPayUse::Request, refused),
+            (None, &ours, WechatPayUse::Request, refused),
+        ] {
+            assert_eq!(ask(&client, policy, merchant, r#use), expected);
+        }
+        let unix = Caller::Unix { uid: 0 };
+        assert!(ask(&unix, None, &ours, WechatPayUse::Decrypt).is_ok());
+        assert!(ask(&Caller::Itself, None, &ours, WechatPayUse::Request).is_err());
     }
 
     #[test]

@@ -68,6 +68,10 @@ impl Keeper {
                 .signer
                 .sign(token, &key, scheme, &input)
                 .map(Answer::Signature),
+            Verb::Decrypt { token, key, input } => self
+                .signer
+                .decrypt(token, &key, &input)
+                .map(Answer::Plaintext),
             Verb::Tokens => self.tokens().map(Answer::Tokens),
             Verb::Login { token, pin } => self.login(token, &pin).map(Answer::Login),
             Verb::PublicKey { token, key } => self
@@ -78,9 +82,10 @@ impl Keeper {
                 key,
                 label,
                 spec,
+                r#use,
             } => self
                 .with(token, |session| {
-                    objects::generate(session, spec, &key, &label)
+                    objects::generate(session, spec, r#use, &key, &label)
                 })
                 .map(Answer::Generated),
             Verb::Keys { token, cursor } => {

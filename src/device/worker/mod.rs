@@ -213,19 +213,25 @@ fn serve_signatures(
                     return Err(Refusal::Protocol(frames::FrameError::Malformed));
                 }
             };
-            let Verb::Sign {
-                token,
-                key,
-                scheme,
-                input,
-            } = &call.verb
-            else {
-                // The packet may have held a PIN.
-                buffer[..length].zeroize();
-                hand_over(to_keeper, call);
-                break;
+            let result = match &call.verb {
+                Verb::Sign {
+                    token,
+                    key,
+                    scheme,
+                    input,
+                } => signer
+                    .sign(*token, key, *scheme, input)
+                    .map(Answer::Signature),
+                Verb::Decrypt { token, key, input } => {
+                    signer.decrypt(*token, key, input).map(Answer::Plaintext)
+                }
+                _ => {
+                    // The packet may have held a PIN.
+                    buffer[..length].zeroize();
+                    hand_over(to_keeper, call);
+                    break;
+                }
             };
-            let result = signer.sign(*token, key, *scheme, input);
             let no_session = matches!(
                 result,
                 Err(Failure::Pkcs11 {
@@ -236,7 +242,7 @@ fn serve_signatures(
             if no_session {
                 hand_over(to_keeper, call);
             } else {
-                outbox.push(call.id, result.map(Answer::Signature))?;
+                outbox.push(call.id, result)?;
             }
         }
         outbox.flush()?;
@@ -284,9 +290,17 @@ impl<'a> Outbox<'a> {
     }
 
     fn push(&mut self, id: u64, result: Result<Answer, Failure>) -> Result<(), Refusal> {
+        let is_secret = matches!(result, Ok(Answer::Plaintext(_)));
         let reply = FromWorker::Reply(Reply { id, result });
-        let mut frame = Vec::with_capacity(512);
+        // Large enough for any plaintext from the start: growing would leave pieces behind.
+        let mut frame = Vec::with_capacity(2048);
         frames::append(&mut frame, &reply).map_err(Refusal::Protocol)?;
+        if is_secret {
+            self.flush()?;
+            let sent = send_packet(self.socket, &frame);
+            frame.zeroize();
+            return sent;
+        }
         if self.packet.len() + frame.len() > PACKET_MAX {
             self.flush()?;
         }

@@ -11,7 +11,8 @@ use super::codes;
 use super::module::text;
 use crate::base::key::KeySpec;
 use crate::device::frames::{
-    CERTIFICATE_MAX, CertificateEntry, CertificateParts, Class, Failure, KeyEntry, PublicParts,
+    CERTIFICATE_MAX, CertificateEntry, CertificateParts, Class, Failure, KeyEntry, KeyUse,
+    PublicParts,
 };
 use crate::device::public_key::{
     ED25519_CURVE_NAME, ED25519_PARAMETERS, P256_PARAMETERS, P384_PARAMETERS, ec_spec, rsa_spec,
@@ -123,13 +124,14 @@ fn parts_of(session: &Session, handle: ObjectHandle) -> Result<Option<PublicPart
 pub fn generate(
     session: &Session,
     spec: KeySpec,
+    r#use: KeyUse,
     id: &[u8],
     label: &str,
 ) -> Result<PublicParts, Failure> {
     if !find(session, ObjectClass::PRIVATE_KEY, id)?.is_empty() {
         return Err(Failure::KeyExists);
     }
-    let (public, private) = generate_pair(session, spec, id, label)?;
+    let (public, private) = generate_pair(session, spec, r#use, id, label)?;
     let proven = prove(session, private).and_then(|()| {
         parts_of(session, public)?.ok_or_else(|| Failure::KeyNotProven {
             attribute: "the public key".into(),
@@ -148,10 +150,11 @@ pub fn generate(
 fn generate_pair(
     session: &Session,
     spec: KeySpec,
+    r#use: KeyUse,
     id: &[u8],
     label: &str,
 ) -> Result<(ObjectHandle, ObjectHandle), Failure> {
-    let private = [
+    let mut private = vec![
         Attribute::Token(true),
         Attribute::Private(true),
         Attribute::Sensitive(true),
@@ -160,6 +163,9 @@ fn generate_pair(
         Attribute::Id(id.to_vec()),
         Attribute::Label(label.as_bytes().to_vec()),
     ];
+    if r#use == KeyUse::SignAndDecrypt {
+        private.push(Attribute::Decrypt(true));
+    }
     let with = |mechanism: Mechanism<'_>, specific: Vec<Attribute>| {
         let mut public = vec![
             Attribute::Token(true),

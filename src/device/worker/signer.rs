@@ -1,14 +1,16 @@
-//! Signing: a session of one's own, key handles kept, one `C_Sign` each.
+//! Signing, and decrypting: a session of one's own, key handles kept, one call each.
 
 use std::collections::HashMap;
 
-use cryptoki::error::Error;
+use cryptoki::context::Function;
+use cryptoki::error::{Error, RvError};
 use cryptoki::mechanism::eddsa::{EddsaParams, EddsaSignatureScheme};
-use cryptoki::mechanism::rsa::{PkcsMgfType, PkcsPssParams};
+use cryptoki::mechanism::rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource, PkcsPssParams};
 use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
 use cryptoki::slot::Slot;
+use zeroize::Zeroizing;
 
 use super::codes;
 use super::module::Module;
@@ -16,7 +18,7 @@ use super::objects;
 use super::raw::SIGNATURE_MAX;
 use crate::base::encoding::sha256;
 use crate::base::key::Scheme;
-use crate::device::frames::{Class, Failure, WHOLE_MESSAGE_MAX};
+use crate::device::frames::{Class, Failure, PlainBytes, WHOLE_MESSAGE_MAX};
 
 /// The most key handles one thread keeps per token; past it all are found anew.
 const HANDLES_MAX: usize = 4096;
@@ -64,10 +66,27 @@ impl Signer {
         scheme: Scheme,
         input: &[u8],
     ) -> Result<Vec<u8>, Failure> {
+        self.renewing(token, key, |signer| {
+            signer.try_sign(token, key, scheme, input)
+        })
+    }
+
+    /// Decrypts with RSAES-OAEP (SHA-1, MGF1 with SHA-1, no label). A ciphertext that is not for
+    /// this key is [`Failure::Undecryptable`], whatever the module calls it.
+    pub fn decrypt(&mut self, token: u16, key: &[u8], input: &[u8]) -> Result<PlainBytes, Failure> {
+        self.renewing(token, key, |signer| signer.try_decrypt(token, key, input))
+    }
+
+    fn renewing<T>(
+        &mut self,
+        token: u16,
+        key: &[u8],
+        mut attempt: impl FnMut(&mut Self) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let (mut refound, mut reopened) = (false, false);
         loop {
-            let failure = match self.try_sign(token, key, scheme, input) {
-                Ok(signature) => return Ok(signature),
+            let failure = match attempt(self) {
+                Ok(value) => return Ok(value),
                 Err(failure) => failure,
             };
             match failure {
@@ -155,6 +174,37 @@ impl Signer {
         }
         .map_err(|error| codes::failure(&error))?;
         Ok(signature[..length].to_vec())
+    }
+
+    fn try_decrypt(&mut self, token: u16, key: &[u8], input: &[u8]) -> Result<PlainBytes, Failure> {
+        let token = self.token(token)?;
+        let (handle, kind) = token.key(key)?;
+        if kind != objects::Kind::Rsa {
+            return Err(Failure::KeyType);
+        }
+        if input.len() > SIGNATURE_MAX {
+            return Err(Failure::InputLength);
+        }
+        let mechanism = Mechanism::RsaPkcsOaep(PkcsOaepParams::new(
+            MechanismType::SHA1,
+            PkcsMgfType::MGF1_SHA1,
+            PkcsOaepSource::empty(),
+        ));
+        match token.session.decrypt(&mechanism, handle, input) {
+            Ok(plaintext) => Ok(PlainBytes::new(Zeroizing::new(plaintext))),
+            // Bad padding has many names, and a hostile ciphertext must not look like an unwell
+            // module. One that is unwell will show it when it signs.
+            Err(Error::Pkcs11(
+                RvError::EncryptedDataInvalid
+                | RvError::EncryptedDataLenRange
+                | RvError::DataInvalid
+                | RvError::DataLenRange
+                | RvError::GeneralError
+                | RvError::FunctionFailed,
+                Function::Decrypt,
+            )) => Err(Failure::Undecryptable),
+            Err(error) => Err(codes::failure(&error)),
+        }
     }
 
     fn token(&mut self, number: u16) -> Result<&mut Token, Failure> {
