@@ -50,7 +50,7 @@ pub(super) struct Arguments {
     /// for `opcert token unlock`.
     #[arg(long, value_name = "FILE")]
     pin_file: Option<PathBuf>,
-    /// Address of the native door; may be repeated. [default: 127.0.0.1:7443 and [::1]:7443]
+    /// Address of the native door; may be repeated. Without it, port 7443 of 127.0.0.1 and of ::1.
     #[arg(long, value_name = "ADDRESS", value_parser = loopback)]
     native: Vec<SocketAddr>,
 }

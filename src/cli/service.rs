@@ -31,7 +31,7 @@ const BUNDLE_LIMIT: u64 = 1024 * 1024;
 /// Which account service, and whom to trust for it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Address {
-    /// The account service, as https://HOST[:PORT].
+    /// The account service, as https://HOST or https://HOST:PORT.
     #[arg(long = "service", value_name = "URL")]
     pub(super) url: String,
     /// Authorities of the service's TLS certificate (PEM); otherwise those of the system.

@@ -33,7 +33,7 @@ pub(super) struct Arguments {
     /// Where database, audit trail and key files go; made if it is missing.
     #[arg(long, value_name = "DIR")]
     state_directory: PathBuf,
-    /// The address the service is known by: https://HOST[:PORT]. It cannot be changed later.
+    /// The address the service is known by: https://HOST or https://HOST:PORT. It cannot be changed later.
     #[arg(long, value_name = "URL")]
     origin: Origin,
     /// An address to listen on; may be given several times. Default: 127.0.0.1 and the origin's
