@@ -1,4 +1,8 @@
 //! Request bodies with a size and a time limit, so that no reader behind a door needs its own.
+//!
+//! A sender that is answered in the middle of its body sees a broken connection, not the answer.
+//! So what a body has past its limit is read and dropped for a moment, within bounds, before the
+//! reader gets its error and the connection is closed.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -10,7 +14,7 @@ use tokio::time::Sleep;
 /// Why a body could not be read to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// More bytes than the door allows; found from `Content-Length` before reading any.
+    /// More bytes than the door allows.
     #[error("the body is larger than {limit} bytes")]
     TooLarge {
         /// The limit.
@@ -31,6 +35,13 @@ pub enum BodyError {
     },
 }
 
+/// So many bytes past the limit are read to let their sender hear the answer.
+const DISCARD: u64 = 1024 * 1024;
+
+/// For so long at most: a sender that waits for leave to go on (RFC 9110 section 10.1.1) sends
+/// nothing, and is not to wait much longer.
+const DISCARD_TIME: Duration = Duration::from_millis(250);
+
 /// A request body as it comes from the wire, limited in size and time.
 #[derive(Debug)]
 pub struct RequestBody {
@@ -40,6 +51,8 @@ pub struct RequestBody {
     timeout: Duration,
     /// Made when the reader first has to wait: a small body that came with its head needs none.
     alarm: Option<Pin<Box<Sleep>>>,
+    /// Once the body is too large: how many more bytes are dropped, and until when.
+    discard: Option<(u64, Pin<Box<Sleep>>)>,
 }
 
 impl RequestBody {
@@ -50,7 +63,44 @@ impl RequestBody {
             left: u64::from(limit),
             timeout,
             alarm: None,
+            discard: None,
         }
+    }
+
+    /// Reads and drops until the end of the body or of what is bearable, then is ready.
+    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let left = self.left;
+        let (bytes, alarm) = self.discard.get_or_insert_with(|| {
+            (
+                left.saturating_add(DISCARD),
+                Box::pin(tokio::time::sleep(DISCARD_TIME)),
+            )
+        });
+        if alarm.as_mut().poll(cx).is_ready() || self.inner.size_hint().lower() > *bytes {
+            return Poll::Ready(());
+        }
+        loop {
+            match Pin::new(&mut self.inner).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+                    match bytes.checked_sub(length) {
+                        Some(rest) => *bytes = rest,
+                        None => return Poll::Ready(()),
+                    }
+                }
+                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn poll_too_large(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let limit = self.limit;
+        self.poll_discard(cx)
+            .map(|()| Some(Err(BodyError::TooLarge { limit })))
     }
 }
 
@@ -63,8 +113,8 @@ impl Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        if this.inner.size_hint().lower() > this.left {
-            return Poll::Ready(Some(Err(BodyError::TooLarge { limit: this.limit })));
+        if this.discard.is_some() || this.inner.size_hint().lower() > this.left {
+            return this.poll_too_large(cx);
         }
         match Pin::new(&mut this.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
@@ -74,7 +124,7 @@ impl Body for RequestBody {
                         this.left = left;
                         Poll::Ready(Some(Ok(frame)))
                     }
-                    None => Poll::Ready(Some(Err(BodyError::TooLarge { limit: this.limit }))),
+                    None => this.poll_too_large(cx),
                 }
             }
             Poll::Ready(Some(Err(source))) => Poll::Ready(Some(Err(BodyError::Broken { source }))),
