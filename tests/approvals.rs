@@ -65,6 +65,12 @@ fn every_key_type_makes_approvals_that_strangers_accept() {
         .unwrap();
         assert!(approval.is_for(&challenge));
         assert_eq!(approval.statement, withdrawal(key_type));
+        // tests/run has a JOSE library that nobody here wrote look at these afterwards.
+        if let Some(kept) = std::env::var_os("OPCERT_TEST_KEEP") {
+            let kept = std::path::PathBuf::from(kept);
+            std::fs::create_dir_all(&kept).unwrap();
+            std::fs::write(kept.join(format!("{key_type}.jws")), compact).unwrap();
+        }
         assert_eq!(approval.client, "client:till");
 
         // OpenSSL checks the CMS signature over the same payload with its default purpose.

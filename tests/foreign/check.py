@@ -3,7 +3,9 @@
 A JOSE library verifies the challenge and the approval, openssl the certificate, the revocation
 list and the CMS signature. Then each file is damaged, and `opcert` must notice.
 
-    check.py DIR OPCERT
+    check.py DIR OPCERT [APPROVALS]
+
+APPROVALS holds an approval for each type of key, KEYTYPE.jws, as tests/approvals.rs leaves them.
 """
 
 import base64
@@ -24,6 +26,7 @@ from joserfc.util import urlsafe_b64decode, urlsafe_b64encode
 
 KEPT = pathlib.Path(sys.argv[1])
 OPCERT = sys.argv[2]
+APPROVALS = pathlib.Path(sys.argv[3]) if len(sys.argv) > 3 else None
 ALGORITHMS = ["RS256", "PS256", "ES256", "ES384", "Ed25519", "EdDSA"]
 
 
@@ -66,6 +69,29 @@ def verify(compact, key):
     return json.loads(jws.deserialize_compact(compact, key, registry=registry).payload)
 
 
+def key_of(certificate, algorithm):
+    kind = "OKP" if algorithm.startswith("Ed") else {"E": "EC"}.get(algorithm[0], "RSA")
+    return import_key(pem_of(certificate.public_key()), kind)
+
+
+def an_approval_of_each_key_type_is_a_jws_of_its_certificate():
+    if APPROVALS is None:
+        print("        (no approvals given)")
+        return
+    algorithms = {}
+    for path in sorted(APPROVALS.glob("*.jws")):
+        compact = path.read_text()
+        fields = header(compact)
+        certificate = x509.load_der_x509_certificate(base64.b64decode(fields["x5c"][0]))
+        claims = verify(compact, key_of(certificate, fields["alg"]))
+        assert claims["statement"]["operator"] == path.stem, claims
+        algorithms[path.stem] = fields["alg"]
+    assert algorithms == {
+        "rsa2048": "RS256", "rsa3072": "RS256", "p256": "ES256", "p384": "ES384",
+        "ed25519": "EdDSA",
+    }, algorithms
+
+
 def the_challenge_is_a_jws_of_the_published_key():
     keys = KeySet.import_key_set(json.loads(read("jwks.json")))
     compact = read("challenge.jws")
@@ -86,9 +112,7 @@ def the_approval_is_a_jws_of_the_certified_key():
     ) == certificate
     digest = hashlib.sha256(der).digest()
     assert fields["x5t#S256"] == urlsafe_b64encode(digest).decode()
-    kind = {"R": "RSA", "P": "RSA"}.get(fields["alg"][0])
-    kind = kind or ("OKP" if fields["alg"].startswith("Ed") else "EC")
-    claims = verify(compact, import_key(pem_of(certificate.public_key()), kind))
+    claims = verify(compact, key_of(certificate, fields["alg"]))
 
     challenge = read("challenge.jws")
     asked = json.loads(payload(challenge))
@@ -174,6 +198,7 @@ def the_client_certificate_chains_to_the_local_ca():
 CHECKS = [
     the_challenge_is_a_jws_of_the_published_key,
     the_approval_is_a_jws_of_the_certified_key,
+    an_approval_of_each_key_type_is_a_jws_of_its_certificate,
     the_certificate_chains_to_the_ca,
     the_revocation_list_is_signed_by_the_ca,
     openssl_accepts_the_cms_signature,
