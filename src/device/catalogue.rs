@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::error::DeviceError;
 pub use super::frames::TokenFlags;
 use super::frames::TokenInfo;
 use crate::base::key::{KeySpec, PublicKey, Scheme};
@@ -147,14 +148,17 @@ pub(super) struct TokenView {
 pub(super) enum Reason {
     /// A PIN was refused or may have been; a person has to give one.
     PinBlocked(String),
+    /// A login failed before the PIN reached the token. It is made again when somebody calls.
+    LoginFailed(DeviceError),
     /// Anything else.
     Other(String),
 }
 
 impl Reason {
-    pub fn text(&self) -> &str {
+    pub fn text(&self) -> String {
         match self {
-            Self::PinBlocked(text) | Self::Other(text) => text,
+            Self::PinBlocked(text) | Self::Other(text) => text.clone(),
+            Self::LoginFailed(error) => error.to_string(),
         }
     }
 }
@@ -214,7 +218,7 @@ impl TokenView {
             state: outage.map_or(self.state, |(state, _)| state),
             reason: match outage {
                 Some((_, reason)) => Some(reason.to_owned()),
-                None => self.reason.as_ref().map(|reason| reason.text().to_owned()),
+                None => self.reason.as_ref().map(Reason::text),
             },
             flags: found.map(|info| info.flags).unwrap_or_default(),
             generates: found.map(|info| info.generates.clone()).unwrap_or_default(),

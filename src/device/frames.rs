@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use crate::base::key::{KeySpec, Scheme};
 
 /// Changes whenever a frame changes.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// The most bytes of one packet.
 pub const PACKET_MAX: usize = 64 * 1024;
@@ -416,6 +416,8 @@ pub enum Failure {
     },
     /// No such token number, or the token left its slot.
     TokenGone,
+    /// Nobody is logged in, so private keys do not show.
+    LoggedOut,
     /// No private key has this `CKA_ID`.
     KeyMissing,
     /// More than one private key has this `CKA_ID`.
@@ -459,6 +461,8 @@ pub enum Class {
     Shrink,
     /// A PIN was refused: stop, a person is needed.
     Pin,
+    /// The token left, or moved to another slot: look at the slots again, once.
+    Gone,
     /// The library or the token is unwell: replace the worker.
     Respawn,
 }

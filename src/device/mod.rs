@@ -28,7 +28,9 @@
 //! - A return value that means an unwell library fails its call and has the worker replaced after
 //!   the others are done.
 //! - Invalid handles and sessions are renewed inside the worker, once per call; a lost login is
-//!   renewed by the supervisor, guarded, once per call.
+//!   renewed by the supervisor, guarded, once per call; a token that left or moved is looked for,
+//!   once per call. Where that does not heal it, and where a signature does not verify, the worker
+//!   is replaced.
 //! - Modules do not notice each other's faults. Tokens of one module share its worker.
 
 mod catalogue;
@@ -163,6 +165,7 @@ impl Devices {
                 stop: stop.subscribe(),
                 pins: HashMap::new(),
                 logged_in: HashMap::new(),
+                login_failed: HashMap::new(),
                 looked_again: None,
                 renewed: None,
                 looking: Vec::new(),
@@ -308,8 +311,13 @@ impl Devices {
         match public_key.verify(scheme, message, &signature) {
             Ok(()) => Ok(signature),
             Err(_) => {
-                // The id may mean another key by now; the next call reads it again.
+                // The id may mean another key by now, so the next call reads it again; or the
+                // worker holds a handle that does, so it is replaced.
                 self.forget(key);
+                if let Some(link) = module.link() {
+                    let why = format!("a signature with {key} does not verify");
+                    module.command(Command::Replace { link, why }).await?;
+                }
                 Err(DeviceError::BadSignature {
                     key: key.to_string(),
                 })
@@ -640,6 +648,22 @@ impl Devices {
         Ok(())
     }
 
+    async fn log_in_again(
+        &self,
+        module: &Module,
+        token: &TokenId,
+        seen: Instant,
+    ) -> Result<(), DeviceError> {
+        let (done, result) = oneshot::channel();
+        let token = token.clone();
+        module
+            .command(Command::LogInAgain { token, seen, done })
+            .await?;
+        // Whatever comes of it shows in the view.
+        let _ended = tokio::time::timeout(module.config.call_timeout, result).await;
+        Ok(())
+    }
+
     /// Has the worker of a token do something. What was surely not done is done once more after
     /// its hindrance was removed: a lost login, a token that had left, a worker being replaced.
     async fn call(
@@ -661,6 +685,11 @@ impl Devices {
                     self.look_again(module, uri_of(token)).await?;
                     continue;
                 }
+                Err(_) if !logged_in_again && module.login_failed(token) => {
+                    logged_in_again = true;
+                    self.log_in_again(module, token, began).await?;
+                    continue;
+                }
                 ready => ready?,
             };
             let verb = verb(number);
@@ -671,30 +700,32 @@ impl Devices {
             };
             match &error {
                 CallError::NotSent => continue,
-                CallError::Failed(Failure::Pkcs11 {
-                    class: Class::Login,
-                    ..
-                }) if !logged_in_again => {
+                CallError::Failed(
+                    Failure::LoggedOut
+                    | Failure::Pkcs11 {
+                        class: Class::Login,
+                        ..
+                    },
+                ) if !logged_in_again => {
                     logged_in_again = true;
-                    let (done, result) = oneshot::channel();
-                    module
-                        .command(Command::LogInAgain {
-                            token: token.clone(),
-                            seen: began,
-                            done,
-                        })
-                        .await?;
-                    // Whatever comes of it shows in the view.
-                    let _ended = tokio::time::timeout(module.config.call_timeout, result).await;
+                    self.log_in_again(module, token, began).await?;
                     continue;
                 }
-                CallError::Failed(Failure::KeyMissing | Failure::TokenGone) if !looked_again => {
+                CallError::Failed(
+                    Failure::KeyMissing
+                    | Failure::TokenGone
+                    | Failure::Pkcs11 {
+                        class: Class::Gone, ..
+                    },
+                ) if !looked_again => {
                     looked_again = true;
                     self.look_again(module, uri_of(token)).await?;
                     continue;
                 }
+                // What should have healed it did not.
                 CallError::Failed(Failure::Pkcs11 {
-                    class: Class::Respawn | Class::Session,
+                    class:
+                        Class::Respawn | Class::Session | Class::Handle | Class::Login | Class::Gone,
                     function,
                     code,
                 }) => {
@@ -814,6 +845,23 @@ impl Module {
         }
     }
 
+    /// The link to the worker, if it is up.
+    fn link(&self) -> Option<Arc<Link>> {
+        match &self.view.borrow().phase {
+            Phase::Up(link) => Some(link.clone()),
+            Phase::Starting | Phase::Down { .. } | Phase::Stopped => None,
+        }
+    }
+
+    /// Whether the last login failed in a way that is worth another.
+    fn login_failed(&self, token: &TokenId) -> bool {
+        self.view
+            .borrow()
+            .tokens
+            .iter()
+            .any(|known| known.id == *token && matches!(known.reason, Some(Reason::LoginFailed(_))))
+    }
+
     fn down(&self, reason: &str, until: Instant) -> DeviceError {
         DeviceError::ModuleDown {
             module: self.config.name.clone(),
@@ -866,6 +914,7 @@ impl Module {
                     token: name(),
                     reason: reason.clone(),
                 },
+                Some(Reason::LoginFailed(error)) => error.clone(),
                 Some(Reason::Other(_)) | None => DeviceError::PinNeeded { token: name() },
             }),
         }

@@ -33,8 +33,8 @@ use super::catalogue::{Reason, TokenState, TokenView, overlap};
 use super::config::{ModuleConfig, PinSource, TokenConfig};
 use super::error::DeviceError;
 use super::frames::{
-    self, Answer, Failure, FromWorker, LoadFailure, LoginOutcome, ModuleInfo, PACKET_MAX, PROTOCOL,
-    PinBytes, ToWorker, Verb,
+    self, Answer, Class, Failure, FromWorker, LoadFailure, LoginOutcome, ModuleInfo, PACKET_MAX,
+    PROTOCOL, PinBytes, ToWorker, Verb,
 };
 use super::link::{CallError, End, Link, receive};
 use super::pin_guard::{self, PinGuard, PinOrigin, Settled};
@@ -44,6 +44,9 @@ use crate::base::secret::Pin;
 /// A running worker is replaced at most this often for the sake of an absent token, and so for a
 /// return value that means an unwell library: some libraries answer a caller's mistake with one.
 const RENEW_EVERY: Duration = Duration::from_secs(5);
+
+/// After a login that failed without a try being spent, the next one is made no sooner.
+const LOG_IN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// The first and the longest delay before a worker that was of no use is replaced.
 const DELAYS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
@@ -123,6 +126,7 @@ pub(super) struct Supervisor {
     /// PINs that worked in this process, for the next worker.
     pub pins: HashMap<TokenId, Pin>,
     pub logged_in: HashMap<TokenId, Instant>,
+    pub login_failed: HashMap<TokenId, Instant>,
     pub looked_again: Option<Instant>,
     pub renewed: Option<Instant>,
     /// Those who wait for a token, until the next worker is up.
@@ -524,6 +528,13 @@ impl Supervisor {
             DeviceError::PinLocked { .. } => (TokenState::LockedOut, Some(Reason::Other(text))),
             DeviceError::PinFinalTry { .. } => (TokenState::FinalTry, Some(Reason::Other(text))),
             DeviceError::PinWrong { .. } => (TokenState::PinNeeded, Some(Reason::PinBlocked(text))),
+            DeviceError::Pkcs11 { .. }
+            | DeviceError::TokenAbsent { .. }
+            | DeviceError::Busy { .. }
+            | DeviceError::PinRecord { .. } => (
+                TokenState::Degraded,
+                Some(Reason::LoginFailed(error.clone())),
+            ),
             _ => (TokenState::PinNeeded, Some(Reason::Other(text))),
         };
     }
@@ -637,11 +648,7 @@ impl Supervisor {
             match command {
                 None => return Leave::Stop,
                 Some(Command::Replace { link, why }) => {
-                    let due = self
-                        .renewed
-                        .is_none_or(|last| last.elapsed() >= RENEW_EVERY);
-                    if due && Arc::ptr_eq(&link, &worker.link) {
-                        self.renewed = Some(Instant::now());
+                    if Arc::ptr_eq(&link, &worker.link) && self.may_renew() {
                         return Leave::Ended(why);
                     }
                 }
@@ -662,10 +669,19 @@ impl Supervisor {
                 }
                 Some(Command::LogInAgain { token, seen, done }) => {
                     let fresh = self.logged_in.get(&token).is_some_and(|last| *last > seen);
-                    if !fresh {
-                        self.log_in_again(&worker.link, &token).await;
+                    let failed = match fresh {
+                        true => None,
+                        false => self.log_in_again(&worker.link, &token).await,
+                    };
+                    match failed {
+                        Some(why) if self.may_renew() => {
+                            self.looking.push(done);
+                            return Leave::Ended(why);
+                        }
+                        Some(_) | None => {
+                            let _gone = done.send(());
+                        }
                     }
-                    let _gone = done.send(());
                 }
                 Some(Command::Unlock { token, pin, done }) => {
                     let result = self.unlock(&worker.link, &token, pin).await;
@@ -714,14 +730,40 @@ impl Supervisor {
         Ok(if missing { Found::No } else { Found::Yes })
     }
 
-    async fn log_in_again(&mut self, link: &Link, id: &TokenId) {
+    /// Whether a running worker may be replaced now; if so, not again for a while.
+    fn may_renew(&mut self) -> bool {
+        let due = self
+            .renewed
+            .is_none_or(|last| last.elapsed() >= RENEW_EVERY);
+        if due {
+            self.renewed = Some(Instant::now());
+        }
+        due
+    }
+
+    /// Logs in after the login was lost. Says why if the library failed before the PIN reached
+    /// the token: another worker may do better.
+    async fn log_in_again(&mut self, link: &Link, id: &TokenId) -> Option<String> {
+        let just_failed = self
+            .login_failed
+            .get(id)
+            .is_some_and(|last| last.elapsed() < LOG_IN_AGAIN_AFTER);
+        if just_failed {
+            return None;
+        }
         let mut tokens = self.view.borrow().tokens.clone();
+        let mut failed = None;
         for token in tokens.iter_mut().filter(|token| token.id == *id) {
             if let Err(error) = self.log_in_on_our_own(link, token).await {
                 self.note_login_failure(token, &error);
             }
+            if let Some(Reason::LoginFailed(error)) = &token.reason {
+                self.login_failed.insert(id.clone(), Instant::now());
+                failed = Some(format!("login failed: {error}"));
+            }
         }
         self.publish_tokens(tokens);
+        failed
     }
 
     /// Tries a person's PIN, once, whatever happened before.
@@ -907,12 +949,16 @@ pub(super) fn call_error(
     let (module, token, key) = (module.to_owned(), token.to_owned(), subject.to_owned());
     match error {
         CallError::Failed(failure) => match failure {
+            Failure::Pkcs11 {
+                class: Class::Gone, ..
+            }
+            | Failure::TokenGone => DeviceError::TokenAbsent { token },
             Failure::Pkcs11 { function, code, .. } => DeviceError::Pkcs11 {
                 token,
                 function,
                 code,
             },
-            Failure::TokenGone => DeviceError::TokenAbsent { token },
+            Failure::LoggedOut => DeviceError::PinNeeded { token },
             Failure::KeyMissing => DeviceError::KeyMissing { key },
             Failure::KeyAmbiguous => DeviceError::KeyAmbiguous { key },
             Failure::KeyExists => DeviceError::KeyExists { key },

@@ -42,6 +42,10 @@ pub fn class(code: &RvError) -> Class {
         | RvError::PinExpired
         | RvError::PinLocked
         | RvError::UserPinNotInitialized => Class::Pin,
+        RvError::DeviceRemoved
+        | RvError::TokenNotPresent
+        | RvError::TokenNotRecognized
+        | RvError::SlotIdInvalid => Class::Gone,
         _ => Class::Respawn,
     }
 }
@@ -105,5 +109,6 @@ mod tests {
         assert_eq!(class(&RvError::VendorDefined(0x8000_0001)), Class::Respawn);
         assert_eq!(class(&RvError::GeneralError), Class::Respawn);
         assert_eq!(class(&RvError::DataLenRange), Class::Caller);
+        assert_eq!(class(&RvError::TokenNotPresent), Class::Gone);
     }
 }

@@ -2,9 +2,12 @@
 //!
 //! One thread does it all, one call after the other. Modules fail when two sessions write at the
 //! same time, and logins must not race. It holds one read-write session per token for good, the
-//! anchor: closing the last session of a token logs everybody out.
+//! anchor: closing the last session of a token logs everybody out. Where a token has no session
+//! left for a signing thread, the keeper signs in the anchor; where it has none left for the
+//! anchor, the signing threads give up theirs.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
 
 use cryptoki::error::{Error, RvError};
 use cryptoki::object::{ObjectClass, ObjectHandle};
@@ -15,9 +18,9 @@ use cryptoki::types::AuthPin;
 use super::codes;
 use super::module::Module;
 use super::objects;
-use super::signer::Signer;
+use super::signer::{self, Job, Keys, Signer};
 use crate::device::frames::{
-    Answer, Class, Failure, LoginOutcome, PAGE_BYTES, PAGE_ITEMS, PinBytes, TokenInfo, Verb,
+    Answer, Failure, LoginOutcome, PAGE_BYTES, PAGE_ITEMS, PinBytes, TokenInfo, Verb,
 };
 
 /// The most lists that can be half read at a time; past it the oldest is dropped.
@@ -29,12 +32,13 @@ pub struct Keeper {
     anchors: HashMap<u16, Anchor>,
     cursors: BTreeMap<u32, Cursor>,
     next_cursor: u32,
-    signer: Signer,
+    signers: &'static [Mutex<Signer>],
 }
 
 struct Anchor {
     slot: Slot,
     session: Session,
+    keys: Keys,
 }
 
 /// A list half read: the handles found at its begin and not yet shown.
@@ -45,13 +49,13 @@ struct Cursor {
 
 impl Keeper {
     /// Opens nothing yet.
-    pub fn new(module: &'static Module) -> Self {
+    pub fn new(module: &'static Module, signers: &'static [Mutex<Signer>]) -> Self {
         Self {
             module,
             anchors: HashMap::new(),
             cursors: BTreeMap::new(),
             next_cursor: 0,
-            signer: Signer::new(module),
+            signers,
         }
     }
 
@@ -64,18 +68,12 @@ impl Keeper {
                 key,
                 scheme,
                 input,
-            } => self
-                .signer
-                .sign(token, &key, scheme, &input)
-                .map(Answer::Signature),
-            Verb::Decrypt { token, key, input } => self
-                .signer
-                .decrypt(token, &key, &input)
-                .map(Answer::Plaintext),
+            } => self.perform(Job::sign(token, &key, scheme, &input)),
+            Verb::Decrypt { token, key, input } => self.perform(Job::decrypt(token, &key, &input)),
             Verb::Tokens => self.tokens().map(Answer::Tokens),
             Verb::Login { token, pin } => self.login(token, &pin).map(Answer::Login),
             Verb::PublicKey { token, key } => self
-                .with(token, |session| objects::public_parts(session, &key))
+                .with(token, |anchor| objects::public_parts(&anchor.session, &key))
                 .map(Answer::PublicKey),
             Verb::Generate {
                 token,
@@ -84,7 +82,7 @@ impl Keeper {
                 spec,
                 r#use,
             } => self
-                .with(token, |session| {
+                .logged_in(token, |session| {
                     objects::generate(session, spec, r#use, &key, &label)
                 })
                 .map(Answer::Generated),
@@ -109,14 +107,21 @@ impl Keeper {
                 Ok(Answer::Certificates(entries, next))
             }
             Verb::WriteCertificate { token, certificate } => self
-                .with(token, |session| {
+                .logged_in(token, |session| {
                     objects::write_certificate(session, certificate.clone())
                 })
                 .map(|()| Answer::Done),
             Verb::Delete { token, key } => self
-                .with(token, |session| objects::delete(session, &key))
+                .logged_in(token, |session| objects::delete(session, &key))
                 .map(|()| Answer::Done),
         }
+    }
+
+    fn perform(&mut self, job: Job<'_>) -> Result<Answer, Failure> {
+        let module = self.module;
+        self.with(job.token(), |anchor| {
+            signer::perform(module, &anchor.session, &mut anchor.keys, job)
+        })
     }
 
     /// Looks at the slots, and lets go of anchors whose token left.
@@ -156,6 +161,12 @@ impl Keeper {
         {
             self.anchors.remove(&token);
         }
+        // A session that died would fail the login, after the PIN left our hands.
+        if let Some(anchor) = self.anchors.get(&token)
+            && anchor.session.get_session_info().is_err()
+        {
+            self.anchors.remove(&token);
+        }
         let session = &self.anchor(token)?.session;
         Ok(match session.login(UserType::User, given) {
             Ok(()) => LoginOutcome::Ok,
@@ -169,44 +180,71 @@ impl Keeper {
     }
 
     /// The anchor of a token; opened if need be.
-    fn anchor(&mut self, token: u16) -> Result<&Anchor, Failure> {
+    fn anchor(&mut self, token: u16) -> Result<&mut Anchor, Failure> {
         let slot = self.module.slot(token)?;
-        match self.anchors.entry(token) {
-            std::collections::hash_map::Entry::Occupied(entry) if entry.get().slot == slot => {
-                Ok(entry.into_mut())
+        if self
+            .anchors
+            .get(&token)
+            .is_some_and(|anchor| anchor.slot != slot)
+        {
+            self.anchors.remove(&token);
+        }
+        if !self.anchors.contains_key(&token) {
+            let mut session = self.open(slot);
+            if signer::is_shrink(&session) {
+                // A thread that is busy signing keeps its session, and is waited for by nobody.
+                for signer in self.signers {
+                    if let Ok(mut signer) = signer.try_lock() {
+                        signer.let_go(token);
+                    }
+                }
+                session = self.open(slot);
             }
-            entry => {
-                let session = self
-                    .module
-                    .pkcs11
-                    .open_rw_session(slot)
-                    .or_else(|error| match error {
-                        Error::Pkcs11(RvError::TokenWriteProtected, _) => {
-                            self.module.pkcs11.open_ro_session(slot)
-                        }
-                        error => Err(error),
-                    })
-                    .map_err(|error| codes::failure(&error))?;
-                Ok(entry.insert_entry(Anchor { slot, session }).into_mut())
+            let anchor = Anchor {
+                slot,
+                session: session?,
+                keys: Keys::default(),
+            };
+            self.anchors.insert(token, anchor);
+        }
+        self.anchors.get_mut(&token).ok_or(Failure::TokenGone)
+    }
+
+    fn open(&self, slot: Slot) -> Result<Session, Failure> {
+        let pkcs11 = self.module.pkcs11;
+        let session = pkcs11.open_rw_session(slot).or_else(|error| match error {
+            Error::Pkcs11(RvError::TokenWriteProtected, _) => pkcs11.open_ro_session(slot),
+            error => Err(error),
+        });
+        session.map_err(|error| codes::failure(&error))
+    }
+
+    /// Works with the anchor of a token. One that became invalid is replaced once.
+    fn with<T>(
+        &mut self,
+        token: u16,
+        mut work: impl FnMut(&mut Anchor) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        match work(self.anchor(token)?) {
+            Err(failure) if signer::is_session(&failure) => {
+                self.anchors.remove(&token);
+                work(self.anchor(token)?)
             }
+            result => result,
         }
     }
 
-    fn with<T>(
+    /// The same for what needs a login: without one, private keys seem not to exist.
+    fn logged_in<T>(
         &mut self,
         token: u16,
         work: impl Fn(&Session) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        match work(&self.anchor(token)?.session) {
-            Err(Failure::Pkcs11 {
-                class: Class::Session,
-                ..
-            }) => {
-                self.anchors.remove(&token);
-                work(&self.anchor(token)?.session)
-            }
-            result => result,
-        }
+        let module = self.module;
+        self.with(token, |anchor| {
+            module.check_login(token, &anchor.session)?;
+            work(&anchor.session)
+        })
     }
 
     fn page<T>(
@@ -219,7 +257,12 @@ impl Keeper {
     ) -> Result<(Vec<T>, Option<u32>), Failure> {
         let mut rest = match cursor {
             None => {
-                let mut handles = self.with(token, |session| objects::all(session, class))?;
+                let mut handles = match class {
+                    ObjectClass::PRIVATE_KEY => {
+                        self.logged_in(token, |session| objects::all(session, class))
+                    }
+                    _ => self.with(token, |anchor| objects::all(&anchor.session, class)),
+                }?;
                 handles.reverse();
                 handles
             }

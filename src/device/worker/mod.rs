@@ -24,6 +24,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -32,10 +33,9 @@ use zeroize::Zeroize;
 
 use self::keeper::Keeper;
 use self::module::Module;
-use self::signer::Signer;
+use self::signer::{Job, Signer};
 use super::frames::{
-    self, Answer, Call, Class, Failure, FromWorker, LoadFailure, PACKET_MAX, PROTOCOL, Reply,
-    ToWorker, Verb,
+    self, Answer, Call, Failure, FromWorker, LoadFailure, PACKET_MAX, PROTOCOL, Reply, ToWorker,
 };
 use crate::base::sysexits;
 
@@ -46,6 +46,9 @@ const FLUSH_AFTER: Duration = Duration::from_micros(250);
 /// The socket goes to a descriptor no lower than this: libraries that assume 0 to 2, or close what
 /// they think is theirs, miss it.
 const SOCKET_FLOOR: i32 = 100;
+
+/// The most descriptors of the process.
+const DESCRIPTORS_MAX: u64 = 1024;
 
 /// Runs the program.
 pub fn main() -> ExitCode {
@@ -119,13 +122,17 @@ fn run() -> Result<(), Refusal> {
     };
 
     let (to_keeper, calls) = channel();
-    for _ in 0..threads.max(1) {
+    let signers: Vec<_> = (0..threads.max(1))
+        .map(|_| Mutex::new(Signer::new(module)))
+        .collect();
+    let signers: &'static [Mutex<Signer>] = signers.leak();
+    for signer in signers {
         let to_keeper = to_keeper.clone();
         spawn("signer", move || {
-            end(serve_signatures(socket, module, &to_keeper))
+            end(serve_signatures(socket, signer, &to_keeper))
         })?;
     }
-    serve_the_rest(socket, module, &calls)
+    serve_the_rest(socket, Keeper::new(module, signers), &calls)
 }
 
 /// Starts a thread whose panic takes the process with it: a thread that silently ended would leave
@@ -173,13 +180,24 @@ fn take_socket() -> Result<OwnedFd, Refusal> {
 
 /// No core dump and no debugger may show the PIN; nothing that is executed from here gains rights.
 fn give_up_privileges() -> Result<(), Refusal> {
-    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    use rustix::process::{
+        DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+    };
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(io("cannot forbid dumps"))?;
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),
     };
     setrlimit(Resource::Core, none).map_err(io("cannot limit core files"))?;
+    // A library that leaks descriptors shall run out of them here, not the machine.
+    let most = getrlimit(Resource::Nofile)
+        .maximum
+        .map_or(DESCRIPTORS_MAX, |most| most.min(DESCRIPTORS_MAX));
+    let few = Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
+    setrlimit(Resource::Nofile, few).map_err(io("cannot limit descriptors"))?;
     rustix::thread::set_no_new_privs(true).map_err(io("cannot set no_new_privs"))
 }
 
@@ -199,10 +217,9 @@ fn leave_when_hung_up(socket: &OwnedFd) {
 /// A signing thread.
 fn serve_signatures(
     socket: &OwnedFd,
-    module: &'static Module,
+    signer: &Mutex<Signer>,
     to_keeper: &Sender<Call>,
 ) -> Result<(), Refusal> {
-    let mut signer = Signer::new(module);
     let mut buffer = vec![0; PACKET_MAX];
     let mut outbox = Outbox::new(socket);
     while let Some(length) = receive(socket, &mut buffer)? {
@@ -213,33 +230,18 @@ fn serve_signatures(
                     return Err(Refusal::Protocol(frames::FrameError::Malformed));
                 }
             };
-            let result = match &call.verb {
-                Verb::Sign {
-                    token,
-                    key,
-                    scheme,
-                    input,
-                } => signer
-                    .sign(*token, key, *scheme, input)
-                    .map(Answer::Signature),
-                Verb::Decrypt { token, key, input } => {
-                    signer.decrypt(*token, key, input).map(Answer::Plaintext)
-                }
-                _ => {
-                    // The packet may have held a PIN.
-                    buffer[..length].zeroize();
-                    hand_over(to_keeper, call);
-                    break;
-                }
+            let Some(job) = Job::of(&call.verb) else {
+                // The packet may have held a PIN.
+                buffer[..length].zeroize();
+                hand_over(to_keeper, call);
+                break;
             };
-            let no_session = matches!(
-                result,
-                Err(Failure::Pkcs11 {
-                    class: Class::Shrink,
-                    ..
-                })
-            );
-            if no_session {
+            // Nobody else holds the lock but the keeper, for a moment, to take the session away.
+            let result = signer
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .perform(job);
+            if signer::is_shrink(&result) {
                 hand_over(to_keeper, call);
             } else {
                 outbox.push(call.id, result)?;
@@ -260,10 +262,9 @@ fn hand_over(to_keeper: &Sender<Call>, call: Call) {
 /// The keeper's thread, which is the main one.
 fn serve_the_rest(
     socket: &OwnedFd,
-    module: &'static Module,
+    mut keeper: Keeper,
     calls: &Receiver<Call>,
 ) -> Result<(), Refusal> {
-    let mut keeper = Keeper::new(module);
     let mut outbox = Outbox::new(socket);
     while let Ok(Call { id, verb }) = calls.recv() {
         let result = keeper.answer(verb);

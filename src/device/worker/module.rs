@@ -7,6 +7,7 @@ use std::sync::{PoisonError, RwLock};
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
 use cryptoki::mechanism::MechanismType;
+use cryptoki::session::{Session, SessionState};
 use cryptoki::slot::Slot;
 
 use super::codes;
@@ -31,6 +32,7 @@ struct Known {
     label: String,
     serial: String,
     slot: Option<Slot>,
+    login_required: bool,
 }
 
 impl Module {
@@ -68,6 +70,27 @@ impl Module {
             .get(usize::from(token))
             .and_then(|known| known.slot)
             .ok_or(Failure::TokenGone)
+    }
+
+    /// Makes sure that private keys show in a session of this token. A token that lost its login
+    /// answers a search for them with nothing, as if there were none.
+    pub fn check_login(&self, token: u16, session: &Session) -> Result<(), Failure> {
+        let required = self
+            .tokens
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(usize::from(token))
+            .is_some_and(|known| known.login_required);
+        if !required {
+            return Ok(());
+        }
+        let info = session
+            .get_session_info()
+            .map_err(|error| codes::failure(&error))?;
+        match info.session_state() {
+            SessionState::RoPublic | SessionState::RwPublic => Err(Failure::LoggedOut),
+            SessionState::RoUser | SessionState::RwUser | SessionState::RwSecurityOfficer => Ok(()),
+        }
     }
 
     /// Looks at every slot again. Tokens are told apart by serial and label, as slots move.
@@ -110,6 +133,7 @@ impl Module {
                         label: label.clone(),
                         serial: serial.clone(),
                         slot: None,
+                        login_required: false,
                     });
                     tokens.len() - 1
                 });
@@ -118,6 +142,7 @@ impl Module {
                 continue;
             };
             known.slot = Some(slot);
+            known.login_required = info.login_required();
             let Ok(number) = u16::try_from(index) else {
                 break;
             };

@@ -1,6 +1,7 @@
 //! Signing, and decrypting: a session of one's own, key handles kept, one call each.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use cryptoki::context::Function;
 use cryptoki::error::{Error, RvError};
@@ -18,7 +19,7 @@ use super::objects;
 use super::raw::SIGNATURE_MAX;
 use crate::base::encoding::sha256;
 use crate::base::key::Scheme;
-use crate::device::frames::{Class, Failure, PlainBytes, WHOLE_MESSAGE_MAX};
+use crate::device::frames::{Answer, Class, Failure, PlainBytes, Verb, WHOLE_MESSAGE_MAX};
 
 /// The most key handles one thread keeps per token; past it all are found anew.
 const HANDLES_MAX: usize = 4096;
@@ -30,17 +31,74 @@ const SHA256_DIGEST_INFO: [u8; 19] = [
     0x00, 0x04, 0x20,
 ];
 
+/// How long a thread that got no session leaves its work to the keeper before it asks again.
+const SESSION_REFUSED_FOR: Duration = Duration::from_secs(30);
+
+/// Something that a private key does.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    token: u16,
+    key: &'a [u8],
+    what: What<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum What<'a> {
+    Sign { scheme: Scheme, input: &'a [u8] },
+    Decrypt { input: &'a [u8] },
+}
+
+impl<'a> Job<'a> {
+    /// A signature.
+    pub fn sign(token: u16, key: &'a [u8], scheme: Scheme, input: &'a [u8]) -> Self {
+        let what = What::Sign { scheme, input };
+        Self { token, key, what }
+    }
+
+    /// A decryption.
+    pub fn decrypt(token: u16, key: &'a [u8], input: &'a [u8]) -> Self {
+        let what = What::Decrypt { input };
+        Self { token, key, what }
+    }
+
+    /// The one that a call asks for; `None` if it asks for something else.
+    pub fn of(verb: &'a Verb) -> Option<Self> {
+        match verb {
+            Verb::Sign {
+                token,
+                key,
+                scheme,
+                input,
+            } => Some(Self::sign(*token, key, *scheme, input)),
+            Verb::Decrypt { token, key, input } => Some(Self::decrypt(*token, key, input)),
+            _ => None,
+        }
+    }
+
+    /// The token that is to do it.
+    pub fn token(&self) -> u16 {
+        self.token
+    }
+}
+
 /// What one thread needs to sign.
 pub struct Signer {
     module: &'static Module,
-    tokens: HashMap<u16, Token>,
+    seats: HashMap<u16, Seat>,
 }
 
-struct Token {
+/// A thread's place at one token.
+struct Seat {
     slot: Slot,
-    session: Session,
-    keys: HashMap<Vec<u8>, Key>,
+    session: Option<Session>,
+    /// When the token last had no session for us.
+    refused: Option<Instant>,
+    keys: Keys,
 }
+
+/// What is known of the keys of one token, as one session sees them.
+#[derive(Default)]
+pub struct Keys(HashMap<Vec<u8>, Key>);
 
 /// What is known of a key. Its handle may have become invalid; who it is must not change.
 struct Key {
@@ -54,245 +112,264 @@ impl Signer {
     pub fn new(module: &'static Module) -> Self {
         Self {
             module,
-            tokens: HashMap::new(),
+            seats: HashMap::new(),
         }
     }
 
-    /// Signs. An invalid handle is found again and an invalid session replaced, each once.
-    pub fn sign(
-        &mut self,
-        token: u16,
-        key: &[u8],
-        scheme: Scheme,
-        input: &[u8],
-    ) -> Result<Vec<u8>, Failure> {
-        self.renewing(token, key, |signer| {
-            signer.try_sign(token, key, scheme, input)
-        })
-    }
-
-    /// Decrypts with RSAES-OAEP (SHA-1, MGF1 with SHA-1, no label). A ciphertext that is not for
-    /// this key is [`Failure::Undecryptable`], whatever the module calls it.
-    pub fn decrypt(&mut self, token: u16, key: &[u8], input: &[u8]) -> Result<PlainBytes, Failure> {
-        self.renewing(token, key, |signer| signer.try_decrypt(token, key, input))
-    }
-
-    fn renewing<T>(
-        &mut self,
-        token: u16,
-        key: &[u8],
-        mut attempt: impl FnMut(&mut Self) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
-        let (mut refound, mut reopened) = (false, false);
-        loop {
-            let failure = match attempt(self) {
-                Ok(value) => return Ok(value),
-                Err(failure) => failure,
-            };
-            match failure {
-                Failure::Pkcs11 {
-                    class: Class::Handle,
-                    ..
-                } if !refound => {
-                    refound = true;
-                    self.forget_handle(token, key);
-                }
-                Failure::Pkcs11 {
-                    class: Class::Session,
-                    ..
-                } if !reopened => {
-                    reopened = true;
-                    self.reopen(token)?;
-                }
-                failure => return Err(failure),
-            }
-        }
-    }
-
-    fn try_sign(
-        &mut self,
-        token: u16,
-        key: &[u8],
-        scheme: Scheme,
-        input: &[u8],
-    ) -> Result<Vec<u8>, Failure> {
+    /// Does a job in a session of this thread. One that became invalid is replaced once. A failure
+    /// of [`Class::Shrink`] means that there is no session to be had.
+    pub fn perform(&mut self, job: Job<'_>) -> Result<Answer, Failure> {
         let module = self.module;
-        let token = self.token(token)?;
-        let (handle, kind) = token.key(key)?;
-        check(kind, scheme, input)?;
-        let mut signature = [0; SIGNATURE_MAX];
-        let length = match scheme {
-            Scheme::Rs256 => {
-                let mut info = [0; SHA256_DIGEST_INFO.len() + 32];
-                let (prefix, digest) = info.split_at_mut(SHA256_DIGEST_INFO.len());
-                prefix.copy_from_slice(&SHA256_DIGEST_INFO);
-                digest.copy_from_slice(input);
-                one_call(
-                    module,
-                    &token.session,
-                    &Mechanism::RsaPkcs,
-                    handle,
-                    &info,
-                    &mut signature,
-                )
+        let seat = self.seat(job.token)?;
+        match seat.perform(module, job) {
+            Err(failure) if is_session(&failure) => {
+                seat.stand_up();
+                seat.perform(module, job)
             }
-            Scheme::Ps256 => {
-                let parameters = PkcsPssParams {
-                    hash_alg: MechanismType::SHA256,
-                    mgf: PkcsMgfType::MGF1_SHA256,
-                    s_len: 32.into(),
-                };
-                let mechanism = Mechanism::RsaPkcsPss(parameters);
-                one_call(
-                    module,
-                    &token.session,
-                    &mechanism,
-                    handle,
-                    input,
-                    &mut signature,
-                )
-            }
-            Scheme::Es256 | Scheme::Es384 => one_call(
-                module,
-                &token.session,
-                &Mechanism::Ecdsa,
-                handle,
-                input,
-                &mut signature,
-            ),
-            Scheme::EdDsa => {
-                let mechanism = Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Ed25519));
-                one_call(
-                    module,
-                    &token.session,
-                    &mechanism,
-                    handle,
-                    input,
-                    &mut signature,
-                )
-            }
-        }
-        .map_err(|error| codes::failure(&error))?;
-        Ok(signature[..length].to_vec())
-    }
-
-    fn try_decrypt(&mut self, token: u16, key: &[u8], input: &[u8]) -> Result<PlainBytes, Failure> {
-        let token = self.token(token)?;
-        let (handle, kind) = token.key(key)?;
-        if kind != objects::Kind::Rsa {
-            return Err(Failure::KeyType);
-        }
-        if input.len() > SIGNATURE_MAX {
-            return Err(Failure::InputLength);
-        }
-        let mechanism = Mechanism::RsaPkcsOaep(PkcsOaepParams::new(
-            MechanismType::SHA1,
-            PkcsMgfType::MGF1_SHA1,
-            PkcsOaepSource::empty(),
-        ));
-        match token.session.decrypt(&mechanism, handle, input) {
-            Ok(plaintext) => Ok(PlainBytes::new(Zeroizing::new(plaintext))),
-            // Bad padding has many names, and a hostile ciphertext must not look like an unwell
-            // module. One that is unwell will show it when it signs.
-            Err(Error::Pkcs11(
-                RvError::EncryptedDataInvalid
-                | RvError::EncryptedDataLenRange
-                | RvError::DataInvalid
-                | RvError::DataLenRange
-                | RvError::GeneralError
-                | RvError::FunctionFailed,
-                Function::Decrypt,
-            )) => Err(Failure::Undecryptable),
-            Err(error) => Err(codes::failure(&error)),
+            result => result,
         }
     }
 
-    fn token(&mut self, number: u16) -> Result<&mut Token, Failure> {
-        let slot = self.module.slot(number)?;
-        match self.tokens.entry(number) {
-            std::collections::hash_map::Entry::Occupied(entry) if entry.get().slot == slot => {
-                Ok(entry.into_mut())
-            }
-            entry => {
-                let session = self.module.pkcs11.open_ro_session(slot);
-                let token = Token {
-                    slot,
-                    session: session.map_err(|error| codes::failure(&error))?,
-                    keys: HashMap::new(),
-                };
-                Ok(entry.insert_entry(token).into_mut())
-            }
+    fn seat(&mut self, token: u16) -> Result<&mut Seat, Failure> {
+        let slot = self.module.slot(token)?;
+        let seat = self.seats.entry(token).or_insert_with(|| Seat {
+            slot,
+            session: None,
+            refused: None,
+            keys: Keys::default(),
+        });
+        if seat.slot != slot {
+            seat.stand_up();
+            seat.slot = slot;
         }
+        Ok(seat)
     }
 
-    fn forget_handle(&mut self, token: u16, key: &[u8]) {
-        let known = self
-            .tokens
-            .get_mut(&token)
-            .and_then(|token| token.keys.get_mut(key));
-        if let Some(known) = known {
-            known.handle = None;
+    /// Closes the session at a token, for somebody who needs it more.
+    pub fn let_go(&mut self, token: u16) {
+        if let Some(seat) = self.seats.get_mut(&token) {
+            seat.stand_up();
+            seat.refused = Some(Instant::now());
         }
-    }
-
-    /// Replaces the session of a token, keeping what is known of its keys.
-    fn reopen(&mut self, number: u16) -> Result<(), Failure> {
-        let slot = self.module.slot(number)?;
-        if let Some(token) = self.tokens.get_mut(&number) {
-            let session = self.module.pkcs11.open_ro_session(slot);
-            token.session = session.map_err(|error| codes::failure(&error))?;
-            token.slot = slot;
-        }
-        Ok(())
     }
 }
 
-impl Token {
-    fn key(&mut self, id: &[u8]) -> Result<(ObjectHandle, objects::Kind), Failure> {
+impl Seat {
+    fn perform(&mut self, module: &Module, job: Job<'_>) -> Result<Answer, Failure> {
+        self.open(module)?;
+        let session = self.session.as_ref().ok_or_else(no_session)?;
+        perform(module, session, &mut self.keys, job)
+    }
+
+    /// Makes sure that there is a session.
+    fn open(&mut self, module: &Module) -> Result<(), Failure> {
+        if self.session.is_some() {
+            return Ok(());
+        }
+        if self
+            .refused
+            .is_some_and(|when| when.elapsed() < SESSION_REFUSED_FOR)
+        {
+            return Err(no_session());
+        }
+        let opened = module.pkcs11.open_ro_session(self.slot);
+        let opened = opened.map_err(|error| codes::failure(&error));
+        self.refused = is_shrink(&opened).then(Instant::now);
+        self.session = Some(opened?);
+        Ok(())
+    }
+
+    /// Gives up the session. Handles of before it may mean other keys in the next one.
+    fn stand_up(&mut self) {
+        self.session = None;
+        self.keys.forget_handles();
+    }
+}
+
+impl Keys {
+    /// Forgets the handles, but not who the keys are.
+    pub fn forget_handles(&mut self) {
+        for key in self.0.values_mut() {
+            key.handle = None;
+        }
+    }
+
+    fn get(
+        &mut self,
+        module: &Module,
+        token: u16,
+        session: &Session,
+        id: &[u8],
+    ) -> Result<(ObjectHandle, objects::Kind), Failure> {
         if let Some(Key {
             handle: Some(handle),
             kind,
             ..
-        }) = self.keys.get(id)
+        }) = self.0.get(id)
         {
             return Ok((*handle, *kind));
         }
-        let handle = objects::find_private(&self.session, id)?.ok_or(Failure::KeyMissing)?;
-        let kind = objects::kind(&self.session, handle)?;
-        let fingerprint = match objects::public_parts(&self.session, id) {
+        let Some(handle) = objects::find_private(session, id)? else {
+            module.check_login(token, session)?;
+            return Err(Failure::KeyMissing);
+        };
+        let kind = objects::kind(session, handle)?;
+        let fingerprint = match objects::public_parts(session, id) {
             Ok(parts) => postcard::to_stdvec(&parts).ok().map(|bytes| sha256(&bytes)),
             Err(Failure::KeyMissing) => None,
             Err(failure) => return Err(failure),
         };
-        if let Some(known) = self.keys.get(id)
+        if let Some(known) = self.0.get(id)
             && (known.kind != kind || known.fingerprint != fingerprint)
         {
-            self.keys.remove(id);
+            self.0.remove(id);
             return Err(Failure::KeyChanged);
         }
-        if self.keys.len() >= HANDLES_MAX {
-            self.keys.clear();
+        if self.0.len() >= HANDLES_MAX {
+            self.0.clear();
         }
         let key = Key {
             handle: Some(handle),
             kind,
             fingerprint,
         };
-        self.keys.insert(id.to_vec(), key);
+        self.0.insert(id.to_vec(), key);
         Ok((handle, kind))
     }
 }
 
-fn one_call(
+/// Does a job in `session`. An invalid handle is found again, once.
+pub fn perform(
     module: &Module,
     session: &Session,
-    mechanism: &Mechanism<'_>,
-    key: ObjectHandle,
-    data: &[u8],
-    signature: &mut [u8; SIGNATURE_MAX],
-) -> Result<usize, Error> {
-    session.sign_init(mechanism, key)?;
-    module.raw.sign(session, data, signature)
+    keys: &mut Keys,
+    job: Job<'_>,
+) -> Result<Answer, Failure> {
+    let attempt = |keys: &mut Keys| {
+        let (handle, kind) = keys.get(module, job.token, session, job.key)?;
+        match job.what {
+            What::Sign { scheme, input } => {
+                try_sign(module, session, handle, kind, scheme, input).map(Answer::Signature)
+            }
+            What::Decrypt { input } => {
+                try_decrypt(session, handle, kind, input).map(Answer::Plaintext)
+            }
+        }
+    };
+    match attempt(keys) {
+        Err(Failure::Pkcs11 {
+            class: Class::Handle,
+            ..
+        }) => {
+            if let Some(known) = keys.0.get_mut(job.key) {
+                known.handle = None;
+            }
+            attempt(keys)
+        }
+        result => result,
+    }
+}
+
+fn try_sign(
+    module: &Module,
+    session: &Session,
+    handle: ObjectHandle,
+    kind: objects::Kind,
+    scheme: Scheme,
+    input: &[u8],
+) -> Result<Vec<u8>, Failure> {
+    check(kind, scheme, input)?;
+    let mut info = [0; SHA256_DIGEST_INFO.len() + 32];
+    let (mechanism, data) = match scheme {
+        Scheme::Rs256 => {
+            let (prefix, digest) = info.split_at_mut(SHA256_DIGEST_INFO.len());
+            prefix.copy_from_slice(&SHA256_DIGEST_INFO);
+            digest.copy_from_slice(input);
+            (Mechanism::RsaPkcs, info.as_slice())
+        }
+        Scheme::Ps256 => {
+            let parameters = PkcsPssParams {
+                hash_alg: MechanismType::SHA256,
+                mgf: PkcsMgfType::MGF1_SHA256,
+                s_len: 32.into(),
+            };
+            (Mechanism::RsaPkcsPss(parameters), input)
+        }
+        Scheme::Es256 | Scheme::Es384 => (Mechanism::Ecdsa, input),
+        Scheme::EdDsa => {
+            let parameters = EddsaParams::new(EddsaSignatureScheme::Ed25519);
+            (Mechanism::Eddsa(parameters), input)
+        }
+    };
+    let mut signature = [0; SIGNATURE_MAX];
+    session
+        .sign_init(&mechanism, handle)
+        .and_then(|()| module.raw.sign(session, data, &mut signature))
+        .map(|length| signature[..length].to_vec())
+        .map_err(|error| codes::failure(&error))
+}
+
+/// Decrypts with RSAES-OAEP (SHA-1, MGF1 with SHA-1, no label). A ciphertext that is not for this
+/// key is [`Failure::Undecryptable`], whatever the module calls it.
+fn try_decrypt(
+    session: &Session,
+    handle: ObjectHandle,
+    kind: objects::Kind,
+    input: &[u8],
+) -> Result<PlainBytes, Failure> {
+    if kind != objects::Kind::Rsa {
+        return Err(Failure::KeyType);
+    }
+    if input.len() > SIGNATURE_MAX {
+        return Err(Failure::InputLength);
+    }
+    let mechanism = Mechanism::RsaPkcsOaep(PkcsOaepParams::new(
+        MechanismType::SHA1,
+        PkcsMgfType::MGF1_SHA1,
+        PkcsOaepSource::empty(),
+    ));
+    match session.decrypt(&mechanism, handle, input) {
+        Ok(plaintext) => Ok(PlainBytes::new(Zeroizing::new(plaintext))),
+        // Bad padding has many names, and a hostile ciphertext must not look like an unwell
+        // module. One that is unwell will show it when it signs.
+        Err(Error::Pkcs11(
+            RvError::EncryptedDataInvalid
+            | RvError::EncryptedDataLenRange
+            | RvError::DataInvalid
+            | RvError::DataLenRange
+            | RvError::GeneralError
+            | RvError::FunctionFailed,
+            Function::Decrypt,
+        )) => Err(Failure::Undecryptable),
+        Err(error) => Err(codes::failure(&error)),
+    }
+}
+
+/// Whether a failure means that the session is of no use any more.
+pub fn is_session(failure: &Failure) -> bool {
+    matches!(
+        failure,
+        Failure::Pkcs11 {
+            class: Class::Session,
+            ..
+        }
+    )
+}
+
+/// Whether a result means that there are too many sessions.
+pub fn is_shrink<T>(result: &Result<T, Failure>) -> bool {
+    matches!(
+        result,
+        Err(Failure::Pkcs11 {
+            class: Class::Shrink,
+            ..
+        })
+    )
+}
+
+/// What a token without a session for us answered a while ago.
+fn no_session() -> Failure {
+    codes::failure(&Error::Pkcs11(RvError::SessionCount, Function::OpenSession))
 }
 
 /// Modules answer caller's mistakes with CKR_GENERAL_ERROR, or cut an over-long digest and sign
