@@ -19,7 +19,9 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, SystemTime};
 
-use cryptoki_sys::{CK_ATTRIBUTE_TYPE, CK_MECHANISM_TYPE, CK_RV, CKR_OK};
+use cryptoki_sys::{
+    CK_ATTRIBUTE_TYPE, CK_MECHANISM_TYPE, CK_RV, CKR_OK, CKR_USER_ALREADY_LOGGED_IN,
+};
 use opcert::device::Config;
 
 use super::softhsm::TestToken;
@@ -89,6 +91,11 @@ impl Login {
     /// Whether it succeeded.
     pub fn succeeded(&self) -> bool {
         self.code == Some(CKR_OK)
+    }
+
+    /// Whether it may have spent a PIN try. While somebody is logged in no token looks at the PIN.
+    pub fn may_have_spent(&self) -> bool {
+        !matches!(self.code, Some(CKR_OK | CKR_USER_ALREADY_LOGGED_IN))
     }
 }
 

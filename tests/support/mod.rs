@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod daemon;
+pub mod devices;
 pub mod faulty;
 pub mod service;
 pub mod softhsm;

@@ -1,0 +1,838 @@
+//! The device layer through every mishap that the faulty module can cause.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use cryptoki_sys::*;
+use opcert::base::key::KeySpec;
+use opcert::base::pkcs11::{KeyId, KeyRef, TokenId};
+use opcert::base::secret::Pin;
+use opcert::device::{Config, DeviceError, Devices, PinSource, TokenState};
+
+mod support;
+use support::devices::{eventually, generate, select, sign, start, state, workers};
+use support::faulty::{Faulty, Handles, Slots};
+use support::softhsm::TestToken;
+
+/// A token behind the faulty module, its devices, and a key.
+struct Rig {
+    token: TestToken,
+    faulty: Faulty,
+    config: Config,
+    devices: Devices,
+    id: TokenId,
+    key: KeyRef,
+}
+
+impl Rig {
+    /// `None` where the tests run against another module than SoftHSM2. `name` names the module.
+    async fn new(name: &str) -> Option<Self> {
+        let token = TestToken::softhsm(name)?;
+        let faulty = Faulty::new(&token);
+        let config = faulty_config(&token, &faulty, name);
+        let devices = start(&token, config.clone()).await;
+        let id = select(&devices, &token).await;
+        let key = generate(&devices, &id, KeySpec::P256).await;
+        sign(&devices, &key).await.expect("a first signature");
+        Some(Self {
+            token,
+            faulty,
+            config,
+            devices,
+            id,
+            key,
+        })
+    }
+
+    async fn sign(&self) -> Result<(), DeviceError> {
+        sign(&self.devices, &self.key).await
+    }
+
+    async fn heals(&self) {
+        heals(&self.devices, &self.key).await;
+    }
+
+    async fn restart(&mut self) {
+        self.devices.shutdown().await;
+        self.devices = start(&self.token, self.config.clone()).await;
+    }
+
+    async fn unlock(&self, pin: &str) -> Result<(), DeviceError> {
+        self.devices.unlock(&self.id, Pin::new(pin.into())).await
+    }
+
+    fn starts(&self) -> usize {
+        self.faulty.calls("C_Initialize")
+    }
+
+    /// How many PIN tries were spent, or may have been.
+    fn spent(&self) -> usize {
+        spent(&self.faulty)
+    }
+}
+
+/// Waits until the key signs again.
+async fn heals(devices: &Devices, key: &KeyRef) {
+    let begin = Instant::now();
+    while let Err(error) = sign(devices, key).await {
+        assert!(
+            begin.elapsed() < Duration::from_secs(30),
+            "not healed: {error}"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn spent(faulty: &Faulty) -> usize {
+    let logins = faulty.logins();
+    logins.iter().filter(|login| login.may_have_spent()).count()
+}
+
+fn faulty_config(token: &TestToken, faulty: &Faulty, name: &str) -> Config {
+    let mut config = token.config();
+    faulty.configure(&mut config);
+    config.module[0].name = name.into();
+    config.module[0].threads = Some(2);
+    config
+}
+
+/// Return values that an operation gets over by itself.
+#[tokio::test]
+async fn what_can_be_renewed_is_renewed_once_and_nobody_notices() {
+    let Some(rig) = Rig::new("renewed").await else {
+        return;
+    };
+    for (function, code) in [
+        ("C_SignInit", CKR_KEY_HANDLE_INVALID),
+        ("C_SignInit", CKR_OBJECT_HANDLE_INVALID),
+        ("C_Sign", CKR_KEY_HANDLE_INVALID),
+        ("C_SignInit", CKR_SESSION_HANDLE_INVALID),
+        ("C_SignInit", CKR_SESSION_CLOSED),
+        ("C_SignInit", CKR_OPERATION_ACTIVE),
+        ("C_Sign", CKR_OPERATION_NOT_INITIALIZED),
+        ("C_SignInit", CKR_USER_NOT_LOGGED_IN),
+        ("C_Sign", CKR_USER_NOT_LOGGED_IN),
+    ] {
+        rig.faulty.next(function, code, 1);
+        let result = rig.sign().await;
+        assert!(result.is_ok(), "{function} {code:#x}: {result:?}");
+        rig.faulty.heal();
+    }
+    assert_eq!(rig.starts(), 1);
+    assert_eq!(rig.spent(), 0, "{:?}", rig.faulty.logins());
+    rig.devices.shutdown().await;
+}
+
+/// A return value that stays gets its rungs once each and ends in an error that names it.
+#[tokio::test]
+async fn what_cannot_be_renewed_is_an_error_that_names_function_and_code() {
+    let Some(rig) = Rig::new("not renewed").await else {
+        return;
+    };
+    for (function, code, name) in [
+        (
+            "C_SignInit",
+            CKR_KEY_HANDLE_INVALID,
+            "CKR_KEY_HANDLE_INVALID",
+        ),
+        ("C_SignInit", CKR_SESSION_CLOSED, "CKR_SESSION_CLOSED"),
+        (
+            "C_SignInit",
+            CKR_USER_NOT_LOGGED_IN,
+            "CKR_USER_NOT_LOGGED_IN",
+        ),
+        ("C_SignInit", CKR_MECHANISM_INVALID, "CKR_MECHANISM_INVALID"),
+        ("C_Sign", CKR_FUNCTION_CANCELED, "CKR_FUNCTION_CANCELED"),
+        ("C_Sign", CKR_DEVICE_ERROR, "CKR_DEVICE_ERROR"),
+        ("C_Sign", 0x8000_0123, "CKR_VENDOR_DEFINED+0x123"),
+    ] {
+        let fault = rig.faulty.on(function).returns(code);
+        let calls = rig.faulty.calls(function);
+        match rig.sign().await {
+            Err(DeviceError::Pkcs11 {
+                function: named,
+                code,
+                ..
+            }) => assert_eq!((named.as_str(), code.as_str()), (function, name)),
+            other => panic!("{function} {name}: {other:?}"),
+        }
+        assert!(rig.faulty.calls(function) - calls <= 2, "{name}");
+        rig.faulty.lift(&fault);
+        rig.heals().await;
+    }
+    assert_eq!(rig.spent(), 0, "{:?}", rig.faulty.logins());
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_unwell_library_is_replaced() {
+    let Some(rig) = Rig::new("unwell").await else {
+        return;
+    };
+    // Some need C_Initialize again before they work at all, so each stays until the next start.
+    let fault = rig
+        .faulty
+        .on("C_SignInit,C_Sign,C_OpenSession")
+        .returns(CKR_GENERAL_ERROR);
+    let failed = rig.sign().await;
+    assert!(
+        matches!(failed, Err(DeviceError::Pkcs11 { .. })),
+        "{failed:?}"
+    );
+    eventually("replaced", async || rig.starts() == 2).await;
+    rig.faulty.lift(&fault);
+    rig.heals().await;
+    assert_eq!(state(&rig.devices).await.0, TokenState::Ready);
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn sessions_that_expire_and_logins_that_end_are_renewed() {
+    let Some(rig) = Rig::new("expired").await else {
+        return;
+    };
+    for round in 1..=3 {
+        rig.faulty.expire_sessions();
+        rig.sign().await.expect("after the sessions were closed");
+        rig.faulty.log_out();
+        rig.sign().await.expect("after the user was logged out");
+        assert!(rig.faulty.logins().len() <= 1 + 2 * round);
+    }
+    // Everything else is renewed too.
+    rig.faulty.expire_sessions();
+    assert_eq!(rig.devices.keys(&rig.id).await.expect("keys").len(), 1);
+    rig.faulty.log_out();
+    generate(&rig.devices, &rig.id, KeySpec::P256).await;
+    rig.faulty.idle(Duration::from_millis(50));
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        rig.sign().await.expect("after the sessions died idle");
+    }
+    assert_eq!(rig.starts(), 1);
+    assert_eq!(rig.spent(), 0);
+    rig.devices.shutdown().await;
+}
+
+/// A login that failed before the PIN reached the token spends no try, and is made again.
+#[tokio::test]
+async fn a_login_that_does_not_reach_the_token_is_made_again() {
+    let Some(rig) = Rig::new("login fails").await else {
+        return;
+    };
+    for code in [
+        CKR_SESSION_CLOSED,
+        CKR_TOKEN_NOT_PRESENT,
+        CKR_CRYPTOKI_NOT_INITIALIZED,
+        CKR_USER_ANOTHER_ALREADY_LOGGED_IN,
+    ] {
+        let fault = rig.faulty.on("C_Login").returns(code);
+        rig.faulty.log_out();
+        assert!(rig.sign().await.is_err(), "{code:#x}");
+        rig.faulty.lift(&fault);
+        rig.heals().await;
+        assert_eq!(state(&rig.devices).await.0, TokenState::Ready);
+    }
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn fewer_sessions_than_wanted_are_enough() {
+    for (name, cap, reported) in [
+        ("one session", 1, false),
+        ("two sessions", 2, true),
+        ("three sessions", 3, false),
+    ] {
+        let Some(token) = TestToken::softhsm(name) else {
+            return;
+        };
+        let faulty = Faulty::new(&token);
+        if reported {
+            faulty.cap_sessions(cap);
+        } else {
+            faulty.cap_sessions_silently(cap);
+        }
+        let mut config = faulty_config(&token, &faulty, name);
+        config.module[0].threads = Some(4);
+        let devices = start(&token, config).await;
+        let id = select(&devices, &token).await;
+        let key = generate(&devices, &id, KeySpec::P256).await;
+        let tasks: Vec<_> = (0..32)
+            .map(|_| {
+                let (devices, key) = (devices.clone(), key.clone());
+                tokio::spawn(async move { sign(&devices, &key).await })
+            })
+            .collect();
+        for task in tasks {
+            task.await
+                .expect("a task")
+                .unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        // Once it is known that there are no more, they are not asked for at every signature.
+        let opened = faulty.calls("C_OpenSession");
+        for _ in 0..20 {
+            sign(&devices, &key).await.expect("a signature");
+        }
+        let asked = faulty.calls("C_OpenSession") - opened;
+        assert!(asked <= 4, "{name}: {asked} more sessions were asked for");
+        assert_eq!(faulty.calls("C_Initialize"), 1, "{name}");
+        devices.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_taken_out_and_put_back_elsewhere() {
+    let Some(rig) = Rig::new("replug").await else {
+        return;
+    };
+    for (slots, handles) in [
+        (Slots::Same, Handles::Invalid),
+        (Slots::New, Handles::Invalid),
+        (Slots::Same, Handles::Swapped),
+        (Slots::New, Handles::Swapped),
+    ] {
+        // Another key, which an old handle may come to mean.
+        let other = generate(&rig.devices, &rig.id, KeySpec::P256).await;
+        sign(&rig.devices, &other).await.expect("the other key");
+        rig.faulty.remove();
+        let gone = rig.sign().await;
+        assert!(
+            matches!(gone, Err(DeviceError::TokenAbsent { .. })),
+            "{slots:?} {handles:?}: {gone:?}"
+        );
+        assert_eq!(state(&rig.devices).await.0, TokenState::Absent);
+        rig.faulty.insert(slots, handles);
+        for key in [&rig.key, &other] {
+            heals(&rig.devices, key).await;
+        }
+        assert_eq!(state(&rig.devices).await.0, TokenState::Ready);
+    }
+    assert_eq!(rig.spent(), 0);
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_replug_between_two_requests_is_not_noticed() {
+    let Some(rig) = Rig::new("quick replug").await else {
+        return;
+    };
+    let other = generate(&rig.devices, &rig.id, KeySpec::P256).await;
+    sign(&rig.devices, &other).await.expect("the other key");
+    for (slots, handles) in [
+        (Slots::Same, Handles::Invalid),
+        (Slots::New, Handles::Invalid),
+        (Slots::Same, Handles::Swapped),
+        (Slots::New, Handles::Swapped),
+    ] {
+        rig.faulty.insert(slots, handles);
+        for key in [&rig.key, &other, &rig.key] {
+            let result = sign(&rig.devices, key).await;
+            assert!(result.is_ok(), "{slots:?} {handles:?}: {result:?}");
+        }
+    }
+    assert_eq!(rig.spent(), 0);
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_wrong_signature_is_never_handed_out() {
+    let Some(rig) = Rig::new("flips").await else {
+        return;
+    };
+    let fault = rig.faulty.on("C_Sign").flips(77);
+    for _ in 0..3 {
+        let wrong = rig.sign().await;
+        assert!(
+            matches!(wrong, Err(DeviceError::BadSignature { .. })),
+            "{wrong:?}"
+        );
+    }
+    rig.faulty.lift(&fault);
+    rig.heals().await;
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_call_that_hangs_is_killed_and_other_modules_do_not_notice() {
+    let Some(token) = TestToken::softhsm("hangs") else {
+        return;
+    };
+    let faulty = Faulty::new(&token);
+    let mut config = faulty_config(&token, &faulty, "hangs");
+    config.module[0].call_timeout = Duration::from_secs(2);
+    config.module[0].generate_timeout = Duration::from_secs(2);
+    let other = TestToken::softhsm("steady").expect("SoftHSM2");
+    let mut steady = other.config().module.remove(0);
+    steady.name = "steady".into();
+    config.module.push(steady);
+    let devices = start(&token, config).await;
+    let id = select(&devices, &token).await;
+    let key = generate(&devices, &id, KeySpec::P256).await;
+    let steady = generate(&devices, &select(&devices, &other).await, KeySpec::P256).await;
+    for (function, subject) in [
+        ("C_SignInit", "C_Sign"),
+        ("C_Sign", "C_Sign"),
+        ("C_GenerateKeyPair", "C_GenerateKeyPair"),
+    ] {
+        let hang = faulty.on(function).times(1).hangs();
+        let hung = {
+            let (devices, key, id) = (devices.clone(), key.clone(), id.clone());
+            tokio::spawn(async move {
+                if function == "C_GenerateKeyPair" {
+                    let spec = KeySpec::P256;
+                    let made = devices.generate(&id, spec, &KeyId::random(), "").await;
+                    made.map(drop)
+                } else {
+                    sign(&devices, &key).await
+                }
+            })
+        };
+        let begin = Instant::now();
+        while !hung.is_finished() {
+            sign(&devices, &steady).await.expect("the other module");
+            assert!(begin.elapsed() < Duration::from_secs(20));
+        }
+        match hung.await.expect("a task") {
+            Err(DeviceError::Timeout { function, .. }) => assert_eq!(function, subject),
+            other => panic!("{function}: {other:?}"),
+        }
+        faulty.lift(&hang);
+        heals(&devices, &key).await;
+    }
+    assert_eq!(spent(&faulty), 0);
+    devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_library_that_hangs_at_its_start_is_down_and_comes_back() {
+    let Some(rig) = Rig::new("hangs at start").await else {
+        return;
+    };
+    let mut config = rig.config.clone();
+    config.module[0].call_timeout = Duration::from_secs(1);
+    rig.devices.shutdown().await;
+    for function in [
+        "C_Initialize",
+        "C_GetInfo",
+        "C_GetSlotList",
+        "C_GetTokenInfo",
+    ] {
+        let hang = rig.faulty.on(function).hangs();
+        let devices = start(&rig.token, config.clone()).await;
+        eventually("down", async || state(&devices).await.0 == TokenState::Down).await;
+        let refused = sign(&devices, &rig.key).await;
+        assert!(
+            matches!(refused, Err(DeviceError::ModuleDown { .. })),
+            "{function}: {refused:?}"
+        );
+        rig.faulty.lift(&hang);
+        heals(&devices, &rig.key).await;
+        devices.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_library_that_ends_its_process_is_started_again() {
+    let Some(rig) = Rig::new("ends").await else {
+        return;
+    };
+    for (what, words) in [
+        ("segfault", "signal 11"),
+        ("abort", "signal 6"),
+        ("exit 0", "status 0"),
+        ("exit 3", "status 3"),
+    ] {
+        let once = || rig.faulty.on("C_Sign").times(1);
+        match what {
+            "segfault" => once().segfaults(),
+            "abort" => once().aborts(),
+            "exit 0" => once().exits(0),
+            _ => once().exits(3),
+        };
+        match rig.sign().await {
+            Err(DeviceError::WorkerDied { last_words, .. }) => {
+                assert!(last_words.contains(words), "{what}: {last_words}");
+            }
+            other => panic!("{what}: {other:?}"),
+        }
+        rig.sign().await.expect("by the next worker");
+    }
+    assert_eq!(rig.spent(), 0);
+    assert_eq!(workers("ends").len(), 1);
+    rig.devices.shutdown().await;
+    eventually("no worker is left", async || workers("ends").is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_library_that_always_crashes_is_down_and_says_so() {
+    let Some(rig) = Rig::new("crash loop").await else {
+        return;
+    };
+    let crash = rig.faulty.on("C_GetSlotList").aborts();
+    rig.faulty.on("C_Sign").times(1).aborts();
+    let died = rig.sign().await;
+    assert!(
+        matches!(died, Err(DeviceError::WorkerDied { .. })),
+        "{died:?}"
+    );
+    eventually("down", async || {
+        state(&rig.devices).await.0 == TokenState::Down
+    })
+    .await;
+    let (_, reason) = state(&rig.devices).await;
+    assert!(reason.contains("signal 6"), "{reason}");
+    let begin = Instant::now();
+    match rig.sign().await {
+        Err(DeviceError::ModuleDown { reason, .. }) => {
+            assert!(reason.contains("signal 6"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(begin.elapsed() < Duration::from_secs(2));
+    // Twenty starts would mean that nobody waits between them.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(rig.starts() < 10, "{}", rig.starts());
+    rig.faulty.lift(&crash);
+    rig.heals().await;
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_a_library_prints_disturbs_nothing() {
+    let Some(rig) = Rig::new("prints").await else {
+        return;
+    };
+    let garbage: Vec<u8> = (0..=255u8).cycle().take(64 * 1024).collect();
+    rig.faulty.on("C_SignInit").prints(&garbage);
+    rig.faulty
+        .on("C_Sign")
+        .prints_to_stderr(b"\x1b[2Jno newline");
+    for _ in 0..20 {
+        rig.sign().await.expect("a signature");
+    }
+    // The last words of a worker are what its library printed, scrubbed.
+    rig.faulty.heal();
+    rig.faulty
+        .on("C_Sign")
+        .times(1)
+        .prints_to_stderr(b"\nout of \x1b[31mcoffee\n");
+    rig.faulty.on("C_Sign").times(1).exits(4);
+    match rig.sign().await {
+        Err(DeviceError::WorkerDied { last_words, .. }) => {
+            assert!(last_words.contains("status 4"), "{last_words}");
+            assert!(
+                last_words.contains("out of \u{fffd}[31mcoffee"),
+                "{last_words}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    rig.heals().await;
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_library_that_leaks_descriptors_is_replaced_when_it_has_no_more() {
+    let Some(rig) = Rig::new("leaks").await else {
+        return;
+    };
+    let leak = rig.faulty.on("C_SignInit").leaks(100);
+    eventually("out of descriptors and replaced", async || {
+        // Errors are typed; what counts is that it gets over them.
+        let _result = rig.sign().await;
+        rig.starts() > 1
+    })
+    .await;
+    rig.faulty.lift(&leak);
+    rig.heals().await;
+    assert_eq!(rig.spent(), 0);
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_proven_is_destroyed() {
+    let Some(rig) = Rig::new("not proven").await else {
+        return;
+    };
+    for (attribute, value, name) in [
+        (CKA_LOCAL, 0, "CKA_LOCAL"),
+        (CKA_SENSITIVE, 0, "CKA_SENSITIVE"),
+        (CKA_ALWAYS_SENSITIVE, 0, "CKA_ALWAYS_SENSITIVE"),
+        (CKA_NEVER_EXTRACTABLE, 0, "CKA_NEVER_EXTRACTABLE"),
+        (CKA_EXTRACTABLE, 1, "CKA_EXTRACTABLE"),
+    ] {
+        rig.faulty.misreport(attribute, &[value]);
+        let made = rig
+            .devices
+            .generate(&rig.id, KeySpec::P256, &KeyId::random(), "")
+            .await;
+        match made {
+            Err(DeviceError::KeyNotProven { attribute, .. }) => assert_eq!(attribute, name),
+            other => panic!("{name}: {other:?}"),
+        }
+        rig.faulty.heal();
+    }
+    assert_eq!(rig.devices.keys(&rig.id).await.expect("keys").len(), 1);
+    rig.devices.shutdown().await;
+}
+
+// PINs.
+
+#[tokio::test]
+async fn a_wrong_pin_is_tried_once_over_all_restarts() {
+    let Some(token) = TestToken::softhsm("wrong") else {
+        return;
+    };
+    for lie in [CKR_PIN_INCORRECT, CKR_GENERAL_ERROR, CKR_FUNCTION_FAILED] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let faulty = Faulty::new(&token);
+        faulty.lie_of_wrong_pin(lie);
+        let before = faulty.logins().len();
+        let mut config = token.config_with(Some(PinSource::File(token.pin_file("wrong"))));
+        faulty.configure(&mut config);
+        for _ in 0..3 {
+            let devices = Devices::start(
+                config.clone(),
+                directory.path(),
+                opcert::base::clock::Clock::system(),
+            )
+            .await
+            .expect("devices");
+            let id = select(&devices, &token).await;
+            assert_eq!(state(&devices).await.0, TokenState::PinNeeded);
+            let refused = devices
+                .generate(&id, KeySpec::P256, &KeyId::random(), "")
+                .await;
+            assert!(
+                matches!(refused, Err(DeviceError::PinBlocked { .. })),
+                "{refused:?}"
+            );
+            devices.shutdown().await;
+        }
+        assert_eq!(faulty.logins().len() - before, 1, "{lie:#x}");
+    }
+}
+
+#[tokio::test]
+async fn the_last_try_is_never_used_and_a_locked_token_never_asked() {
+    for (spent, expected) in [(2, TokenState::FinalTry), (3, TokenState::LockedOut)] {
+        let Some(token) = TestToken::softhsm("last try") else {
+            return;
+        };
+        let faulty = Faulty::new(&token);
+        faulty.pin_tries(3, spent);
+        let config = faulty_config(&token, &faulty, "last try");
+        let devices = start(&token, config).await;
+        let id = select(&devices, &token).await;
+        assert_eq!(state(&devices).await.0, expected);
+        let refused = devices
+            .generate(&id, KeySpec::P256, &KeyId::random(), "")
+            .await;
+        let unlocked = devices.unlock(&id, Pin::new(token.pin.clone())).await;
+        match expected {
+            TokenState::FinalTry => {
+                assert!(matches!(refused, Err(DeviceError::PinFinalTry { .. })));
+                assert!(matches!(unlocked, Err(DeviceError::PinFinalTry { .. })));
+            }
+            _ => {
+                assert!(matches!(refused, Err(DeviceError::PinLocked { .. })));
+                assert!(matches!(unlocked, Err(DeviceError::PinLocked { .. })));
+            }
+        }
+        assert_eq!(faulty.logins(), []);
+        devices.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_person_can_spend_all_tries_but_the_last() {
+    let Some(token) = TestToken::softhsm("person") else {
+        return;
+    };
+    let faulty = Faulty::new(&token);
+    faulty.pin_tries(3, 0);
+    let mut config = faulty_config(&token, &faulty, "person");
+    config.module[0].token[0].pin_source = None;
+    let devices = start(&token, config).await;
+    let id = select(&devices, &token).await;
+    let unlock = async |pin: &str| devices.unlock(&id, Pin::new(pin.into())).await;
+    for _ in 0..2 {
+        let wrong = unlock("wrong").await;
+        assert!(
+            matches!(wrong, Err(DeviceError::PinWrong { .. })),
+            "{wrong:?}"
+        );
+    }
+    for _ in 0..2 {
+        let refused = unlock("wrong").await;
+        assert!(
+            matches!(refused, Err(DeviceError::PinFinalTry { .. })),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(faulty.logins().len(), 2);
+    eventually("shows", async || {
+        state(&devices).await.0 == TokenState::FinalTry
+    })
+    .await;
+    devices.shutdown().await;
+}
+
+/// Nobody knows whether a try was spent, so it counts as one.
+#[tokio::test]
+async fn a_login_that_is_not_answered_blocks_the_pin() {
+    for (name, set) in [
+        ("login hangs", "hang"),
+        ("login crashes", "crash"),
+        ("login exits", "exit"),
+    ] {
+        let Some(token) = TestToken::softhsm(name) else {
+            return;
+        };
+        let faulty = Faulty::new(&token);
+        let mut config = faulty_config(&token, &faulty, name);
+        config.module[0].call_timeout = Duration::from_secs(1);
+        match set {
+            "hang" => faulty.on("C_Login").hangs(),
+            "crash" => faulty.on("C_Login").segfaults(),
+            _ => faulty.on("C_Login").exits(0),
+        };
+        let devices = start(&token, config.clone()).await;
+        eventually("blocked", async || {
+            state(&devices).await.0 == TokenState::PinNeeded
+        })
+        .await;
+        let id = select(&devices, &token).await;
+        let refused = devices
+            .generate(&id, KeySpec::P256, &KeyId::random(), "")
+            .await;
+        assert!(
+            matches!(refused, Err(DeviceError::PinBlocked { .. })),
+            "{name}: {refused:?}"
+        );
+        devices.shutdown().await;
+        let devices = start(&token, config).await;
+        eventually("still blocked", async || {
+            state(&devices).await.0 == TokenState::PinNeeded
+        })
+        .await;
+        assert_eq!(faulty.logins().len(), 1, "{name}");
+        faulty.heal();
+        devices
+            .unlock(&id, Pin::new(token.pin.clone()))
+            .await
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        generate(&devices, &id, KeySpec::P256).await;
+        assert_eq!(faulty.logins().len(), 2, "{name}");
+        devices.shutdown().await;
+    }
+}
+
+/// As libykcs11 did after a replug: a loop of logins would lock the token.
+#[tokio::test]
+async fn a_right_pin_that_is_refused_after_a_replug_is_tried_once() {
+    let Some(mut rig) = Rig::new("refused").await else {
+        return;
+    };
+    rig.faulty.lie_of_right_pin(CKR_PIN_INCORRECT);
+    rig.faulty.pin_tries(3, 0);
+    rig.faulty.insert(Slots::New, Handles::Invalid);
+    for _ in 0..5 {
+        let refused = rig.sign().await;
+        assert!(refused.is_err());
+    }
+    assert_eq!(state(&rig.devices).await.0, TokenState::PinNeeded);
+    assert_eq!(rig.spent(), 1);
+    rig.restart().await;
+    let refused = rig.sign().await;
+    assert!(
+        matches!(refused, Err(DeviceError::PinBlocked { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(rig.spent(), 1);
+    rig.faulty.heal();
+    let pin = rig.token.pin.clone();
+    rig.unlock(&pin).await.expect("a person's PIN");
+    rig.sign().await.expect("a signature");
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_wrong_pin_given_while_logged_in_is_not_kept_for_the_next_worker() {
+    let Some(rig) = Rig::new("logged in").await else {
+        return;
+    };
+    // The token does not look at a PIN while somebody is logged in.
+    rig.unlock("wrong").await.expect("logged in before");
+    rig.faulty.on("C_Sign").times(1).segfaults();
+    assert!(rig.sign().await.is_err());
+    rig.heals().await;
+    let used: Vec<_> = rig.faulty.logins();
+    assert_eq!(used.len(), 3, "{used:?}");
+    assert_eq!(used[0].pin, used[2].pin);
+    assert!(used[2].succeeded());
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_token_that_locks_meanwhile_is_seen_at_the_next_login() {
+    let Some(rig) = Rig::new("locks meanwhile").await else {
+        return;
+    };
+    let logins = rig.faulty.logins().len();
+    rig.faulty.pin_tries(3, 3);
+    rig.faulty.log_out();
+    let refused = rig.sign().await;
+    assert!(
+        matches!(refused, Err(DeviceError::PinLocked { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(state(&rig.devices).await.0, TokenState::LockedOut);
+    assert_eq!(rig.faulty.logins().len(), logins);
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn one_token_out_does_not_disturb_its_neighbour() {
+    let Some(token) = TestToken::softhsm("left") else {
+        return;
+    };
+    let so_pin = "12345678";
+    let made = std::process::Command::new("softhsm2-util")
+        .args(["--init-token", "--free", "--label", "right"])
+        .args(["--pin", &token.pin, "--so-pin", so_pin])
+        .envs(&token.environment)
+        .output()
+        .expect("softhsm2-util");
+    assert!(made.status.success());
+    let faulty = Faulty::new(&token);
+    let mut config = faulty_config(&token, &faulty, "neighbours");
+    let mut right = config.module[0].token[0].clone();
+    right.uri = "pkcs11:token=right".parse().expect("a URI");
+    config.module[0].token.push(right.clone());
+    let devices = start(&token, config).await;
+    let left = select(&devices, &token).await;
+    let right = devices.select(&right.uri).await.expect("the right token");
+    let left = generate(&devices, &left, KeySpec::P256).await;
+    let right = generate(&devices, &right, KeySpec::P256).await;
+    sign(&devices, &left).await.expect("left");
+    sign(&devices, &right).await.expect("right");
+    faulty.remove_token("left");
+    for _ in 0..20 {
+        sign(&devices, &right).await.expect("the neighbour");
+        let gone = sign(&devices, &left).await;
+        assert!(
+            matches!(gone, Err(DeviceError::TokenAbsent { .. })),
+            "{gone:?}"
+        );
+    }
+    faulty.insert_token("left");
+    heals(&devices, &left).await;
+    sign(&devices, &right).await.expect("the neighbour");
+    assert_eq!(spent(&faulty), 0);
+    devices.shutdown().await;
+}
+
+#[test]
+fn the_module_is_there() {
+    assert!(Path::new(Faulty::module()).is_file());
+}
