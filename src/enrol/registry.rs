@@ -182,6 +182,7 @@ pub struct Installed {
     pub installed_at: Timestamp,
     /// When a newer certificate took its place, if one did.
     pub superseded_at: Option<Timestamp>,
+    fingerprint: String,
 }
 
 impl Installed {
@@ -198,6 +199,7 @@ impl Installed {
         let leaf = chain.first().ok_or_else(malformed)?;
         let identity = leaf.identity().ok_or_else(malformed)?;
         let scheme = leaf.public_key().default_scheme();
+        let fingerprint = hex(&leaf.fingerprint());
         let header = ApprovalHeader::new(scheme, &chain).map_err(|_| malformed())?;
         Ok(Self {
             service,
@@ -208,6 +210,7 @@ impl Installed {
             chain,
             installed_at,
             superseded_at: None,
+            fingerprint,
         })
     }
 
@@ -217,8 +220,8 @@ impl Installed {
     }
 
     /// SHA-256 over the certificate, hexadecimal: its name in records.
-    pub fn fingerprint(&self) -> String {
-        hex(&self.certificate().fingerprint())
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     fn superseded(&self, at: Timestamp) -> Self {
@@ -231,6 +234,7 @@ impl Installed {
             header: self.header.clone(),
             installed_at: self.installed_at,
             superseded_at: Some(self.superseded_at.unwrap_or(at)),
+            fingerprint: self.fingerprint.clone(),
         }
     }
 }
@@ -292,6 +296,13 @@ impl Snapshot {
     /// Every installed certificate, oldest first.
     pub fn certificates(&self) -> &[Arc<Installed>] {
         &self.all
+    }
+
+    /// The installed certificate of that fingerprint, in good standing or not.
+    pub fn by_fingerprint(&self, fingerprint: &str) -> Option<&Arc<Installed>> {
+        self.all
+            .iter()
+            .find(|installed| installed.fingerprint() == fingerprint)
     }
 
     /// Every pinned service.

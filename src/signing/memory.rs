@@ -23,7 +23,7 @@ use crate::audit::verify::VerifyError;
 use crate::base::encoding::{base64url, from_base64, from_base64url};
 use crate::base::ids::Jti;
 use crate::base::key::Signature;
-use crate::enrol::Snapshot;
+use crate::enrol::{Installed, Snapshot};
 use crate::policy::Caller;
 use crate::statement::{ApprovalDraft, Origin};
 
@@ -36,12 +36,14 @@ pub const MAX_ENTRIES: usize = 131_072;
 /// What one challenge has come to.
 #[derive(Debug, Default)]
 pub enum Progress {
-    /// Nothing was recorded yet.
+    /// Nothing durable came of it yet.
     #[default]
     Fresh,
     /// A person said no: that is final.
     Denied,
-    /// The record is durable or on its way; the signature may or may not exist.
+    /// It was approved with a certificate that is not here any more.
+    Spent,
+    /// The record is durable, and no signature has left.
     Recorded(Recorded),
     /// The approval was made.
     Approved(Recorded, Answer),
@@ -56,17 +58,25 @@ pub struct Recorded {
     pub challenge: String,
     /// The approval without its signature.
     pub draft: ApprovalDraft,
-    /// Fingerprint of the certificate it was made for.
-    pub certificate: String,
+    /// The certificate it was made for.
+    pub installed: Arc<Installed>,
 }
 
-/// An approval as it was given out.
+/// What was signed: all that a payload lacks to be an approval again.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// The compact JWS.
-    pub approval: Arc<str>,
+    /// The signature of the JWS.
+    pub signature: Signature,
     /// The CMS signature, where one was asked for.
     pub cms: Option<Arc<[u8]>>,
+}
+
+impl Answer {
+    /// The compact JWS, to the byte as it was given out.
+    pub fn approval(&self, recorded: &Recorded) -> String {
+        let input = recorded.draft.signing_input(&recorded.installed.header);
+        ApprovalDraft::assemble(input, &self.signature)
+    }
 }
 
 /// One challenge's place: lock it, read its progress, move it on.
@@ -137,22 +147,25 @@ impl Memory {
                 ApprovalRecord::KIND => {
                     let body: ApprovalRecord = read(&record)?;
                     let end = Timestamp::from_second(body.expires).unwrap_or(now);
-                    let recorded = Recorded {
-                        owner: body.owner,
-                        challenge: body.challenge,
-                        draft: ApprovalDraft::from_payload(
-                            body.jti,
-                            body.payload.get().as_bytes().to_vec(),
-                        ),
-                        certificate: body.certificate,
+                    let progress = match snapshot.by_fingerprint(&body.certificate) {
+                        None => Progress::Spent,
+                        Some(installed) => Progress::Recorded(Recorded {
+                            owner: body.owner,
+                            challenge: body.challenge,
+                            draft: ApprovalDraft::from_payload(
+                                body.jti,
+                                body.payload.get().as_bytes().to_vec(),
+                            ),
+                            installed: installed.clone(),
+                        }),
                     };
-                    restored.insert(body.challenge_jti, (Progress::Recorded(recorded), end));
+                    restored.insert(body.challenge_jti, (progress, end));
                 }
                 SignedRecord::KIND => {
                     let body: SignedRecord = read(&record)?;
                     if let Some((progress, _)) = restored.get_mut(&body.challenge_jti)
                         && let Progress::Recorded(recorded) = progress
-                        && let Some(answer) = body.answer(recorded, snapshot)
+                        && let Some(answer) = body.answer()
                     {
                         *progress = Progress::Approved(recorded.clone(), answer);
                     }
@@ -271,15 +284,9 @@ impl SignedRecord {
         }
     }
 
-    fn answer(&self, recorded: &Recorded, snapshot: &Snapshot) -> Option<Answer> {
-        let installed = snapshot
-            .certificates()
-            .iter()
-            .find(|installed| installed.fingerprint() == recorded.certificate)?;
-        let signature = Signature::from_jose(from_base64url(&self.signature)?);
-        let input = recorded.draft.signing_input(&installed.header);
+    fn answer(&self) -> Option<Answer> {
         Some(Answer {
-            approval: ApprovalDraft::assemble(input, &signature).into(),
+            signature: Signature::from_jose(from_base64url(&self.signature)?),
             cms: match &self.cms {
                 None => None,
                 Some(text) => Some(from_base64(text.as_bytes())?.into()),

@@ -163,7 +163,7 @@ pub struct ApprovalAnswer {
     /// The approval's id.
     pub jti: Jti,
     /// The compact JWS.
-    pub approval: Arc<str>,
+    pub approval: String,
     /// The detached CMS signature over its payload, DER.
     pub cms: Option<Arc<[u8]>>,
 }
@@ -251,6 +251,7 @@ impl Pipeline {
         let earlier = match &*progress {
             Progress::Fresh => None,
             Progress::Denied => return Err(SigningError::Denied),
+            Progress::Spent => return Err(SigningError::Used),
             Progress::Recorded(recorded) | Progress::Approved(recorded, _)
                 if recorded.owner != request.caller || recorded.challenge != challenge.hash() =>
             {
@@ -268,7 +269,12 @@ impl Pipeline {
 
         let grant = self.authorise(request, &challenge, &installed)?;
         let (recorded, permit, pending) = match earlier {
-            // The person agreed to this very payload before; only the signature is missing.
+            // The person agreed to this very payload before; only a signature is missing.
+            Some(recorded) if recorded.installed.fingerprint() != installed.fingerprint() => {
+                return Err(SigningError::Standing {
+                    standing: Standing::Superseded,
+                });
+            }
             Some(recorded) => {
                 let permit = grant.permit(&recorded.draft.consent()?)?;
                 (recorded, permit, None)
@@ -284,19 +290,12 @@ impl Pipeline {
                         return Err(error);
                     }
                 };
-                // A person takes time: what was true before the question must be true after it.
-                let snapshot = self.registry.snapshot();
-                self.parse(request, &snapshot)?;
-                let still = self.certificate(&challenge, &snapshot)?;
-                if still.fingerprint() != installed.fingerprint() {
-                    return Err(SigningError::Standing {
-                        standing: Standing::Superseded,
-                    });
+                if consent.method != ConsentMethod::Policy {
+                    self.check_again(request, &installed)?;
                 }
                 let permit = grant.permit(&consent)?;
                 let recorded = self.draft(request, &challenge, &installed, &consent)?;
-                let pending = self.record(request, &challenge, &installed, &recorded)?;
-                *progress = Progress::Recorded(recorded.clone());
+                let pending = self.record(request, &challenge, &recorded)?;
                 (recorded, permit, Some(pending))
             }
         };
@@ -312,20 +311,27 @@ impl Pipeline {
             }
         };
         let known = match &*progress {
-            Progress::Approved(_, answer) => Some(answer.approval.clone()),
+            Progress::Approved(_, answer) => Some(answer.signature.clone()),
             _ => None,
         };
-        let signing = self.sign(request, &installed, &recorded, permit, known);
+        let is_new = known.is_none();
+        let signing = self.sign(request, &recorded, permit, known);
         let (durable, signed) = tokio::join!(durable, signing);
-        if let Err(error) = durable {
-            // The record does not count, so neither does the turn: nothing has left.
-            *progress = Progress::Fresh;
-            return Err(error);
-        }
-        let (answer, signature) = signed?;
-        if let Some(signature) = signature {
-            let body =
-                SignedRecord::new(challenge.jti().clone(), &signature, answer.cms.as_deref());
+        // Whoever goes away before this point leaves the turn as it was: nothing has left, and
+        // only what is known to be durable counts.
+        durable?;
+        let answer = match signed {
+            Ok(answer) => answer,
+            Err(error) => {
+                if is_new {
+                    *progress = Progress::Recorded(recorded);
+                }
+                return Err(error);
+            }
+        };
+        if is_new {
+            let jti = challenge.jti().clone();
+            let body = SignedRecord::new(jti, &answer.signature, answer.cms.as_deref());
             let event = Event::new(SignedRecord::KIND, Some(request.id.clone()), &body)?;
             // Not waited for: the `approval` record is what must be durable. Should this one be
             // lost, the same payload is signed again for the same caller.
@@ -439,7 +445,7 @@ impl Pipeline {
         &self,
         request: &ApprovalRequest,
         challenge: &Challenge,
-        installed: &Installed,
+        installed: &Arc<Installed>,
         consent: &Consent,
     ) -> Result<Recorded, SigningError> {
         let draft = ApprovalDraft::new(
@@ -454,7 +460,7 @@ impl Pipeline {
             owner: request.caller.clone(),
             challenge: challenge.hash(),
             draft,
-            certificate: installed.fingerprint(),
+            installed: installed.clone(),
         })
     }
 
@@ -462,7 +468,6 @@ impl Pipeline {
         &self,
         request: &ApprovalRequest,
         challenge: &Challenge,
-        installed: &Installed,
         recorded: &Recorded,
     ) -> Result<crate::audit::Pending, SigningError> {
         let payload = String::from_utf8_lossy(recorded.draft.payload()).into_owned();
@@ -473,8 +478,8 @@ impl Pipeline {
             challenge: recorded.challenge.clone(),
             expires: challenge.expires_at().as_second(),
             jti: recorded.draft.jti().clone(),
-            certificate: recorded.certificate.clone(),
-            key: installed.key.to_string(),
+            certificate: recorded.installed.fingerprint().to_owned(),
+            key: recorded.installed.key.to_string(),
             payload: RawValue::from_string(payload)?,
         };
         let event = Event::new(ApprovalRecord::KIND, Some(request.id.clone()), &body)?;
@@ -496,26 +501,23 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Signs what is missing: the approval unless `known` holds it, and the CMS if wanted.
+    /// Signs what is missing: the approval unless `known` is its signature, and the CMS if wanted.
     async fn sign(
         &self,
         request: &ApprovalRequest,
-        installed: &Installed,
         recorded: &Recorded,
         permit: Permit,
-        known: Option<Arc<str>>,
-    ) -> Result<(Answer, Option<Signature>), SigningError> {
+        known: Option<Signature>,
+    ) -> Result<Answer, SigningError> {
+        let installed = &recorded.installed;
         let (permit, cms_permit) = permit.with_cms();
-        let (approval, signature) = match known {
-            Some(approval) => (approval, None),
+        let signature = match known {
+            Some(signature) => signature,
             None => {
                 let input = recorded.draft.signing_input(&installed.header);
-                let signature = self
-                    .devices
+                self.devices
                     .sign(permit, installed.scheme, input.as_bytes())
-                    .await?;
-                let approval = ApprovalDraft::assemble(input, &signature);
-                (Arc::from(approval), Some(signature))
+                    .await?
             }
         };
         let cms = match (request.cms, cms_permit) {
@@ -534,7 +536,25 @@ impl Pipeline {
             }
             _ => None,
         };
-        Ok((Answer { approval, cms }, signature))
+        Ok(Answer { signature, cms })
+    }
+
+    /// A person takes time: what was true before the question must be true after it.
+    fn check_again(
+        &self,
+        request: &ApprovalRequest,
+        installed: &Installed,
+    ) -> Result<(), SigningError> {
+        let snapshot = self.registry.snapshot();
+        let challenge = self.parse(request, &snapshot)?;
+        let still = self.certificate(&challenge, &snapshot)?;
+        if still.fingerprint() == installed.fingerprint() {
+            Ok(())
+        } else {
+            Err(SigningError::Standing {
+                standing: Standing::Superseded,
+            })
+        }
     }
 
     /// A refusal is recorded too, but nobody waits for it: nothing was signed.
@@ -556,7 +576,7 @@ fn answer_of(challenge_jti: &Jti, recorded: &Recorded, answer: &Answer) -> Appro
     ApprovalAnswer {
         challenge_jti: challenge_jti.clone(),
         jti: recorded.draft.jti().clone(),
-        approval: answer.approval.clone(),
+        approval: answer.approval(recorded),
         cms: answer.cms.clone(),
     }
 }

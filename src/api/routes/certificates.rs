@@ -51,7 +51,7 @@ pub(super) fn view(
         Standing::Superseded => "superseded",
     };
     OperatingCertificate {
-        fingerprint: installed.fingerprint(),
+        fingerprint: installed.fingerprint().to_owned(),
         serial: hex(certificate.serial()),
         account: installed.identity.account.clone(),
         operator: installed.identity.operator.clone(),
