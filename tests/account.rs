@@ -1024,7 +1024,7 @@ impl Running {
     fn start(made: &Made) -> Self {
         let mut child = made
             .command()
-            .arg("serve")
+            .args(["serve", "--allow-root"])
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .spawn()
@@ -1302,7 +1302,10 @@ fn commands_say_what_is_wrong_and_change_nothing() {
     ] {
         files::write_atomic(&other, text.as_bytes(), mode).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_opcert-accountd"));
-        command.arg("--config").arg(&other).arg("serve");
+        command
+            .arg("--config")
+            .arg(&other)
+            .args(["serve", "--allow-root"]);
         let (exit, _, error) = run(&mut command, "");
         assert_eq!(exit, 78, "{error}");
         assert!(error.contains(code), "{error}");
@@ -1311,7 +1314,7 @@ fn commands_say_what_is_wrong_and_change_nothing() {
     command
         .arg("--config")
         .arg(made.token.directory().join("none"))
-        .arg("serve");
+        .args(["serve", "--allow-root"]);
     let (exit, _, error) = run(&mut command, "");
     assert!(exit == 78 && error.contains("config-unreadable"), "{error}");
 
@@ -1321,7 +1324,10 @@ fn commands_say_what_is_wrong_and_change_nothing() {
     let changed = text.replace("127.0.0.1:0", &address);
     files::write_atomic(&other, changed.as_bytes(), 0o600).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_opcert-accountd"));
-    command.arg("--config").arg(&other).arg("serve");
+    command
+        .arg("--config")
+        .arg(&other)
+        .args(["serve", "--allow-root"]);
     let (exit, _, error) = run(&mut command, "");
     assert!(exit == 69 && error.contains("port-in-use"), "{error}");
 }

@@ -52,6 +52,7 @@ fn write(path: &Path, text: &str, mode: u32) {
 fn command(directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_opcertd"));
     command
+        .arg("--allow-root")
         .arg("--config")
         .arg(directory.join("opcertd.toml"))
         .stdin(Stdio::null());
@@ -544,6 +545,7 @@ os.execv(sys.argv[2], sys.argv[2:])
         .args(["-c", script])
         .arg(&socket)
         .arg(env!("CARGO_BIN_EXE_opcertd"))
+        .arg("--allow-root")
         .arg("--config")
         .arg(directory.path().join("opcertd.toml"));
     let mut daemon = Daemon::spawn(directory, command);
@@ -557,6 +559,73 @@ os.execv(sys.argv[2], sys.argv[2:])
     assert!(!daemon.path("run/control.sock").exists());
     assert_eq!(daemon.stop().code(), Some(0));
     assert!(socket.exists(), "the service manager's socket stays");
+}
+
+#[test]
+fn the_service_manager_hears_of_reloads_and_that_all_is_well() {
+    let directory = place("");
+    let path = directory.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let mut process = command(directory.path())
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "300000")
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Skips what else is said meanwhile.
+    let hear = |wanted: &str| {
+        let mut message = [0; 256];
+        loop {
+            let length = socket.recv(&mut message).expect(wanted);
+            let text = std::str::from_utf8(&message[..length]).unwrap();
+            if text.starts_with(wanted) {
+                return text.to_owned();
+            }
+        }
+    };
+    hear("READY=1");
+    hear("WATCHDOG=1");
+    hear("WATCHDOG=1");
+    let pid = rustix::process::Pid::from_child(&process);
+    let config = directory.path().join("opcertd.toml");
+    let good = std::fs::read_to_string(&config).unwrap();
+    for text in [
+        good.clone() + "[log]\nlevel = \"debug\"\n",
+        good + "colour = 1\n",
+    ] {
+        write(&config, &text, 0o600);
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+        // systemd from 253 on takes a reload without the time for a failure.
+        assert!(hear("RELOADING=1").contains("MONOTONIC_USEC="));
+        hear("READY=1");
+    }
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    hear("STOPPING=1");
+    assert_eq!(process.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn root_is_refused_unless_told() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: not root");
+        return;
+    }
+    let directory = place("");
+    let output = Command::new(env!("CARGO_BIN_EXE_opcertd"))
+        .arg("--config")
+        .arg(directory.path().join("opcertd.toml"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(77), "{text}");
+    assert!(
+        text.contains("--allow-root") && text.contains("[not-permitted]"),
+        "{text}"
+    );
+    assert!(!directory.path().join("state").exists());
 }
 
 #[tokio::test]

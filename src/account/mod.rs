@@ -40,4 +40,4 @@ pub mod sms;
 pub mod store;
 pub mod webhooks;
 
-pub use admin::main;
+pub use admin::{command, main};

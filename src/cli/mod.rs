@@ -162,7 +162,7 @@ pub fn main() -> ExitCode {
 }
 
 /// The command tree, also for completions.
-fn command() -> clap::Command {
+pub fn command() -> clap::Command {
     Arguments::command().styles(
         clap::builder::Styles::styled()
             .header(anstyle::Style::new().bold())

@@ -6,7 +6,22 @@ use rustix::process::{
 };
 
 use super::failure::Failure;
-use crate::base::sysexits::EX_OSERR;
+use crate::api::problem::{Code, Problem};
+use crate::base::sysexits::{EX_NOPERM, EX_OSERR};
+
+/// Refuses to run as root unless `allowed`: what an attacker makes of the daemon would be root too,
+/// and what root leaves in the state directory the service user could not open later.
+pub fn privileges(allowed: bool) -> Result<(), Failure> {
+    if allowed || !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        EX_NOPERM,
+        Problem::new(Code::NotPermitted, "opcertd was started as root").with_action(
+            "Start it as a user of its own, as its systemd unit does, or pass --allow-root.",
+        ),
+    ))
+}
 
 /// No core dump, no attaching by other processes of the same user, private files.
 ///

@@ -6,7 +6,8 @@
 //!    before is read back from the trail, so that no challenge is approved twice.
 //! 4. Every door is bound before a token is touched or a request served, so a taken port never
 //!    leaves half a daemon.
-//! 5. The service manager is told, and requests are served until SIGTERM or SIGINT.
+//! 5. The service manager is told, and requests are served until SIGTERM or SIGINT. Meanwhile SIGHUP
+//!    has the configuration read again, and the service manager's watchdog is fed while tokens sign.
 //! 6. Requests in flight get ten seconds; then tokens are logged out and the audit trail is closed
 //!    by its last record.
 //!
@@ -17,17 +18,24 @@
 mod bind;
 mod failure;
 mod harden;
+mod manager;
+mod reload;
+mod signals;
+mod watchdog;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
-use tokio::signal::unix::{SignalKind, signal};
+use clap::{CommandFactory, Parser};
 
 use self::bind::Bound;
 use self::failure::Failure;
+use self::manager::Notice;
+use self::reload::Reload;
+use self::signals::{Signal, Signals};
+use self::watchdog::Watchdog;
 use crate::api::clients::Clients;
 use crate::api::doors;
 use crate::api::local_ca::LocalCa;
@@ -60,6 +68,14 @@ struct Arguments {
     /// Read and check the configuration, start nothing.
     #[arg(long)]
     check: bool,
+    /// Run as root, which is refused otherwise: nothing here needs it.
+    #[arg(long)]
+    allow_root: bool,
+}
+
+/// The command line, for the manual.
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// Runs the program.
@@ -84,7 +100,8 @@ fn start(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.check {
         return Ok(());
     }
-    telemetry::start(config.log)
+    harden::privileges(arguments.allow_root)?;
+    let log = telemetry::start(config.log)
         .map_err(|error| Failure::system(EX_SOFTWARE, "logging cannot be set up", &error))?;
     // Inherited sockets are taken while the process has one thread: taking them clears the
     // variables that announce them.
@@ -96,13 +113,18 @@ fn start(arguments: &Arguments) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::system(EX_OSERR, "the runtime cannot be started", &error))?;
-    runtime.block_on(run(config, inherited))
+    let reload = Reload::new(arguments.config.clone(), config.clone(), log);
+    runtime.block_on(run(config, reload, inherited))
 }
 
-async fn run(config: Config, inherited: bind::Inherited) -> Result<(), Failure> {
+async fn run(
+    config: Config,
+    mut reload: Reload,
+    inherited: bind::Inherited,
+) -> Result<(), Failure> {
     // Signals first: one that comes during the start must not kill a daemon that has begun to
     // write.
-    let mut stop = Stop::new()?;
+    let mut signals = Signals::new()?;
     let clock = Clock::system();
 
     files::private_directory(&config.state_directory).map_err(Failure::state)?;
@@ -172,6 +194,7 @@ async fn run(config: Config, inherited: bind::Inherited) -> Result<(), Failure> 
         .map_err(|error| Failure::state(crate::api::local_ca::LocalCaError::from(error)))?;
     let tls = tls::mutual(identity, roots)
         .map_err(|error| Failure::state(crate::api::local_ca::LocalCaError::from(error)))?;
+    let watchdog = Watchdog::wanted(&devices, &registry, &clock);
     let app = App::new(Parts {
         clock,
         audit: audit.clone(),
@@ -206,7 +229,8 @@ async fn run(config: Config, inherited: bind::Inherited) -> Result<(), Failure> 
     });
     let server = Server::start(doors);
     tracing::info!(native = ?native_addresses, control = %config.control_socket().display(), "ready");
-    notify(&[sd_notify::NotifyState::Ready]);
+    manager::tell(Notice::Ready);
+    let watchdog = watchdog.map(|watchdog| tokio::spawn(watchdog.run()));
 
     // What a crash left half enrolled is mended beside the serving: its token may be slow.
     let reclaim = tokio::spawn(async move {
@@ -215,9 +239,18 @@ async fn run(config: Config, inherited: bind::Inherited) -> Result<(), Failure> 
         }
     });
 
-    let signal = stop.wait().await;
+    let signal = loop {
+        match signals.next().await {
+            Signal::Stop(name) => break name,
+            Signal::Reload => {
+                manager::tell(Notice::Reloading);
+                reload.run();
+                manager::tell(Notice::Ready);
+            }
+        }
+    };
     tracing::info!(signal, "stopping");
-    notify(&[sd_notify::NotifyState::Stopping]);
+    manager::tell(Notice::Stopping);
     // Whoever connects from now on finds nobody, rather than a daemon that does not answer.
     drop(guard);
     if server.drain(DRAIN).await == Drained::Cut {
@@ -227,6 +260,9 @@ async fn run(config: Config, inherited: bind::Inherited) -> Result<(), Failure> 
         );
     }
     reclaim.abort();
+    if let Some(watchdog) = watchdog {
+        watchdog.abort();
+    }
     devices.shutdown().await;
     audit.close().await.map_err(Failure::audit)?;
     Ok(())
@@ -242,36 +278,4 @@ async fn record(
     let pending = audit.append(event).map_err(Failure::audit)?;
     pending.durable().await.map_err(Failure::audit)?;
     Ok(())
-}
-
-fn notify(state: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "the service manager cannot be told");
-    }
-}
-
-/// The signals that end the daemon.
-struct Stop {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl Stop {
-    fn new() -> Result<Self, Failure> {
-        let listen = |kind| {
-            signal(kind)
-                .map_err(|error| Failure::system(EX_OSERR, "signals cannot be received", &error))
-        };
-        Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn wait(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
 }

@@ -13,7 +13,8 @@ use crate::base::pkcs11::TokenUri;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Config {
-    /// The worker executable. Default: `opcert-worker` beside the running executable.
+    /// The worker executable. Default: `opcert-worker` beside the running executable, or in its
+    /// directory of `libexec`.
     pub worker: Option<PathBuf>,
     /// The modules, each in a worker of its own.
     #[serde(default)]
@@ -21,7 +22,7 @@ pub struct Config {
 }
 
 /// One PKCS#11 library.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ModuleConfig {
     /// How logs, statuses and `TokenId` name it.
@@ -56,7 +57,7 @@ pub struct ModuleConfig {
 }
 
 /// One token.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct TokenConfig {
     /// Which; must select exactly one.

@@ -1022,7 +1022,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Where the worker executable is: as configured, else beside the running program, else one
-/// directory up, which is where cargo puts it for tests.
+/// directory up, which is where cargo puts it for tests, else in the program's own directory of
+/// `libexec`, where a package puts it: `/usr/libexec/opcertd` for `/usr/sbin/opcertd`.
 pub(super) fn find_worker(configured: Option<&Path>) -> PathBuf {
     const NAME: &str = "opcert-worker";
     if let Some(path) = configured {
@@ -1031,11 +1032,13 @@ pub(super) fn find_worker(configured: Option<&Path>) -> PathBuf {
     let Ok(program) = std::env::current_exe() else {
         return PathBuf::from(NAME);
     };
+    let packaged = program.ancestors().nth(2).zip(program.file_name());
     program
         .ancestors()
         .skip(1)
         .take(2)
         .map(|directory| directory.join(NAME))
+        .chain(packaged.map(|(prefix, program)| prefix.join("libexec").join(program).join(NAME)))
         .find(|path| path.is_file())
         .unwrap_or_else(|| program.with_file_name(NAME))
 }

@@ -17,7 +17,8 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::{DefaultFields, Format, JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::{Layer, SubscriberExt as _};
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::registry::{LookupSpan, Registry};
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// The `[log]` table.
@@ -77,16 +78,30 @@ pub struct AlreadySetUp {
     source: tracing_subscriber::util::TryInitError,
 }
 
+/// Changes the log while the program runs.
+pub struct Handle(reload::Handle<Targets, Registry>);
+
+impl Handle {
+    /// Writes events from this level on.
+    pub fn set_level(&self, level: Level) {
+        if let Err(error) = self.0.reload(targets(level)) {
+            tracing::error!(%error, "the log level stays as it was");
+        }
+    }
+}
+
 /// Starts logging to standard error. Once a process, before anything worth logging.
-pub fn start(config: Config) -> Result<(), AlreadySetUp> {
+pub fn start(config: Config) -> Result<Handle, AlreadySetUp> {
     let kind = if is_journal(&io::stderr(), std::env::var("JOURNAL_STREAM").ok()) {
         Stream::Journal
     } else {
         Stream::Plain
     };
-    subscriber(config, kind, io::stderr)
+    let (subscriber, handle) = subscriber(config, kind, io::stderr);
+    subscriber
         .try_init()
-        .map_err(|source| AlreadySetUp { source })
+        .map_err(|source| AlreadySetUp { source })?;
+    Ok(handle)
 }
 
 /// An error with all its causes, for a log line: `Display` of an error prints its own level only.
@@ -123,14 +138,22 @@ fn is_journal(stream: &impl AsFd, variable: Option<String>) -> bool {
     variable == format!("{}:{}", stat.st_dev, stat.st_ino)
 }
 
-fn subscriber<W>(config: Config, stream: Stream, writer: W) -> impl Subscriber + Send + Sync
+fn targets(level: Level) -> Targets {
+    let level = level.filter();
+    Targets::new()
+        .with_default(level.min(LevelFilter::WARN))
+        .with_target(env!("CARGO_CRATE_NAME"), level)
+}
+
+fn subscriber<W>(
+    config: Config,
+    stream: Stream,
+    writer: W,
+) -> (impl Subscriber + Send + Sync, Handle)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let level = config.level.filter();
-    let targets = Targets::new()
-        .with_default(level.min(LevelFilter::WARN))
-        .with_target(env!("CARGO_CRATE_NAME"), level);
+    let (targets, handle) = reload::Layer::new(targets(config.level));
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let plain = Format::default().with_ansi(false);
     let layer = match (config.format, stream) {
@@ -147,7 +170,8 @@ where
             .event_format(Line::new(plain.json().flatten_event(true), stream))
             .boxed(),
     };
-    tracing_subscriber::registry().with(layer.with_filter(targets))
+    let subscriber = tracing_subscriber::registry().with(layer.with_filter(targets));
+    (subscriber, Handle(handle))
 }
 
 /// Keeps each event on one line, whatever its values hold, and marks its priority.
@@ -232,7 +256,7 @@ mod tests {
 
     fn logged(config: Config, stream: Stream, log: impl FnOnce()) -> String {
         let memory = Memory::default();
-        tracing::subscriber::with_default(subscriber(config, stream, memory.clone()), log);
+        tracing::subscriber::with_default(subscriber(config, stream, memory.clone()).0, log);
         let bytes = memory.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
     }
@@ -291,6 +315,19 @@ mod tests {
         });
         assert_eq!(text.lines().count(), 2, "{text}");
         assert!(text.contains("warning") && text.contains("ours"), "{text}");
+    }
+
+    #[test]
+    fn the_level_changes_while_the_program_runs() {
+        let memory = Memory::default();
+        let (subscriber, handle) = subscriber(Config::default(), Stream::Plain, memory.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::debug!("before");
+            handle.set_level(Level::Debug);
+            tracing::debug!("after");
+        });
+        let text = String::from_utf8(memory.0.lock().unwrap().clone()).unwrap();
+        assert!(!text.contains("before") && text.contains("after"), "{text}");
     }
 
     #[test]

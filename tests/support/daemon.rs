@@ -345,6 +345,7 @@ fn spawn(config: &Path, directory: &Path) -> Child {
         .open(directory.join("opcertd.log"))
         .unwrap();
     Command::new(env!("CARGO_BIN_EXE_opcertd"))
+        .arg("--allow-root")
         .arg("--config")
         .arg(config)
         .stdin(Stdio::null())

@@ -14,7 +14,7 @@ mod trial;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use super::config::{self, Config};
 use super::issuing::IssuingError;
@@ -27,8 +27,8 @@ use crate::audit::{Audit, AuditError, Event};
 use crate::base::Clock;
 use crate::base::files::FileError;
 use crate::base::sysexits::{
-    EX_CANTCREAT, EX_CONFIG, EX_DATAERR, EX_FAILED, EX_IOERR, EX_NOINPUT, EX_OSERR, EX_SOFTWARE,
-    EX_TEMPFAIL, EX_UNAVAILABLE,
+    EX_CANTCREAT, EX_CONFIG, EX_DATAERR, EX_FAILED, EX_IOERR, EX_NOINPUT, EX_NOPERM, EX_OSERR,
+    EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE,
 };
 use crate::base::x509::X509Error;
 use crate::config::ConfigError;
@@ -56,7 +56,11 @@ enum Command {
     /// Make a new service: configuration, keys on the token, authority, database.
     Init(Box<init::Arguments>),
     /// Run the service.
-    Serve,
+    Serve {
+        /// Run as root, which is refused otherwise: nothing here needs it.
+        #[arg(long)]
+        allow_root: bool,
+    },
     /// Bring the database to the schema of this version.
     Migrate,
     /// Accounts.
@@ -103,6 +107,9 @@ pub enum AdminError {
     /// The audit record could not be written, so nothing was done.
     #[error("cannot write the audit trail")]
     Audit(#[from] AuditError),
+    /// The service was started as root.
+    #[error("opcert-accountd serve was started as root")]
+    Root,
     /// Something is there already.
     #[error("{what} exists already")]
     Exists {
@@ -163,6 +170,7 @@ impl AdminError {
             Self::Audit(AuditError::Locked { .. }) => EX_TEMPFAIL,
             Self::Audit(_) | Self::Terminal(_) => EX_IOERR,
             Self::Device(_) => EX_UNAVAILABLE,
+            Self::Root => EX_NOPERM,
             Self::Exists { .. } | Self::Missing { .. } => EX_FAILED,
             Self::Password(_) | Self::Input { .. } => EX_DATAERR,
             Self::Issuing(_) | Self::X509(_) | Self::Logging(_) => EX_SOFTWARE,
@@ -183,6 +191,7 @@ impl AdminError {
             ))
             | Self::Store(_)
             | Self::Audit(_) => Some(Code::StateUnusable),
+            Self::Root => Some(Code::NotPermitted),
             _ => None,
         }
     }
@@ -220,6 +229,9 @@ impl AdminError {
             Self::Exists { .. } => "Nothing was changed. Choose another name or path.".into(),
             Self::Missing { .. } => "Check the name.".into(),
             Self::Password(_) => "Choose another password.".into(),
+            Self::Root => "Start it as a user of its own, as its systemd unit does, or pass \
+                           --allow-root."
+                .into(),
             _ => match self.code() {
                 Some(code) => code.action().to_owned(),
                 None => "Correct what is named and try again.".into(),
@@ -241,7 +253,17 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The command line, for the manual.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
 fn run(arguments: Arguments, output: &Output) -> Result<(), AdminError> {
+    if let Command::Serve { allow_root: false } = arguments.command
+        && rustix::process::geteuid().is_root()
+    {
+        return Err(AdminError::Root);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -258,7 +280,7 @@ fn run(arguments: Arguments, output: &Output) -> Result<(), AdminError> {
         telemetry::start(config.log)?;
         match arguments.command {
             Command::Init(_) => Ok(()),
-            Command::Serve => Ok(serve(&config).await?),
+            Command::Serve { .. } => Ok(serve(&config).await?),
             Command::Migrate => migrate(&config, output).await,
             Command::Account(command) => accounts::account(command, &config, output).await,
             Command::Operator(command) => accounts::operator(command, &config, output).await,
