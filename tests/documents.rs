@@ -31,6 +31,7 @@ fn relative_links_lead_somewhere() {
         "README.md",
         "docs/architecture.md",
         "docs/dependencies.md",
+        "docs/deploy.md",
         "docs/wechatpay.md",
     ] {
         let text = read(document);
