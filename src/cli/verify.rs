@@ -9,7 +9,7 @@ use super::error::Error;
 use super::input::{Source, read_file};
 use super::output::{Mood, Output, local_time};
 use crate::base::clock::Clock;
-use crate::base::encoding::{base64url, hex};
+use crate::base::encoding::hex;
 use crate::base::key::KeyError;
 use crate::base::sysexits::EX_OK;
 use crate::base::x509::{Certificate, Crl, PathError, StaleCrl, X509Error};
@@ -89,7 +89,7 @@ fn show(approval: &Approval, output: &Output) -> Result<(), Error> {
         "consent": approval.consent,
         "computer": approval.certificate.identity().map(|identity| identity.computer),
         "certificate": {
-            "sha256": base64url(&approval.certificate.fingerprint()),
+            "sha256": hex(&approval.certificate.fingerprint()),
             "serial": hex(approval.certificate.serial()),
             "subject": approval.certificate.subject().to_string(),
             "issuer": approval.certificate.issuer().to_string(),
