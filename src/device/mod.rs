@@ -678,7 +678,6 @@ impl Devices {
         let deadline = Instant::now() + module.config.call_timeout;
         let (mut logged_in_again, mut looked_again) = (false, false);
         loop {
-            let began = Instant::now();
             let (link, number) = match module.ready(token, need, deadline).await {
                 Err(DeviceError::TokenAbsent { .. }) if !looked_again => {
                     looked_again = true;
@@ -687,7 +686,7 @@ impl Devices {
                 }
                 Err(_) if !logged_in_again && module.login_failed(token) => {
                     logged_in_again = true;
-                    self.log_in_again(module, token, began).await?;
+                    self.log_in_again(module, token, Instant::now()).await?;
                     continue;
                 }
                 ready => ready?,
@@ -708,7 +707,7 @@ impl Devices {
                     },
                 ) if !logged_in_again => {
                     logged_in_again = true;
-                    self.log_in_again(module, token, began).await?;
+                    self.log_in_again(module, token, Instant::now()).await?;
                     continue;
                 }
                 CallError::Failed(

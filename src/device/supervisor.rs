@@ -46,7 +46,7 @@ use crate::base::secret::Pin;
 const RENEW_EVERY: Duration = Duration::from_secs(5);
 
 /// After a login that failed without a try being spent, the next one is made no sooner.
-const LOG_IN_AGAIN_AFTER: Duration = Duration::from_secs(1);
+const LOG_IN_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// The first and the longest delay before a worker that was of no use is replaced.
 const DELAYS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
@@ -99,7 +99,8 @@ pub(super) enum Command {
         wanted: TokenUri,
         done: oneshot::Sender<()>,
     },
-    /// Log in with the PIN that worked before, unless that happened after `seen`.
+    /// Log in with the PIN that worked before, unless that happened after `seen`, when the token
+    /// was seen logged out.
     LogInAgain {
         token: TokenId,
         seen: Instant,
@@ -813,6 +814,13 @@ enum Pause {
 impl Pause {
     fn is_stop(&self) -> bool {
         matches!(self, Self::Stop)
+    }
+}
+
+impl Drop for Worker {
+    /// Ends the process, also where a start was given up half way.
+    fn drop(&mut self) {
+        self.link.close(End::Retired);
     }
 }
 
