@@ -205,6 +205,26 @@ impl TokenView {
         }
     }
 
+    /// Whether what was made of this token still holds now that it was seen as `now`: a login that
+    /// was lost, or flags that changed after a person did something, are worth another look.
+    pub fn is_settled(&self, now: &Self) -> bool {
+        let (Some(before), Some(now)) = (&self.found, &now.found) else {
+            return false;
+        };
+        match self.state {
+            TokenState::Ready => now.logged_in || !now.flags.login_required,
+            _ => before.flags == now.flags && !matches!(self.reason, Some(Reason::LoginFailed(_))),
+        }
+    }
+
+    /// Whether callers would see the same.
+    pub fn looks_like(&self, other: &Self) -> bool {
+        self.state == other.state
+            && self.id == other.id
+            && self.found == other.found
+            && self.reason.as_ref().map(Reason::text) == other.reason.as_ref().map(Reason::text)
+    }
+
     /// What callers see; `state` is overridden while the worker is not up.
     pub fn status(&self, outage: Option<(TokenState, &str)>) -> TokenStatus {
         let found = self.found.as_ref();
@@ -269,6 +289,7 @@ mod tests {
             model: "x".into(),
             firmware: "1.0".into(),
             flags: TokenFlags::default(),
+            logged_in: false,
             generates: vec![],
             signs: vec![],
         }

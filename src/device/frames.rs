@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use crate::base::key::{KeySpec, Scheme};
 
 /// Changes whenever a frame changes.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// The most bytes of one packet.
 pub const PACKET_MAX: usize = 64 * 1024;
@@ -331,6 +331,8 @@ pub struct TokenInfo {
     pub firmware: String,
     /// The flags.
     pub flags: TokenFlags,
+    /// Whether this worker is logged in.
+    pub logged_in: bool,
     /// What it can generate.
     pub generates: Vec<KeySpec>,
     /// How it can sign.

@@ -342,6 +342,11 @@ impl Link {
         }
     }
 
+    /// Whether a call is under way that may take long, so that others wait for it.
+    pub fn is_occupied(&self) -> bool {
+        self.state().long > 0
+    }
+
     /// Whether any call succeeded since [`Link::count_from_here`].
     pub fn served(&self) -> bool {
         self.served.load(Ordering::Relaxed)

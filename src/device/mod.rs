@@ -101,7 +101,16 @@ struct Inner {
     modules: Vec<Module>,
     public_keys: RwLock<HashMap<KeyRef, PublicKey>>,
     stop: watch::Sender<bool>,
+    /// Counts what [`Changes`] reports.
+    changed: watch::Sender<u64>,
     supervisors: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// Waits for tokens to come, leave, or change their state.
+pub struct Changes {
+    devices: Devices,
+    seen: watch::Receiver<u64>,
+    stop: watch::Receiver<bool>,
 }
 
 struct Module {
@@ -137,6 +146,7 @@ impl Devices {
         let worker = supervisor::find_worker(config.worker.as_deref());
         let guard = Arc::new(PinGuard::open(state_directory, clock)?);
         let stop = watch::Sender::new(false);
+        let changed = watch::Sender::new(0);
         let mut modules: Vec<Module> = Vec::with_capacity(config.module.len());
         let mut supervisors = Vec::with_capacity(config.module.len());
         for config in config.module {
@@ -163,10 +173,12 @@ impl Devices {
                 view: view.clone(),
                 commands: inbox,
                 stop: stop.subscribe(),
+                changed: changed.clone(),
                 pins: HashMap::new(),
                 logged_in: HashMap::new(),
                 login_failed: HashMap::new(),
                 looked_again: None,
+                search: supervisor::RENEW_EVERY,
                 renewed: None,
                 looking: Vec::new(),
             };
@@ -184,6 +196,7 @@ impl Devices {
             modules,
             public_keys: RwLock::default(),
             stop,
+            changed,
             supervisors: Mutex::new(supervisors),
         })))
     }
@@ -207,6 +220,15 @@ impl Devices {
             list.extend(view.tokens.iter().map(|token| token.status(outage)));
         }
         list
+    }
+
+    /// Tells of every change of [`Devices::tokens`] from now on.
+    pub fn changes(&self) -> Changes {
+        Changes {
+            seen: self.0.changed.subscribe(),
+            stop: self.0.stop.subscribe(),
+            devices: self.clone(),
+        }
     }
 
     /// The configured modules as they are now.
@@ -808,6 +830,21 @@ impl Devices {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(key);
+    }
+}
+
+impl Changes {
+    /// Returns the tokens after the next change; several quick ones count as one. `None` once the
+    /// devices are shut down.
+    pub async fn next(&mut self) -> Option<Vec<TokenStatus>> {
+        let stopped = self.stop.wait_for(|stop| *stop);
+        tokio::select! {
+            _ = stopped => None,
+            changed = self.seen.changed() => {
+                changed.ok()?;
+                Some(self.devices.tokens().await)
+            }
+        }
     }
 }
 

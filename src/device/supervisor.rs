@@ -10,9 +10,14 @@
 //! that crashes at every start must not eat the machine, and a pcscd that restarts is back within
 //! a second. A new worker gets the PINs that worked before, through the [`PinGuard`].
 //!
+//! The slots are looked at every second: a token that came is logged in, one that left is absent,
+//! one that lost its login gets it back, before anybody calls. Slot events would only be a hint
+//! on top: modules lack them, or report them once, or block everything else while they wait.
+//!
 //! SoftHSM2, and smart-card stacks too, see new tokens only after a restart of the library. So a
 //! call that names an absent token has the slots looked at, and then, at most once in 5 s, the
-//! worker replaced after the calls under way are done.
+//! worker replaced after the calls under way are done. Without a call the worker is replaced for
+//! an absent token as long as no other token is there to be disturbed, at growing intervals.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -27,7 +32,7 @@ use tokio::net::unix::pipe;
 use tokio::process::{Child, Command as Process};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::catalogue::{Reason, TokenState, TokenView, overlap};
 use super::config::{ModuleConfig, PinSource, TokenConfig};
@@ -43,7 +48,13 @@ use crate::base::secret::Pin;
 
 /// A running worker is replaced at most this often for the sake of an absent token, and so for a
 /// return value that means an unwell library: some libraries answer a caller's mistake with one.
-const RENEW_EVERY: Duration = Duration::from_secs(5);
+pub(super) const RENEW_EVERY: Duration = Duration::from_secs(5);
+
+/// How often the slots are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The longest time between two workers that are started only to look for absent tokens.
+const SEARCH_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 
 /// After a login that failed without a try being spent, the next one is made no sooner.
 const LOG_IN_AGAIN_AFTER: Duration = Duration::from_millis(100);
@@ -124,11 +135,15 @@ pub(super) struct Supervisor {
     pub view: Arc<watch::Sender<Arc<View>>>,
     pub commands: mpsc::Receiver<Command>,
     pub stop: watch::Receiver<bool>,
+    /// Counts what callers can see.
+    pub changed: watch::Sender<u64>,
     /// PINs that worked in this process, for the next worker.
     pub pins: HashMap<TokenId, Pin>,
     pub logged_in: HashMap<TokenId, Instant>,
     pub login_failed: HashMap<TokenId, Instant>,
     pub looked_again: Option<Instant>,
+    /// How long the next worker that looks for absent tokens may search in vain.
+    pub search: Duration,
     pub renewed: Option<Instant>,
     /// Those who wait for a token, until the next worker is up.
     pub looking: Vec<oneshot::Sender<()>>,
@@ -252,14 +267,31 @@ impl Supervisor {
             next.phase = phase;
             *view = Arc::new(next);
         });
+        self.count_change();
     }
 
     fn publish_tokens(&self, tokens: Vec<TokenView>) {
-        self.view.send_modify(|view| {
-            let mut next = View::clone(view);
-            next.tokens = tokens;
-            *view = Arc::new(next);
+        let changed = self.view.send_if_modified(|view| {
+            let same = view.tokens.len() == tokens.len()
+                && tokens
+                    .iter()
+                    .zip(&view.tokens)
+                    .all(|(new, old)| new.looks_like(old));
+            if !same {
+                let mut next = View::clone(view);
+                next.tokens = tokens;
+                *view = Arc::new(next);
+            }
+            !same
         });
+        if changed {
+            self.count_change();
+        }
+    }
+
+    fn count_change(&self) {
+        self.changed
+            .send_modify(|count| *count = count.wrapping_add(1));
     }
 
     /// Starts a worker, logs in where it can, and publishes the result.
@@ -282,6 +314,7 @@ impl Supervisor {
             library: Some(library),
             tokens,
         }));
+        self.count_change();
         Ok(worker)
     }
 
@@ -640,11 +673,19 @@ impl Supervisor {
 
     /// Serves commands until the worker ends or is to be replaced.
     async fn serve(&mut self, worker: &Worker, stop: &mut watch::Receiver<bool>) -> Leave {
+        let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let command = tokio::select! {
                 () = worker.link.closed() => return self.post_mortem(&worker.link).await,
                 () = stopped(stop) => return Leave::Stop,
                 command = self.commands.recv() => command,
+                _ = look.tick() => {
+                    match self.look_around(worker).await {
+                        Some(leave) => return leave,
+                        None => continue,
+                    }
+                }
             };
             match command {
                 None => return Leave::Stop,
@@ -702,6 +743,34 @@ impl Supervisor {
         })
     }
 
+    /// Looks at the slots though nobody called.
+    async fn look_around(&mut self, worker: &Worker) -> Option<Leave> {
+        // The worker looks when it is done with what occupies it.
+        if worker.link.is_occupied() {
+            return None;
+        }
+        match self.look_again(&worker.link, None).await {
+            Ok(Found::Yes) => {
+                self.search = RENEW_EVERY;
+                None
+            }
+            Ok(Found::No) => {
+                let view = self.view.borrow().clone();
+                let disturbs = view.tokens.iter().any(|token| token.found.is_some());
+                if disturbs || worker.started.elapsed() < self.search {
+                    return None;
+                }
+                self.search = (self.search * 2).min(SEARCH_AT_LEAST_EVERY);
+                Some(Leave::LookAgain)
+            }
+            Err(error @ DeviceError::Pkcs11 { .. }) if self.may_renew() => {
+                Some(Leave::Ended(error.to_string()))
+            }
+            // The next look may bring more.
+            Err(_) => None,
+        }
+    }
+
     /// Looks at the slots again; tokens that were logged in stay so. Whether all that are `wanted`
     /// are there: to find others is not worth a new worker.
     async fn look_again(
@@ -716,7 +785,7 @@ impl Supervisor {
                 .iter()
                 .find(|known| known.id == token.id && known.found.is_some());
             match known {
-                Some(known) if token.found.is_some() => {
+                Some(known) if known.is_settled(token) => {
                     token.state = known.state;
                     token.reason = known.reason.clone();
                 }

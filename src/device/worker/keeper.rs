@@ -124,13 +124,19 @@ impl Keeper {
         })
     }
 
-    /// Looks at the slots, and lets go of anchors whose token left.
+    /// Looks at the slots, lets go of anchors whose token left, and sees who is logged in.
     fn tokens(&mut self) -> Result<Vec<TokenInfo>, Failure> {
-        let tokens = self.module.rescan()?;
+        let mut tokens = self.module.rescan()?;
         let module = self.module;
         self.anchors.retain(|number, anchor| {
             module.slot(*number) == Ok(anchor.slot) && anchor.session.get_session_info().is_ok()
         });
+        for token in &mut tokens {
+            token.logged_in = self
+                .anchors
+                .get(&token.number)
+                .is_some_and(|anchor| module.check_login(token.number, &anchor.session).is_ok());
+        }
         Ok(tokens)
     }
 

@@ -33,6 +33,8 @@ struct Known {
     serial: String,
     slot: Option<Slot>,
     login_required: bool,
+    /// What it can generate, and how it can sign; asked for once.
+    capabilities: Option<(Vec<KeySpec>, Vec<Scheme>)>,
 }
 
 impl Module {
@@ -134,6 +136,7 @@ impl Module {
                         serial: serial.clone(),
                         slot: None,
                         login_required: false,
+                        capabilities: None,
                     });
                     tokens.len() - 1
                 });
@@ -146,7 +149,10 @@ impl Module {
             let Ok(number) = u16::try_from(index) else {
                 break;
             };
-            let (generates, signs) = self.capabilities(slot);
+            if known.capabilities.is_none() {
+                known.capabilities = self.capabilities(slot);
+            }
+            let (generates, signs) = known.capabilities.clone().unwrap_or_default();
             list.push(TokenInfo {
                 number,
                 label,
@@ -155,6 +161,7 @@ impl Module {
                 model: text(info.model()),
                 firmware: info.firmware_version().to_string(),
                 flags: flags(&info),
+                logged_in: false,
                 generates,
                 signs,
             });
@@ -162,13 +169,13 @@ impl Module {
         Ok(list)
     }
 
-    /// What the mechanism list of a slot allows.
-    fn capabilities(&self, slot: Slot) -> (Vec<KeySpec>, Vec<Scheme>) {
+    /// What the mechanism list of a slot allows; `None` if it cannot be read now.
+    fn capabilities(&self, slot: Slot) -> Option<(Vec<KeySpec>, Vec<Scheme>)> {
         let mechanisms = match self.pkcs11.get_mechanism_list(slot) {
             Ok(mechanisms) => mechanisms,
             Err(error) => {
                 eprintln!("slot {}: {error:?}", slot.id());
-                return (Vec::new(), Vec::new());
+                return None;
             }
         };
         let has = |mechanism| mechanisms.contains(&mechanism);
@@ -205,7 +212,7 @@ impl Module {
         .filter(|(_, mechanism)| has(*mechanism))
         .map(|(scheme, _)| scheme)
         .collect();
-        (generates, signs)
+        Some((generates, signs))
     }
 }
 
