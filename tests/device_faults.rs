@@ -311,6 +311,61 @@ async fn a_token_is_taken_out_and_put_back_elsewhere() {
 }
 
 #[tokio::test]
+async fn removal_and_insertion_show_without_a_request() {
+    let Some(rig) = Rig::new("shows").await else {
+        return;
+    };
+    let mut changes = rig.devices.changes();
+    let mut becomes = async |expected: TokenState| {
+        let wait = async { while changes.next().await.expect("tokens")[0].state != expected {} };
+        tokio::time::timeout(Duration::from_secs(30), wait)
+            .await
+            .unwrap_or_else(|_| panic!("not in time: {expected:?}"));
+    };
+    rig.faulty.remove();
+    becomes(TokenState::Absent).await;
+    rig.faulty.insert(Slots::New, Handles::Swapped);
+    becomes(TokenState::Ready).await;
+    rig.sign().await.expect("the first request");
+    // A login that is lost comes back too.
+    let logins = rig.faulty.logins().len();
+    rig.faulty.expire_sessions();
+    eventually("logged in again", async || {
+        rig.faulty.logins().len() > logins
+    })
+    .await;
+    assert_eq!(rig.spent(), 0);
+    rig.devices.shutdown().await;
+    assert!(changes.next().await.is_none());
+}
+
+#[tokio::test]
+async fn what_a_person_mends_with_the_vendors_tool_is_noticed() {
+    let Some(token) = TestToken::softhsm("mended") else {
+        return;
+    };
+    let faulty = Faulty::new(&token);
+    let devices = {
+        faulty.pin_tries(3, 2);
+        start(&token, faulty_config(&token, &faulty, "mended")).await
+    };
+    select(&devices, &token).await;
+    assert_eq!(state(&devices).await.0, TokenState::FinalTry);
+    faulty.pin_tries(3, 3);
+    eventually("locked", async || {
+        state(&devices).await.0 == TokenState::LockedOut
+    })
+    .await;
+    faulty.pin_tries(3, 0);
+    eventually("ready", async || {
+        state(&devices).await.0 == TokenState::Ready
+    })
+    .await;
+    assert_eq!(faulty.logins().len(), 1);
+    devices.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_replug_between_two_requests_is_not_noticed() {
     let Some(rig) = Rig::new("quick replug").await else {
         return;
