@@ -96,7 +96,7 @@ async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
 /// What a merchant's server asks for: sign a request, decrypt a field.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_merchants_key_signs_requests_and_decrypts_fields() {
-    use opcert::policy::{Action, Caller, Decision, Request, WechatPayUse, decide};
+    use opcert::policy::{Action, Caller, Decision, PolicySet, Request, WechatPayUse, decide};
     use opcert::statement::{Consent, ConsentMethod};
     use opcert::wechatpay::v3::{Field, Method, PlatformKeys, RequestMessage};
 
@@ -126,15 +126,17 @@ async fn a_merchants_key_signs_requests_and_decrypts_fields() {
         .await
         .unwrap();
     let now = Clock::system().now();
+    let rules = PolicySet::shipped().unwrap();
     let permit = |key: &KeyRef, r#use| {
         let merchant = "1900007291".parse().unwrap();
-        let decision = decide(&Request {
+        let request = Request {
             caller: &Caller::Unix { uid: 0 },
             policy: None,
             key,
             action: Action::WechatPay(&merchant, r#use),
             now,
-        });
+        };
+        let decision = decide(&rules, &request);
         let Decision::Granted(grant) = decision else {
             panic!("granted");
         };

@@ -6,6 +6,7 @@
 //! tells the peer's user.
 
 use axum::extract::{FromRequestParts, Request, State};
+use axum::http::Method;
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -13,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use super::problem::{Code, Problem};
 use super::routes::App;
 use crate::http::Peer;
-use crate::policy::{Caller, ClientPolicy};
+use crate::policy::{Administration, Caller, ClientPolicy};
 
 /// A caller that its door let in; an extractor for handlers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +25,9 @@ pub struct Identified {
     pub policy: Option<ClientPolicy>,
 }
 
-/// A caller of the control socket; other callers are refused by the extractor.
+/// A caller of the control socket whom policy lets administer what the request is about; other
+/// callers are refused by the extractor. Who may use the socket may look at everything; policy is
+/// asked about what changes something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Administrator {
     /// Effective user id of the peer.
@@ -43,18 +46,37 @@ impl<S: Sync> FromRequestParts<S> for Identified {
     }
 }
 
-impl<S: Sync> FromRequestParts<S> for Administrator {
+impl FromRequestParts<App> for Administrator {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        match Identified::from_request_parts(parts, state).await?.caller {
-            Caller::Unix { uid } => Ok(Self { uid }),
-            caller => Err(Problem::new(
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let caller = Identified::from_request_parts(parts, app).await?.caller;
+        let Caller::Unix { uid } = caller else {
+            return Err(Problem::new(
                 Code::NotPermitted,
                 format!("{caller} may not use {} {}", parts.method, parts.uri.path()),
-            )),
+            ));
+        };
+        if let Some(what) = administration(&parts.method, parts.uri.path()) {
+            app.administer(&caller, what)?;
         }
+        Ok(Self { uid })
     }
+}
+
+/// What a request of an administrator changes; `None` where it only looks.
+fn administration(method: &Method, path: &str) -> Option<Administration> {
+    if method == Method::GET || path == super::routes::policy::EXPLAIN {
+        return None;
+    }
+    let resource = path.strip_prefix("/v1/").unwrap_or(path);
+    Some(match resource.split('/').next().unwrap_or("") {
+        "clients" => Administration::Client,
+        "enrolments" => Administration::Enrol,
+        "policy" => Administration::Policy,
+        "tokens" => Administration::Token,
+        _ => Administration::Service,
+    })
 }
 
 /// Who may use the control socket, besides root and the service's own user.

@@ -10,8 +10,8 @@ use serde_json::json;
 use super::problem::ProblemDocument;
 use super::types::{
     AddClient, AddedClient, Approval, BeginEnrolment, ClientList, CompleteEnrolment, CrlTaken,
-    Enrolment, Enrolments, KeysTaken, OperatingCertificate, OperatingCertificates, RequestApproval,
-    Status, Tokens,
+    Enrolment, Enrolments, ExplainPolicy, KeysTaken, OperatingCertificate, OperatingCertificates,
+    Policy, PolicyExplained, PolicyReloaded, RequestApproval, Status, Tokens,
 };
 use crate::base::ids::{ClientName, EnrolmentId, Jti};
 use crate::base::pkcs11::TokenUri;
@@ -151,6 +151,24 @@ impl Client {
     pub async fn remove_client(&mut self, name: &ClientName) -> Result<(), CallError> {
         self.empty(Method::DELETE, &format!("/v1/clients/{name}"), None::<&()>)
             .await
+    }
+
+    /// `GET /v1/policy`.
+    pub async fn policy(&mut self) -> Result<Policy, CallError> {
+        self.get("/v1/policy").await
+    }
+
+    /// `POST /v1/policy/reload`.
+    pub async fn reload_policy(&mut self) -> Result<PolicyReloaded, CallError> {
+        read(&self.send(Method::POST, "/v1/policy/reload", None).await?)
+    }
+
+    /// `POST /v1/policy/explain`.
+    pub async fn explain_policy(
+        &mut self,
+        body: &ExplainPolicy,
+    ) -> Result<PolicyExplained, CallError> {
+        self.json(Method::POST, "/v1/policy/explain", body).await
     }
 
     async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, CallError> {

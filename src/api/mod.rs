@@ -12,6 +12,7 @@ pub mod caller;
 pub mod client;
 pub mod clients;
 pub mod doors;
+pub mod explaining;
 pub mod extract;
 pub mod local_ca;
 pub mod problem;

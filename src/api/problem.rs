@@ -108,6 +108,7 @@ codes! {
 
     // Approvals.
     PolicyRefused "policy-refused" 403 "Policy refuses this" "Ask the administrator of this computer to change the client's policy if it should be allowed.";
+    LimitReached "limit-reached" 429 "A limit is reached" "Try again after the time in `retry-after`, or have the administrator of this computer raise the limit.";
     ConsentDenied "consent-denied" 403 "The person declined" "Ask the person at this computer before trying again.";
     ConsentUnavailable "consent-unavailable" 503 "No person can be asked" "Install pinentry and set `[consent] pinentry`, or give the client a policy without consent.";
     ConsentTimeout "consent-timeout" 408 "The person did not answer in time" "Try again while somebody is at this computer.";
@@ -158,6 +159,7 @@ codes! {
     ConfigSyntax "config-syntax" 500 "The configuration is not valid TOML" "Correct the line that is named.";
     ConfigUnknownKey "config-unknown-key" 500 "The configuration has an unknown key" "Correct or remove the key that is named.";
     ConfigValue "config-value" 500 "A configuration value is not allowed" "Correct the value that is named.";
+    PolicyInvalid "policy-invalid" 422 "The policy rules are not sound" "Correct the lines that are named; `opcert policy check` reads the rules without a daemon.";
     PortInUse "port-in-use" 500 "The address is taken" "Stop the program that listens there, or configure another address.";
     StateUnusable "state-unusable" 500 "The state directory cannot be used" "Check that it exists, has room, and belongs to the service user.";
 }
@@ -205,6 +207,7 @@ pub struct Problem {
     code: Code,
     detail: Cow<'static, str>,
     action: Cow<'static, str>,
+    rule: Option<String>,
     retry_after: Option<u32>,
 }
 
@@ -216,6 +219,7 @@ impl Problem {
             code,
             detail: detail.into(),
             action: Cow::Borrowed(code.action()),
+            rule: None,
             retry_after: None,
         }
     }
@@ -231,6 +235,12 @@ impl Problem {
     #[must_use]
     pub fn with_retry_after(mut self, seconds: u32) -> Self {
         self.retry_after = Some(seconds);
+        self
+    }
+
+    /// Names the policy rule that refused.
+    pub fn with_rule(mut self, rule: impl Into<String>) -> Self {
+        self.rule = Some(rule.into());
         self
     }
 
@@ -259,6 +269,7 @@ impl Problem {
             detail: self.detail.clone().into_owned(),
             action: self.action.clone().into_owned(),
             request_id: request_id.clone(),
+            rule: self.rule.clone(),
             retry_after: self.retry_after,
         }
     }
@@ -297,6 +308,9 @@ pub struct ProblemDocument {
     pub action: String,
     /// The request, as in the `request-id` header.
     pub request_id: RequestId,
+    /// The policy rule that refused, where one did; `opcert policy explain` says more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
     /// Seconds after which trying again makes sense.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after: Option<u32>,
@@ -513,11 +527,42 @@ impl From<crate::enrol::EnrolError> for Problem {
             E::TooMany | E::NotReady { .. } => Code::EnrolmentState,
             E::Unknown { .. } => Code::EnrolmentUnknown,
             E::OtherKey | E::OtherIdentity { .. } | E::Certificate(_) => Code::CertificateMismatch,
-            E::Policy(_) => Code::PolicyRefused,
+            E::Policy(refusal) => return refusal.into(),
             E::File(_) | E::Damaged { .. } => Code::StateUnusable,
         };
         log_ours(code, &error);
         Self::new(code, error.to_string())
+    }
+}
+
+impl From<crate::policy::Refusal> for Problem {
+    fn from(refusal: crate::policy::Refusal) -> Self {
+        use crate::policy::RefusalCause;
+        let (code, retry_after) = match refusal.cause {
+            RefusalCause::Rule => (Code::PolicyRefused, None),
+            RefusalCause::Limit { retry_after } => (Code::LimitReached, Some(retry_after)),
+        };
+        let problem = Self::new(code, format!("policy refuses: {}", refusal.reason));
+        Self {
+            retry_after,
+            ..problem.with_rule(refusal.rule)
+        }
+    }
+}
+
+impl From<crate::policy::PolicyErrors> for Problem {
+    fn from(errors: crate::policy::PolicyErrors) -> Self {
+        Self::new(
+            Code::PolicyInvalid,
+            format!("the policy rules are not sound: {errors}"),
+        )
+    }
+}
+
+impl From<crate::signing::RestoreError> for Problem {
+    fn from(error: crate::signing::RestoreError) -> Self {
+        log_ours(Code::AuditUnavailable, &error);
+        Self::new(Code::AuditUnavailable, error.to_string())
     }
 }
 
@@ -552,7 +597,7 @@ impl From<crate::signing::SigningError> for Problem {
             },
             E::Used => Code::ChallengeUsed,
             E::Denied => Code::ConsentDenied,
-            E::Policy(_) => Code::PolicyRefused,
+            E::Policy(refusal) => return refusal.into(),
             E::Consent(ref error) => match error {
                 ConsentError::Denied => Code::ConsentDenied,
                 ConsentError::TimedOut { .. } => Code::ConsentTimeout,

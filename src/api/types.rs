@@ -11,7 +11,10 @@ use crate::base::jose::JwkSet;
 use crate::base::key::KeySpec;
 use crate::base::secret::Pin;
 use crate::device::{ModuleStatus, TokenStatus};
-use crate::policy::ClientPolicy;
+use crate::policy::explain::Explanation;
+use crate::policy::rules::Rule;
+use crate::policy::{Changes, ClientPolicy, ConsentRule, Finding};
+use crate::statement::Kind;
 
 /// The daemon in a few numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -265,4 +268,101 @@ pub struct Client {
 pub struct ClientList {
     /// By name.
     pub clients: Vec<Client>,
+}
+
+/// The policy in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Policy {
+    /// SHA-256 over rules and limits, hexadecimal.
+    pub digest: String,
+    /// Its rules, by name.
+    pub rules: Vec<Rule>,
+    /// The names of its limits.
+    pub limits: Vec<String>,
+    /// What is doubtful about its rules.
+    pub warnings: Vec<Finding>,
+}
+
+/// The policy that was read anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PolicyReloaded {
+    /// What is in force now.
+    pub policy: Policy,
+    /// How it differs from what was.
+    pub changes: Changes,
+}
+
+/// A request that somebody wonders about. What is left out is taken from an installed certificate
+/// where one fits, or is an example.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExplainPolicy {
+    /// The client that would ask; a local user where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<ClientName>,
+    /// The local user that would ask; the one who explains where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// As if the client were registered with this consent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consent: Option<ConsentRule>,
+    /// As if it were registered for these kinds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kinds: Option<Vec<Kind>>,
+    /// The kind of operation.
+    pub kind: Kind,
+    /// Minor units.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub amount: Option<i64>,
+    /// ISO 4217.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub currency: Option<String>,
+    /// Who receives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payee: Option<String>,
+    /// How many pieces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u32>,
+    /// The merchant's own number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// The account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<AccountId>,
+    /// The operator who would approve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator: Option<OperatorId>,
+    /// The origin of the account service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// The page that would relay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// When; now where it is left out. RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
+    /// As if so many had been approved today.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count_today: Option<u64>,
+    /// As if so many minor units had been approved today.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sum_today: Option<u64>,
+}
+
+/// Why a request would be allowed or refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PolicyExplained {
+    /// Who would ask.
+    pub caller: String,
+    /// The account that was taken.
+    pub account: AccountId,
+    /// The operator that was taken.
+    pub operator: OperatorId,
+    /// The token that was taken.
+    pub token: String,
+    /// The certificate that was taken.
+    pub certificate: String,
+    /// Why.
+    #[serde(flatten)]
+    pub explanation: Explanation,
 }

@@ -105,6 +105,32 @@ pub fn read_checked(path: &Path, readers: Readers, limit: u64) -> Result<Vec<u8>
     Ok(bytes)
 }
 
+/// Checks that a directory's owner is root or the user this process runs as, and that nobody else
+/// can add, replace or remove its files.
+pub fn check_directory(path: &Path) -> Result<(), FileError> {
+    let metadata = std::fs::metadata(path).map_err(|source| FileError::Unreadable {
+        path: path.to_owned(),
+        source,
+    })?;
+    let mode = metadata.mode() & 0o777;
+    let problem = if !metadata.is_dir() {
+        "is not a directory".to_owned()
+    } else if metadata.uid() != 0 && metadata.uid() != rustix::process::geteuid().as_raw() {
+        format!(
+            "is owned by uid {}, neither root nor this program's user",
+            metadata.uid()
+        )
+    } else if mode & 0o022 != 0 {
+        format!("has mode {mode:04o}; only its owner may write")
+    } else {
+        return Ok(());
+    };
+    Err(FileError::Permissions {
+        path: path.to_owned(),
+        problem,
+    })
+}
+
 /// Replaces `path` by `bytes` so that after a crash at any instant the old or the new content is
 /// there, whole: temporary file beside it, fsync, rename, fsync of the directory.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {

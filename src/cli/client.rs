@@ -36,9 +36,9 @@ pub(super) enum Command {
         /// Directory for client.pem, client-key.pem and server-ca.pem. [default: NAME]
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
-        /// Whether a person is asked before each approval.
-        #[arg(long, value_enum, default_value_t = ConsentChoice::Confirm)]
-        consent: ConsentChoice,
+        /// Whether a person is asked before each approval: none, confirm or confirm-with-pin.
+        #[arg(long, value_name = "CONSENT", default_value_t = ConsentRule::Confirm)]
+        consent: ConsentRule,
         /// A kind of operation it may ask for; may be repeated. [default: all kinds]
         #[arg(long = "kind", value_name = "KIND", value_parser = kind)]
         kinds: Vec<Kind>,
@@ -52,15 +52,6 @@ pub(super) enum Command {
     },
 }
 
-/// [`ConsentRule`] on the command line.
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-pub(super) enum ConsentChoice {
-    /// Nobody is asked.
-    None,
-    /// A person confirms each approval.
-    Confirm,
-}
-
 pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> Result<u8, Error> {
     let mut daemon = daemon::control(global).await?;
     match command {
@@ -71,10 +62,7 @@ pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> 
             kinds,
         } => {
             let policy = ClientPolicy {
-                consent: match consent {
-                    ConsentChoice::None => ConsentRule::None,
-                    ConsentChoice::Confirm => ConsentRule::Confirm,
-                },
+                consent: *consent,
                 kinds: (!kinds.is_empty()).then(|| kinds.clone()),
                 ..ClientPolicy::default()
             };
@@ -113,10 +101,7 @@ fn row(client: &Client) -> Vec<String> {
     };
     vec![
         client.name.to_string(),
-        match client.policy.consent {
-            ConsentRule::None => "none".into(),
-            ConsentRule::Confirm => "confirm".into(),
-        },
+        client.policy.consent.to_string(),
         kinds,
         time(&client.expires),
         client.fingerprint.chars().take(16).collect(),

@@ -27,6 +27,8 @@ pub(super) enum Error {
         detail: String,
         /// What to do.
         action: String,
+        /// The policy rule that refused, where one did.
+        rule: Option<String>,
         /// The id under which the other side logged it.
         request_id: Option<String>,
     },
@@ -113,6 +115,8 @@ pub(super) struct Report {
     code: String,
     detail: String,
     action: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<String>,
     exit: u8,
@@ -211,6 +215,10 @@ impl Error {
             code: self.code().to_owned(),
             detail: self.detail(),
             action: self.action(),
+            rule: match self {
+                Self::Refused { rule, .. } => rule.clone(),
+                _ => None,
+            },
             request_id: match self {
                 Self::Refused { request_id, .. } => request_id.clone(),
                 _ => None,
@@ -240,6 +248,7 @@ impl From<ProblemDocument> for Error {
             code: problem.code,
             detail: problem.detail,
             action: problem.action,
+            rule: problem.rule,
             request_id: Some(problem.request_id.to_string()),
         }
     }

@@ -34,6 +34,9 @@ pub struct Config {
     /// How people are asked.
     #[serde(default)]
     pub consent: crate::consent::Config,
+    /// Who may do what.
+    #[serde(default)]
+    pub policy: super::policy::Config,
     /// The log on standard error.
     #[serde(default)]
     pub log: crate::telemetry::Config,
@@ -144,6 +147,10 @@ impl Loaded<Config> {
                 ));
             }
         }
+        config
+            .policy
+            .check()
+            .map_err(|error| self.refuse(error.key, error.problem))?;
         for (table, limits) in [
             ("native.limits", &config.native.limits),
             ("control.limits", &config.control.limits),

@@ -8,6 +8,7 @@
 //! Keys are kebab-case. Unknown keys are refused: a misspelt limit would otherwise be no limit.
 
 pub mod daemon;
+pub mod policy;
 
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api::problem::{Code, Problem};
 use crate::base::files::{self, FileError, Readers};
+use crate::policy::PolicyErrors;
 
 /// The largest file that is read, in bytes.
 const LIMIT: u64 = 1024 * 1024;
@@ -66,6 +68,12 @@ pub enum ConfigError {
         /// What is wrong.
         problem: String,
     },
+    /// Policy rules that are not sound.
+    #[error("the policy rules are not sound: {source}")]
+    Policy {
+        /// Each fault, with its file and line.
+        source: PolicyErrors,
+    },
 }
 
 fn cause(error: &FileError) -> String {
@@ -81,6 +89,18 @@ impl ConfigError {
             Self::Syntax { .. } => Code::ConfigSyntax,
             Self::UnknownKey { .. } => Code::ConfigUnknownKey,
             Self::Value { .. } => Code::ConfigValue,
+            Self::Policy { .. } => Code::PolicyInvalid,
+        }
+    }
+}
+
+impl From<FileError> for ConfigError {
+    fn from(source: FileError) -> Self {
+        match source {
+            FileError::Permissions { .. } => Self::Permissions { source },
+            FileError::Unreadable { .. }
+            | FileError::TooLarge { .. }
+            | FileError::Unwritable { .. } => Self::Unreadable { source },
         }
     }
 }
@@ -102,13 +122,7 @@ pub struct Loaded<T> {
 
 /// Reads and parses `path`.
 pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Loaded<T>, ConfigError> {
-    let bytes =
-        files::read_checked(path, Readers::Group, LIMIT).map_err(|source| match source {
-            FileError::Permissions { .. } => ConfigError::Permissions { source },
-            FileError::Unreadable { .. }
-            | FileError::TooLarge { .. }
-            | FileError::Unwritable { .. } => ConfigError::Unreadable { source },
-        })?;
+    let bytes = files::read_checked(path, Readers::Group, LIMIT)?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         ConfigError::Syntax {

@@ -49,6 +49,7 @@ use crate::consent::Asker;
 use crate::device::Devices;
 use crate::enrol::{Enroller, Registry};
 use crate::http::{Door, Drained, Listener, Server, tls};
+use crate::policy::{Policies, PolicySet};
 use crate::signing::Pipeline;
 use crate::telemetry::{self, Chain};
 
@@ -97,6 +98,11 @@ pub fn main() -> ExitCode {
 fn start(arguments: &Arguments) -> Result<(), Failure> {
     let config =
         Config::load(&arguments.config).map_err(|error| Failure::new(EX_CONFIG, error.into()))?;
+    // The rules too: a daemon with other rules than were meant must not start.
+    let policy = config
+        .policy
+        .load()
+        .map_err(|error| Failure::new(EX_CONFIG, error.into()))?;
     if arguments.check {
         return Ok(());
     }
@@ -114,11 +120,12 @@ fn start(arguments: &Arguments) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::system(EX_OSERR, "the runtime cannot be started", &error))?;
     let reload = Reload::new(arguments.config.clone(), config.clone(), log);
-    runtime.block_on(run(config, reload, inherited))
+    runtime.block_on(run(config, policy, reload, inherited))
 }
 
 async fn run(
     config: Config,
+    policy: PolicySet,
     mut reload: Reload,
     inherited: bind::Inherited,
 ) -> Result<(), Failure> {
@@ -178,6 +185,7 @@ async fn run(
         registry.clone(),
         audit.clone(),
         Asker::start(config.consent.clone()),
+        Policies::new(policy),
         clock.clone(),
     );
     // Without the memory of what was approved, a challenge could be approved twice.
@@ -187,6 +195,7 @@ async fn run(
         "version": env!("CARGO_PKG_VERSION"),
         "computer": registry.computer(),
         "remembered": remembered,
+        "policy": pipeline.policies().current().digest(),
     });
     record(&audit, "start", &body).await?;
 
@@ -204,8 +213,13 @@ async fn run(
         registry,
         enroller: enroller.clone(),
         pipeline,
+        load_policy: reload.policy_loader(),
+        reloading: tokio::sync::Mutex::default(),
         native: native_addresses.clone(),
     });
+    for warning in app.policy().warnings() {
+        tracing::warn!(%warning, "policy");
+    }
 
     let mut doors: Vec<Door> = native
         .into_iter()
@@ -225,7 +239,7 @@ async fn run(
         name: "control",
         listener: Listener::Unix { listener: control },
         limits: config.control.limits.clone(),
-        router: doors::control(app, access),
+        router: doors::control(app.clone(), access),
     });
     let server = Server::start(doors);
     tracing::info!(native = ?native_addresses, control = %config.control_socket().display(), "ready");
@@ -244,7 +258,7 @@ async fn run(
             Signal::Stop(name) => break name,
             Signal::Reload => {
                 manager::tell(Notice::Reloading);
-                reload.run();
+                reload.run(&app).await;
                 manager::tell(Notice::Ready);
             }
         }

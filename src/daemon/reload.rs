@@ -1,11 +1,16 @@
 //! Reading the configuration again while the daemon runs, on SIGHUP.
 //!
-//! A file that is refused changes nothing: the reason is logged, and the daemon goes on with what
-//! it had. Of a good file, what can change while requests are served changes at once; the log
-//! names what takes a restart, which is everything that is opened or bound at the start.
+//! A file that is refused changes nothing, nor does one whose policy rules are: the reason is
+//! logged, and the daemon goes on with what it had. Of a good file, what can change while requests
+//! are served changes at once: policy and the level of the log. The log names what takes a restart,
+//! which is everything that is opened or bound at the start.
+//!
+//! An administrator who reloads policy over the control socket gets that part alone.
 
 use std::path::PathBuf;
 
+use crate::api::routes::{App, LoadPolicy};
+use crate::base::ids::RequestId;
 use crate::config::daemon::Config;
 use crate::telemetry;
 
@@ -23,13 +28,41 @@ impl Reload {
     }
 
     /// Reads the file again.
-    pub fn run(&mut self) {
-        match Config::load(&self.path) {
-            Ok(read) => self.adopt(&read),
+    pub async fn run(&mut self, app: &App) {
+        let read = match Config::load(&self.path) {
+            Ok(read) => read,
             Err(error) => {
                 tracing::error!(%error, "the configuration was refused; nothing changed");
+                return;
             }
+        };
+        let by = serde_json::json!({ "signal": "SIGHUP" });
+        match app.reload(RequestId::random(), by).await {
+            Ok(answer) => {
+                let changes = &answer.changes;
+                tracing::info!(
+                    added = ?changes.added,
+                    removed = ?changes.removed,
+                    changed = ?changes.changed,
+                    limits_changed = changes.limits_changed,
+                    "policy read again"
+                );
+                for warning in &answer.policy.warnings {
+                    tracing::warn!(%warning, "policy");
+                }
+                self.adopt(&read);
+            }
+            Err(problem) => tracing::error!(%problem, "the policy was refused; nothing changed"),
         }
+    }
+
+    /// What reads the policy of the file, and nothing else of it.
+    pub fn policy_loader(&self) -> LoadPolicy {
+        let path = self.path.clone();
+        Box::new(move || {
+            let config = Config::load(&path)?;
+            Ok(config.policy.load()?)
+        })
     }
 
     fn adopt(&mut self, read: &Config) {

@@ -39,7 +39,7 @@ use crate::base::x509::{
     verify_operating_certificate,
 };
 use crate::device::{DeviceError, Devices};
-use crate::policy::{self, Action, Caller, Consent, ConsentMethod, Decision, Purpose, Refusal};
+use crate::policy::{self, Caller, Consent, ConsentMethod, Decision, Purpose, Refusal};
 use crate::statement::{Origin, ServiceError, Ticket};
 
 /// At most this many enrolments may be under way; past it the oldest must be ended first.
@@ -476,13 +476,7 @@ impl Enroller {
             RemoteKey::new(generated.public_key),
         )?;
         let now = self.clock.now();
-        let decision = policy::decide(&policy::Request {
-            caller,
-            policy: None,
-            key: &enrolment.key,
-            action: Action::Own(Purpose::CertificateRequest),
-            now,
-        });
+        let decision = policy::decide_own(caller, &enrolment.key, Purpose::CertificateRequest);
         let permit = match decision {
             Decision::Refused(refusal) => return Err(refusal.into()),
             Decision::Granted(grant) => grant.permit(&Consent {

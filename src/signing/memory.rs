@@ -224,7 +224,7 @@ impl State {
     }
 }
 
-fn read<T: for<'de> Deserialize<'de>>(record: &Record) -> Result<T, RestoreError> {
+pub(super) fn read<T: for<'de> Deserialize<'de>>(record: &Record) -> Result<T, RestoreError> {
     serde_json::from_str(record.body.get()).map_err(|source| RestoreError::Record {
         seq: record.seq,
         source,
@@ -250,6 +250,9 @@ pub struct ApprovalRecord {
     pub certificate: String,
     /// The key that signs.
     pub key: String,
+    /// The policy rule that allowed it; records of the first version have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
     /// The approval's payload, byte for byte.
     pub payload: Box<RawValue>,
 }

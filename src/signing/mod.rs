@@ -1,13 +1,17 @@
 //! From a challenge to an approval. [`Pipeline::approve`] reads as the security argument.
 //!
 //! Each step takes what the one before it returned: a parsed challenge, a certificate in good
-//! standing, a turn at this challenge, a grant, consent, a permit. Only then is the record
-//! written; the token signs while the record goes to the disk, and the answer leaves when both
-//! are done and the signature verified.
+//! standing, a turn at this challenge, a grant, consent, a place within every limit, a permit.
+//! Only then is the record written; the token signs while the record goes to the disk, and the
+//! answer leaves when both are done and the signature verified.
+//!
+//! A person takes time, so everything that was true before the question is asked again after it:
+//! the challenge's expiry, the certificate's standing, the rules and the limits.
 //!
 //! What never lives here: formats (`statement`), rules (`policy`), doors and status codes
 //! (`api`), PKCS#11 (`device`).
 
+mod counted;
 mod memory;
 
 use std::sync::Arc;
@@ -25,11 +29,12 @@ use crate::consent::{Asker, ConsentError, Prompt};
 use crate::device::{DeviceError, Devices};
 use crate::enrol::{Installed, Registry, Snapshot, Standing};
 use crate::policy::{
-    self, Action, Caller, ClientPolicy, Consent, ConsentMethod, ConsentRule, Decision, Grant,
-    Permit, Refusal,
+    self, Action, Approving, Caller, ClientPolicy, Consent, ConsentMethod, ConsentRule, Decision,
+    Grant, Permit, Policies, PolicySet, Refusal, Tally, Use,
 };
 use crate::statement::{ApprovalDraft, Challenge, Language, Origin, ServiceError};
 
+use counted::CountedBefore;
 use memory::{
     Answer, ApprovalRecord, DeniedRecord, Memory, NoRoom, Progress, Recorded, SignedRecord,
 };
@@ -97,6 +102,16 @@ pub enum SigningError {
     /// The approval cannot be written as JSON.
     #[error("the approval cannot be written")]
     Encode(#[from] serde_json::Error),
+}
+
+impl SigningError {
+    /// The policy rule that refused, where one did.
+    pub fn rule(&self) -> Option<&str> {
+        match self {
+            Self::Policy(refusal) => Some(&refusal.rule),
+            _ => None,
+        }
+    }
 }
 
 /// Why the memory of answered challenges cannot be read back. Without it nothing may be signed.
@@ -174,8 +189,10 @@ pub struct Pipeline {
     registry: Registry,
     audit: Audit,
     asker: Asker,
+    policies: Policies,
     clock: Clock,
     memory: Memory,
+    counted: CountedBefore,
 }
 
 impl Pipeline {
@@ -185,6 +202,7 @@ impl Pipeline {
         registry: Registry,
         audit: Audit,
         asker: Asker,
+        policies: Policies,
         clock: Clock,
     ) -> Self {
         Self {
@@ -192,17 +210,38 @@ impl Pipeline {
             registry,
             audit,
             asker,
+            policies,
             clock,
             memory: Memory::default(),
+            counted: CountedBefore::default(),
         }
     }
 
+    /// The rules in force.
+    pub fn policies(&self) -> &Policies {
+        &self.policies
+    }
+
+    /// Readies what `set` asks for beyond the request itself, before it is put in force: where it
+    /// looks at what was approved on the same day, the records of before the start are read back,
+    /// once. Waits for the disk.
+    pub fn prepare(&self, set: &PolicySet) -> Result<(), RestoreError> {
+        if set.reads_today() {
+            self.counted
+                .read(self.policies.usage(), set.time_zone(), self.clock.now())?;
+        }
+        Ok(())
+    }
+
     /// Reads back what was approved before a restart, from the audit records since
-    /// [`Pipeline::restore_since`]; returns how many challenges are remembered.
+    /// `Pipeline::restore_since`; returns how many challenges are remembered.
     pub fn restore(&self, log: &Recovered) -> Result<usize, RestoreError> {
         let records = log.since(self.restore_since())?;
         let snapshot = self.registry.snapshot();
-        self.memory.restore(records, &snapshot, self.clock.now())
+        let remembered = self.memory.restore(records, &snapshot, self.clock.now())?;
+        self.counted.hold(log.clone());
+        self.prepare(&self.policies.current())?;
+        Ok(remembered)
     }
 
     /// How far back a challenge may have been approved that is still good now: its longest life,
@@ -267,7 +306,12 @@ impl Pipeline {
             }
         };
 
-        let grant = self.authorise(request, &challenge, &installed)?;
+        let counted = match earlier {
+            Some(_) => Counted::Already,
+            None => Counted::NotYet,
+        };
+        let used = used(request, &challenge, installed.fingerprint());
+        let grant = self.authorise(request, &challenge, &installed, &used, counted)?;
         let (recorded, permit, pending) = match earlier {
             // The person agreed to this very payload before; only a signature is missing.
             Some(recorded) if recorded.installed.fingerprint() != installed.fingerprint() => {
@@ -293,21 +337,31 @@ impl Pipeline {
                 if consent.method != ConsentMethod::Policy {
                     self.check_again(request, &installed)?;
                 }
+                let grant = match consent.method {
+                    ConsentMethod::Policy => grant,
+                    _ => self.authorise(request, &challenge, &installed, &used, counted)?,
+                };
+                let rule = grant.rule().to_owned();
                 let permit = grant.permit(&consent)?;
+                let place = self.policies.usage().reserve(&used, self.clock.now())?;
                 let recorded = self.draft(request, &challenge, &installed, &consent)?;
-                let pending = self.record(request, &challenge, &recorded)?;
-                (recorded, permit, Some(pending))
+                let pending = self.record(request, &challenge, &recorded, &rule)?;
+                // The record is on its way: from here on the place is taken, unless the record
+                // turns out not to be durable.
+                (recorded, permit, Some((pending, place.keep())))
             }
         };
 
         let durable = async {
             match pending {
                 None => Ok(()),
-                Some(pending) => pending
-                    .durable()
-                    .await
-                    .map(|_| ())
-                    .map_err(SigningError::from),
+                Some((pending, place)) => match pending.durable().await {
+                    Ok(_) => Ok(()),
+                    Err(error) => {
+                        place.give_back();
+                        Err(SigningError::from(error))
+                    }
+                },
             }
         };
         let known = match &*progress {
@@ -384,21 +438,45 @@ impl Pipeline {
         }
     }
 
+    /// What policy says; limits that are reached already refuse before anybody is asked.
     fn authorise(
         &self,
         request: &ApprovalRequest,
         challenge: &Challenge,
         installed: &Installed,
+        used: &Use<'_>,
+        counted: Counted,
     ) -> Result<Grant, SigningError> {
-        let decision = policy::decide(&policy::Request {
-            caller: &request.caller,
-            policy: request.policy.as_ref(),
-            key: &installed.key,
-            action: Action::Approve(challenge.statement()),
-            now: self.clock.now(),
-        });
+        let set = self.policies.current();
+        let now = self.clock.now();
+        let today = if set.reads_today() {
+            counted.before(self.policies.usage().today(used, now), used)
+        } else {
+            Tally::default()
+        };
+        let decision = policy::decide(
+            &set,
+            &policy::Request {
+                caller: &request.caller,
+                policy: request.policy.as_ref(),
+                key: &installed.key,
+                action: Action::Approve(Approving {
+                    statement: challenge.statement(),
+                    service: challenge.issuer(),
+                    origin: request.origin.as_ref(),
+                    certificate: used.certificate,
+                    today,
+                }),
+                now,
+            },
+        );
         match decision {
-            Decision::Granted(grant) => Ok(grant),
+            Decision::Granted(grant) => {
+                if counted == Counted::NotYet {
+                    self.policies.usage().check(used, now)?;
+                }
+                Ok(grant)
+            }
             Decision::Refused(refusal) => Err(refusal.into()),
         }
     }
@@ -411,6 +489,13 @@ impl Pipeline {
     ) -> Result<Consent, SigningError> {
         let method = match grant.consent() {
             ConsentRule::None => ConsentMethod::Policy,
+            ConsentRule::ConfirmWithPin => {
+                return Err(SigningError::Consent(ConsentError::Unavailable {
+                    reason: "policy wants the token's PIN entered on the device for this \
+                             operation, and no configured token can be asked for it"
+                        .into(),
+                }));
+            }
             ConsentRule::Confirm => {
                 let lines = challenge
                     .statement()
@@ -469,6 +554,7 @@ impl Pipeline {
         request: &ApprovalRequest,
         challenge: &Challenge,
         recorded: &Recorded,
+        rule: &str,
     ) -> Result<crate::audit::Pending, SigningError> {
         let payload = String::from_utf8_lossy(recorded.draft.payload()).into_owned();
         let body = ApprovalRecord {
@@ -480,6 +566,7 @@ impl Pipeline {
             jti: recorded.draft.jti().clone(),
             certificate: recorded.installed.fingerprint().to_owned(),
             key: recorded.installed.key.to_string(),
+            rule: Some(rule.to_owned()),
             payload: RawValue::from_string(payload)?,
         };
         let event = Event::new(ApprovalRecord::KIND, Some(request.id.clone()), &body)?;
@@ -562,6 +649,7 @@ impl Pipeline {
         let body = serde_json::json!({
             "caller": request.caller.to_string(),
             "origin": request.origin,
+            "rule": error.rule(),
             "reason": error.to_string(),
         });
         let noted = Event::new("approval-refused", Some(request.id.clone()), &body)
@@ -569,6 +657,45 @@ impl Pipeline {
         if let Err(failure) = noted {
             tracing::warn!(request = %request.id, error = %failure, "a refusal could not be recorded");
         }
+    }
+}
+
+/// Whether an approval is in the day's count already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Counted {
+    NotYet,
+    /// It was recorded before, and only its signature is missing.
+    Already,
+}
+
+impl Counted {
+    /// What was approved before this approval.
+    fn before(self, today: Tally, used: &Use<'_>) -> Tally {
+        match self {
+            Self::NotYet => today,
+            Self::Already => Tally {
+                count: today.count.saturating_sub(1),
+                sum: today.sum.saturating_sub(
+                    used.amount
+                        .map_or(0, |amount| u64::try_from(amount.minor_units()).unwrap_or(0)),
+                ),
+            },
+        }
+    }
+}
+
+fn used<'a>(
+    request: &'a ApprovalRequest,
+    challenge: &'a Challenge,
+    fingerprint: &'a str,
+) -> Use<'a> {
+    let statement = challenge.statement();
+    Use {
+        caller: &request.caller,
+        certificate: fingerprint,
+        account: statement.account(),
+        kind: statement.kind(),
+        amount: statement.amount(),
     }
 }
 

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::kinds::{self, KindSpec};
+use super::kinds::{self, KindSpec, Presence};
 use super::money::Money;
 use super::strict::{FieldError, Object};
 use super::text::Text;
@@ -34,6 +34,26 @@ impl Kind {
     /// The title a person reads.
     pub fn title(self, language: Language) -> &'static str {
         language.pick(self.0.title)
+    }
+
+    /// Whether its statements have an amount and a currency.
+    pub fn amount(self) -> Presence {
+        self.0.amount
+    }
+
+    /// Whether they have a payee or other target.
+    pub fn payee(self) -> Presence {
+        self.0.payee
+    }
+
+    /// Whether they have a count.
+    pub fn count(self) -> Presence {
+        self.0.count
+    }
+
+    /// Whether they have a reference.
+    pub fn reference(self) -> Presence {
+        self.0.reference
     }
 }
 
@@ -285,6 +305,16 @@ impl Statement {
     /// The payee or other target.
     pub fn payee(&self) -> Option<&Text> {
         self.payee.as_ref()
+    }
+
+    /// How many pieces.
+    pub fn count(&self) -> Option<u32> {
+        self.count
+    }
+
+    /// The merchant's or platform's own number.
+    pub fn reference(&self) -> Option<&Text> {
+        self.reference.as_ref()
     }
 }
 

@@ -5,6 +5,7 @@ pub mod certificates;
 pub mod clients;
 pub mod enrolments;
 pub mod openapi;
+pub mod policy;
 pub mod services;
 pub mod status;
 pub mod tokens;
@@ -23,6 +24,7 @@ use crate::audit::Audit;
 use crate::base::Clock;
 use crate::device::Devices;
 use crate::enrol::{Enroller, Registry};
+use crate::policy::{Administration, Caller, PolicySet};
 use crate::signing::Pipeline;
 
 /// What the routes work with. Cloning shares it.
@@ -45,11 +47,19 @@ pub struct Parts {
     pub registry: Registry,
     /// Enrolments.
     pub enroller: Arc<Enroller>,
-    /// Approvals.
+    /// Approvals, and the policy they are decided by.
     pub pipeline: Pipeline,
+    /// Reads the policy anew from its files.
+    pub load_policy: LoadPolicy,
+    /// Held while the policy is read anew.
+    pub reloading: tokio::sync::Mutex<()>,
     /// Addresses that the native door is bound to.
     pub native: Vec<SocketAddr>,
 }
+
+/// Reads and checks the policy that is configured; waits for the disk. Where its files are is not
+/// for this module to know.
+pub type LoadPolicy = Box<dyn Fn() -> Result<PolicySet, Problem> + Send + Sync>;
 
 impl App {
     /// From its parts.
@@ -65,6 +75,15 @@ impl App {
     /// The time.
     pub fn clock(&self) -> &Clock {
         &self.0.clock
+    }
+
+    /// Whether policy lets `caller` change this.
+    pub(super) fn administer(&self, caller: &Caller, what: Administration) -> Result<(), Problem> {
+        let parts = &self.0;
+        let set = parts.pipeline.policies().current();
+        let (computer, now) = (parts.registry.computer(), parts.clock.now());
+        crate::policy::decide_administration(&set, caller, what, computer, now)?;
+        Ok(())
     }
 }
 
@@ -94,6 +113,9 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(approvals::get_approval))
         .routes(routes!(services::take_crl))
         .routes(routes!(services::take_keys))
+        .routes(routes!(policy::get_policy))
+        .routes(routes!(policy::reload_policy))
+        .routes(routes!(policy::explain_policy))
         .routes(routes!(clients::list_clients, clients::add_client))
         .routes(routes!(clients::remove_client))
 }

@@ -28,6 +28,7 @@ pub const PATH: &str = "/v1/openapi.json";
         (name = "certificates", description = "Operating certificates and how they are installed"),
         (name = "approvals", description = "Approvals of sensitive operations"),
         (name = "services", description = "What account services hand in, signed"),
+        (name = "policy", description = "The rules that decide, and why"),
         (name = "clients", description = "Programs that may use the native door"),
     )
 )]

@@ -1,6 +1,6 @@
 //! The kinds of sensitive operation: one file each, data only.
 //!
-//! A new kind is a file beside these and its line in [`ALL`]; nothing else changes.
+//! A new kind is a file beside these and its line in `ALL`; nothing else changes.
 
 mod balance_top_up;
 mod certificate_deletion;
@@ -45,11 +45,14 @@ pub struct KindSpec {
     pub(super) memo: Presence,
 }
 
-/// Whether a kind has a fact.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Presence {
+/// Whether statements of a kind have a fact.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// All have it.
     Required,
+    /// Some have it.
     Optional,
+    /// None has it.
     Forbidden,
 }
 

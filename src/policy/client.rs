@@ -1,0 +1,154 @@
+//! What a client's registration says about it. The shipped rules read it; site rules may too.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::Purpose;
+use crate::statement::{ConsentMethod, Kind};
+use crate::wechatpay::MerchantId;
+
+/// What a client may do; kept with its registration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ClientPolicy {
+    /// Whether a person is asked before each approval.
+    #[serde(default)]
+    pub consent: ConsentRule,
+    /// The operation kinds it may ask approvals for; all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kinds: Option<Vec<Kind>>,
+    /// The WeChat Pay merchants it may act for, and how; none when absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wechatpay: Vec<WechatPayRule>,
+}
+
+/// What a client may do for one WeChat Pay merchant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct WechatPayRule {
+    /// The merchant.
+    pub merchant: MerchantId,
+    /// What for.
+    pub uses: Vec<WechatPayUse>,
+}
+
+/// What a merchant's key on the token is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum WechatPayUse {
+    /// Signing requests.
+    Request,
+    /// Signing the parameters that start a payment.
+    Start,
+    /// Decrypting fields.
+    Decrypt,
+}
+
+impl WechatPayUse {
+    /// All of them, with the attribute of a Cedar client that holds the merchants.
+    pub(super) const ALL: [(Self, &'static str); 3] = [
+        (Self::Request, "request"),
+        (Self::Start, "start"),
+        (Self::Decrypt, "decrypt"),
+    ];
+
+    /// The Cedar action.
+    pub(super) fn action(self) -> &'static str {
+        match self {
+            Self::Request => "wechatpay-request",
+            Self::Start => "wechatpay-start",
+            Self::Decrypt => "wechatpay-decrypt",
+        }
+    }
+
+    pub(super) fn purpose(self) -> Purpose {
+        match self {
+            Self::Request => Purpose::WechatPayRequest,
+            Self::Start => Purpose::WechatPayStart,
+            Self::Decrypt => Purpose::WechatPayDecrypt,
+        }
+    }
+}
+
+impl Default for ClientPolicy {
+    fn default() -> Self {
+        Self {
+            consent: ConsentRule::Confirm,
+            kinds: None,
+            wechatpay: Vec::new(),
+        }
+    }
+}
+
+/// Whether and how a person must agree, from the least to the most.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    utoipa::ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConsentRule {
+    /// Policy alone is enough.
+    None,
+    /// A person confirms what is shown.
+    #[default]
+    Confirm,
+    /// A person confirms what is shown and enters the token's PIN for it.
+    ConfirmWithPin,
+}
+
+impl ConsentRule {
+    /// All, from the least to the most: the order in which policy is asked.
+    pub const ALL: [Self; 3] = [Self::None, Self::Confirm, Self::ConfirmWithPin];
+
+    /// The stable name in policies, registrations and records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Confirm => "confirm",
+            Self::ConfirmWithPin => "confirm-with-pin",
+        }
+    }
+
+    /// Whether consent that came about by `method` is enough.
+    pub fn is_met_by(self, method: ConsentMethod) -> bool {
+        match self {
+            Self::None => true,
+            Self::Confirm => method != ConsentMethod::Policy,
+            // Only a device with a key pad of its own proves that its PIN was entered.
+            Self::ConfirmWithPin => method == ConsentMethod::ProtectedPath,
+        }
+    }
+}
+
+impl fmt::Display for ConsentRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for ConsentRule {
+    type Err = UnknownConsent;
+    fn from_str(text: &str) -> Result<Self, UnknownConsent> {
+        Self::ALL
+            .into_iter()
+            .find(|rule| rule.name() == text)
+            .ok_or(UnknownConsent)
+    }
+}
+
+/// A text that names no [`ConsentRule`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be none, confirm or confirm-with-pin")]
+pub struct UnknownConsent;

@@ -1,0 +1,147 @@
+//! What a private key may be used for, and the bytes that each use admits.
+
+use serde::{Deserialize, Serialize};
+
+use crate::wechatpay::v3::{PaySign, RequestMessage};
+
+/// What a private key is to be used for. Each purpose has its own domain: see [`Purpose::admits`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// An approval (`typ: opcert-approval+jwt`).
+    Approval,
+    /// A detached CMS signature over an approval's payload (signed attributes, RFC 5652 section 5.4).
+    ApprovalCms,
+    /// A certification request (PKCS#10, RFC 2986).
+    CertificateRequest,
+    /// A challenge of the account service (`typ: opcert-challenge+jwt`).
+    Challenge,
+    /// An enrolment ticket of the account service (`typ: opcert-ticket+jwt`).
+    Ticket,
+    /// A key set of the account service vouched for by an older key (`typ: opcert-keys+jwt`).
+    KeySet,
+    /// A certificate (RFC 5280 section 4).
+    Certificate,
+    /// A certificate revocation list (RFC 5280 section 5).
+    Crl,
+    /// The self-test of a token: a fixed text behind [`SELF_TEST_PREFIX`].
+    SelfTest,
+    /// A request to WeChat Pay's interface version 3 ([`RequestMessage`]).
+    WechatPayRequest,
+    /// The parameters that start a WeChat payment ([`PaySign`]).
+    WechatPayStart,
+    /// Decrypting a field that WeChat Pay encrypted for the merchant. Signs nothing.
+    WechatPayDecrypt,
+}
+
+/// Begins every self-test message; no other signed format can begin so.
+pub const SELF_TEST_PREFIX: &[u8] = b"opcert-self-test\0";
+
+impl Purpose {
+    /// The `typ` of the JWS this purpose signs, if it signs one.
+    pub fn jws_type(self) -> Option<&'static str> {
+        match self {
+            Self::Approval => Some("opcert-approval+jwt"),
+            Self::Challenge => Some("opcert-challenge+jwt"),
+            Self::Ticket => Some("opcert-ticket+jwt"),
+            Self::KeySet => Some("opcert-keys+jwt"),
+            Self::ApprovalCms
+            | Self::CertificateRequest
+            | Self::Certificate
+            | Self::Crl
+            | Self::SelfTest
+            | Self::WechatPayRequest
+            | Self::WechatPayStart
+            | Self::WechatPayDecrypt => None,
+        }
+    }
+
+    /// Whether `message` lies in this purpose's domain, so that a permit for one purpose can
+    /// never be spent on bytes that mean another.
+    ///
+    /// A JWS signing input begins with the base64url of `{"typ":"…"`, which our headers all
+    /// start with; signed CMS attributes are a DER SET (0x31), the other X.509 structures a DER
+    /// SEQUENCE (0x30), the self-test its prefix. WeChat Pay's messages are lines: a request begins
+    /// with an HTTP method, a payment with an appid (`wx`, `ww`), and a JWS has no line end.
+    pub fn admits(self, message: &[u8]) -> bool {
+        match self {
+            Self::Approval | Self::Challenge | Self::Ticket | Self::KeySet => {
+                self.jws_type().is_some_and(|typ| {
+                    let header = message
+                        .split(|&byte| byte == b'.')
+                        .next()
+                        .unwrap_or_default();
+                    std::str::from_utf8(header)
+                        .ok()
+                        .and_then(crate::base::encoding::from_base64url)
+                        .is_some_and(|json| {
+                            json.starts_with(format!("{{\"typ\":\"{typ}\"").as_bytes())
+                        })
+                })
+            }
+            Self::ApprovalCms => message.first() == Some(&0x31),
+            Self::CertificateRequest | Self::Certificate | Self::Crl => {
+                message.first() == Some(&0x30)
+            }
+            Self::SelfTest => message.starts_with(SELF_TEST_PREFIX),
+            Self::WechatPayRequest => RequestMessage::admits(message),
+            Self::WechatPayStart => PaySign::admits(message),
+            Self::WechatPayDecrypt => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::encoding::base64url;
+
+    #[test]
+    fn a_permit_admits_only_its_own_domain() {
+        let jws = |typ: &str| {
+            format!(
+                "{}.e30",
+                base64url(format!("{{\"typ\":\"{typ}\",\"alg\":\"ES256\"}}").as_bytes())
+            )
+        };
+        let messages: Vec<(Purpose, Vec<u8>)> = vec![
+            (Purpose::Approval, jws("opcert-approval+jwt").into()),
+            (Purpose::Challenge, jws("opcert-challenge+jwt").into()),
+            (Purpose::Ticket, jws("opcert-ticket+jwt").into()),
+            (Purpose::KeySet, jws("opcert-keys+jwt").into()),
+            (Purpose::ApprovalCms, vec![0x31, 0]),
+            (Purpose::Certificate, vec![0x30, 0]),
+            (Purpose::SelfTest, [SELF_TEST_PREFIX, b"x"].concat()),
+            (
+                Purpose::WechatPayRequest,
+                b"POST\n/v3/pay/transactions/jsapi\n1554208460\nN\n{\"a\":\"wx1\\n\"}\n".into(),
+            ),
+            (
+                Purpose::WechatPayRequest,
+                b"GET\n/v3/certificates\n1554208460\nN\n\n".into(),
+            ),
+            (
+                Purpose::WechatPayStart,
+                b"wx2421b1c4370ec43b\n1554208460\nN\nprepay_id=wx2014\n".into(),
+            ),
+            (
+                Purpose::WechatPayStart,
+                b"wx2421b1c4370ec43b\n1554208460\nN\nwx2014\n".into(),
+            ),
+        ];
+        for (purpose, _) in &messages {
+            for (other, message) in &messages {
+                assert_eq!(
+                    purpose.admits(message),
+                    purpose == other,
+                    "{purpose:?} {other:?}"
+                );
+            }
+            assert!(!purpose.admits(&[7; 32]), "a caller's hash");
+            assert!(!purpose.admits(b""));
+        }
+        for (_, message) in &messages {
+            assert!(!Purpose::WechatPayDecrypt.admits(message));
+        }
+    }
+}
