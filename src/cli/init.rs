@@ -20,6 +20,9 @@ use crate::base::sysexits::EX_OK;
 /// Where the control socket is unless configured otherwise.
 pub(super) const DEFAULT_RUNTIME_DIRECTORY: &str = "/run/opcert";
 
+/// Where what survives a restart is unless configured otherwise.
+pub(super) const DEFAULT_STATE_DIRECTORY: &str = "/var/lib/opcert";
+
 #[derive(Debug, clap::Args)]
 #[command(
     long_about = "Writes the daemon's configuration to --config and makes its directories. A file \
@@ -32,7 +35,7 @@ pub(super) const DEFAULT_RUNTIME_DIRECTORY: &str = "/run/opcert";
 )]
 pub(super) struct Arguments {
     /// Directory for what has to survive a restart.
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/opcert")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIRECTORY)]
     state_directory: PathBuf,
     /// Directory for the control socket.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_RUNTIME_DIRECTORY)]

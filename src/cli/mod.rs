@@ -2,7 +2,7 @@
 //! courier between daemon and account service.
 //!
 //! One file per command family, named as the command is. A command parses its arguments into
-//! typed values, does its work, and hands a result to [`Output`], which shows it to a person or,
+//! typed values, does its work, and hands a result to `Output`, which shows it to a person or,
 //! with `--json`, to a script. It talks to the daemon's control socket, to the native door with a
 //! client certificate, and to the account service; it sees no private key of an operating
 //! certificate and no PIN it was not given.
@@ -23,11 +23,13 @@ mod install;
 mod list;
 mod operation;
 mod output;
+mod policy;
 mod service;
 mod status;
 mod sync;
 mod token;
 mod verify;
+mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -127,6 +129,11 @@ enum Command {
     /// The daemon's records.
     #[command(subcommand)]
     Audit(audit::Command),
+    /// The rules that decide.
+    #[command(subcommand)]
+    Policy(policy::Command),
+    /// Tell what became of one request, and why.
+    Why(why::Arguments),
     /// Print a completion script for a shell.
     Completions(completions::Arguments),
 }
@@ -177,6 +184,7 @@ fn run(arguments: &Arguments, output: &Output) -> Result<u8, Error> {
         Command::Init(arguments) => init::run(arguments, global, output),
         Command::Verify(arguments) => verify::run(arguments, output),
         Command::Audit(command) => audit::run(command, output),
+        Command::Why(arguments) => why::run(arguments, global, output),
         Command::Completions(arguments) => completions::run(arguments, output),
         remote => {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -202,10 +210,13 @@ async fn run_remote(command: &Command, global: &Global, output: &Output) -> Resu
         Command::List => list::run(global, output).await,
         Command::Sync(arguments) => sync::run(arguments, global, output).await,
         Command::Approve(arguments) => approve::run(arguments, global, output).await,
+        Command::Policy(command) => policy::run(command, global, output).await,
         Command::Operation(command) => operation::run(command, output).await,
-        Command::Init(_) | Command::Verify(_) | Command::Audit(_) | Command::Completions(_) => {
-            Ok(EX_OK)
-        }
+        Command::Init(_)
+        | Command::Verify(_)
+        | Command::Audit(_)
+        | Command::Why(_)
+        | Command::Completions(_) => Ok(EX_OK),
     }
 }
 
