@@ -32,6 +32,7 @@ fn relative_links_lead_somewhere() {
         "docs/architecture.md",
         "docs/dependencies.md",
         "docs/deploy.md",
+        "docs/policy.md",
         "docs/wechatpay.md",
     ] {
         let text = read(document);

@@ -1,0 +1,398 @@
+//! Rules through the real daemon: what they decide, how they change, what survives a restart.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use http::Method;
+use serde_json::{Value, json};
+use support::daemon::{Answer, ClientIdentity, Daemon};
+use support::service::{Service, withdrawal};
+use support::softhsm::TestToken;
+
+const ORIGIN: &str = "https://pay.example";
+
+fn write(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).unwrap();
+}
+
+struct Site {
+    token: TestToken,
+    rules: PathBuf,
+    service: Service,
+}
+
+impl Site {
+    fn new(rules: &str) -> Self {
+        let token = TestToken::new("opcert-test");
+        let directory = token.directory().join("policy");
+        std::fs::create_dir(&directory).unwrap();
+        let file = directory.join("site.cedar");
+        write(&file, rules);
+        Self {
+            token,
+            rules: file,
+            service: Service::new(ORIGIN),
+        }
+    }
+
+    fn daemon(&self, limits: &str) -> Daemon {
+        let table = format!(
+            "[policy]\ndirectory = \"{}\"\ntime-zone = \"UTC\"\n{limits}\n",
+            self.rules.parent().unwrap().display()
+        );
+        Daemon::start_with(&self.token, &table)
+    }
+
+    fn approve(&self, daemon: &Daemon, client: &ClientIdentity, minor: i64) -> Answer {
+        let challenge = self.service.challenge(&withdrawal("alice"), |claims| {
+            claims.statement["amount"] = minor.into();
+        });
+        daemon.native(
+            client,
+            Method::POST,
+            "/v1/approvals",
+            &json!({ "challenge": challenge }),
+        )
+    }
+}
+
+fn reload(daemon: &Daemon) -> Answer {
+    daemon.control(Method::POST, "/v1/policy/reload", &Value::Null)
+}
+
+fn refused(answer: Answer) -> (String, String) {
+    let rule = answer.body["rule"].as_str().unwrap_or("none").to_owned();
+    (answer.code(), rule)
+}
+
+fn pair(code: &str, rule: &str) -> (String, String) {
+    (code.to_owned(), rule.to_owned())
+}
+
+#[test]
+fn site_rules_decide_and_say_so_everywhere() {
+    let site = Site::new(
+        r#"
+        @id("small")
+        @reason("small withdrawals need nobody")
+        permit (principal == Client::"till", action == Action::"withdrawal", resource in Account::"acme")
+        when { context.amount <= 5000 && context.currency == "CNY" };
+
+        @id("huge")
+        @reason("nobody withdraws that much here")
+        forbid (principal, action == Action::"withdrawal", resource)
+        when { context.amount > 1000000 };
+        "#,
+    );
+    let daemon = site.daemon("");
+    let client = daemon.add_client("till", &json!({}));
+    daemon.enrol(&site.service, "alice", "p256");
+
+    site.approve(&daemon, &client, 5_000).ok();
+    // More needs a person, and there is none.
+    assert_eq!(
+        site.approve(&daemon, &client, 5_001).code(),
+        "consent-unavailable"
+    );
+    let answer = site.approve(&daemon, &client, 1_000_001);
+    assert!(
+        answer.body["detail"]
+            .as_str()
+            .unwrap()
+            .contains("nobody withdraws that much"),
+        "{}",
+        answer.body
+    );
+    let request = answer.body["request_id"].as_str().unwrap().to_owned();
+    assert_eq!(refused(answer), pair("policy-refused", "huge"));
+
+    let explain = |amount: i64| {
+        let body =
+            json!({ "client": "till", "kind": "withdrawal", "amount": amount, "currency": "CNY" });
+        daemon
+            .control(Method::POST, "/v1/policy/explain", &body)
+            .ok()
+    };
+    let small = explain(5_000);
+    assert_eq!(small["consent"], "none");
+    assert_eq!(small["rule"], "small");
+    assert_eq!(small["account"], "acme");
+    let more = explain(5_001);
+    assert_eq!(more["consent"], "confirm");
+    let why = more["rules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|rule| rule["id"] == "small")
+        .unwrap()["why_not"]
+        .as_str()
+        .unwrap();
+    assert!(why.contains("context.amount"), "{why}");
+    let huge = explain(1_000_001);
+    assert_eq!(
+        (&huge["allowed"], &huge["rule"]),
+        (&json!(false), &json!("huge"))
+    );
+
+    // Clients of the native door neither explain nor reload.
+    let body = json!({ "kind": "password-reset" });
+    for path in ["/v1/policy/explain", "/v1/policy/reload"] {
+        assert_eq!(
+            daemon.native(&client, Method::POST, path, &body).code(),
+            "not-permitted"
+        );
+    }
+
+    // The audit trail names the rules, under the ids that the answers had.
+    let mut rules = Vec::new();
+    for record in opcert::audit::read::all(&daemon.audit_directory()).unwrap() {
+        let record = record.unwrap();
+        let body: Value = serde_json::from_str(record.body.get()).unwrap();
+        if let Some(rule) = body["rule"].as_str() {
+            let id = record.request.map(|id| id.to_string()).unwrap_or_default();
+            rules.push((record.kind, rule.to_owned(), id));
+        }
+    }
+    assert_eq!(rules[0].0, "approval");
+    assert_eq!(rules[0].1, "small");
+    assert_eq!(
+        rules[1],
+        (
+            "approval-refused".to_owned(),
+            "huge".to_owned(),
+            request.clone()
+        )
+    );
+
+    // And so does the command line.
+    let audit = daemon.audit_directory();
+    let (code, story) = opcert(&["why", &request, "--audit", audit.to_str().unwrap()]);
+    assert_eq!(code, 0, "{story}");
+    assert!(
+        story.contains("client:till was refused by rule huge: policy refuses: nobody withdraws"),
+        "{story}"
+    );
+    let (code, said) = opcert(&["why", "no-such-request", "--audit", audit.to_str().unwrap()]);
+    assert!(code == 1 && said.contains("[request-unknown]"), "{said}");
+    let socket = daemon.socket();
+    let explain = [
+        "policy",
+        "explain",
+        "--client",
+        "till",
+        "--kind",
+        "withdrawal",
+    ];
+    let (code, said) = opcert(
+        &[
+            &["--socket", socket.to_str().unwrap()],
+            &explain[..],
+            &["--amount", "5001", "--currency", "CNY"],
+        ]
+        .concat(),
+    );
+    assert_eq!(code, 0, "{said}");
+    assert!(
+        said.contains("Allowed once a person confirms it."),
+        "{said}"
+    );
+    // The same rules without a daemon.
+    let rules = site.rules.parent().unwrap().to_str().unwrap();
+    let (code, said) = opcert(
+        &[
+            &explain[..],
+            &[
+                "--amount",
+                "5000",
+                "--currency",
+                "CNY",
+                "--account",
+                "acme",
+                "--policy",
+                rules,
+            ],
+        ]
+        .concat(),
+    );
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("Allowed; nobody is asked."), "{said}");
+    assert_eq!(opcert(&["policy", "check", rules]).0, 0);
+    write(
+        &site.rules,
+        "permit (principal, action, resource) when { context.nothing };",
+    );
+    let (code, said) = opcert(&["policy", "check", rules]);
+    assert!(code == 1 && said.contains("site.cedar:1:"), "{said}");
+}
+
+/// Exit code and everything said.
+fn opcert(arguments: &[&str]) -> (i32, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_opcert"))
+        .args(arguments)
+        .output()
+        .unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (
+        output.status.code().unwrap(),
+        String::from_utf8(said).unwrap(),
+    )
+}
+
+#[test]
+fn a_bad_reload_changes_nothing() {
+    let site = Site::new("// nothing yet\n");
+    let daemon = site.daemon("");
+    let client = daemon.add_client("till", &json!({ "consent": "none" }));
+    daemon.enrol(&site.service, "alice", "p256");
+    let before = daemon.control(Method::GET, "/v1/policy", &Value::Null).ok();
+
+    write(
+        &site.rules,
+        "@id(\"stop\")\nforbid (principal, action == Action::\"withdrawal\", resource)\nwhen { context.amonut > 1 };\n",
+    );
+    let answer = reload(&daemon);
+    let detail = answer.body["detail"].as_str().unwrap().to_owned();
+    assert!(detail.contains("site.cedar:3:"), "{detail}");
+    assert_eq!(answer.code(), "policy-invalid");
+    let after = daemon.control(Method::GET, "/v1/policy", &Value::Null).ok();
+    assert_eq!(before, after);
+    site.approve(&daemon, &client, 100).ok();
+
+    write(
+        &site.rules,
+        "@id(\"stop\")\nforbid (principal, action == Action::\"withdrawal\", resource)\nwhen { context.amount > 1 };\n",
+    );
+    let answer = reload(&daemon).ok();
+    assert_eq!(answer["changes"]["added"], json!(["stop"]));
+    assert_eq!(
+        refused(site.approve(&daemon, &client, 100)),
+        pair("policy-refused", "stop")
+    );
+
+    // The signal does the same.
+    write(&site.rules, "// nothing again\n");
+    let pid = rustix::process::Pid::from_raw(i32::try_from(daemon.pid()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while daemon.control(Method::GET, "/v1/policy", &Value::Null).ok() != before {
+        assert!(std::time::Instant::now() < deadline, "{}", daemon.log());
+    }
+    site.approve(&daemon, &client, 100).ok();
+}
+
+#[test]
+fn a_daemon_with_bad_rules_does_not_start() {
+    let site = Site::new("permit (principal, action == Action::\"theft\", resource);\n");
+    let config = site.token.directory().join("opcertd.toml");
+    let text = format!(
+        "state-directory = \"{0}/state\"\nruntime-directory = \"{0}/run\"\n[policy]\ndirectory = \"{1}\"\n",
+        site.token.directory().display(),
+        site.rules.parent().unwrap().display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&config, mode).unwrap();
+    for check in [&["--check"][..], &[]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_opcertd"))
+            .arg("--config")
+            .arg(&config)
+            .args(check)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(78));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            said.contains("site.cedar:1:") && said.contains("[policy-invalid]"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn limits_hold_across_a_restart_and_a_reload() {
+    let site = Site::new("");
+    let limits = "[[policy.limit]]\nname = \"day\"\ncount-per-day = 3\nsum-per-day = 1000\ncurrency = \"CNY\"\n";
+    let mut daemon = site.daemon(limits);
+    let till = daemon.add_client("till", &json!({ "consent": "none" }));
+    let other = daemon.add_client("other", &json!({ "consent": "none" }));
+    daemon.enrol(&site.service, "alice", "p256");
+
+    site.approve(&daemon, &till, 600).ok();
+    let answer = site.approve(&daemon, &till, 401);
+    assert!(answer.body["retry_after"].as_u64().unwrap() > 0);
+    assert!(answer.body["detail"].as_str().unwrap().contains("CNY 4.00"));
+    assert_eq!(refused(answer), pair("limit-reached", "limit:day"));
+
+    daemon.crash_and_restart();
+    assert_eq!(
+        refused(site.approve(&daemon, &till, 401)),
+        pair("limit-reached", "limit:day")
+    );
+    site.approve(&daemon, &till, 200).ok();
+    site.approve(&daemon, &till, 200).ok();
+    assert_eq!(
+        refused(site.approve(&daemon, &till, 1)),
+        pair("limit-reached", "limit:day")
+    );
+    site.approve(&daemon, &other, 1_000).ok();
+
+    // A rule that looks at the day finds what was counted before it came, and before the start.
+    write(
+        &site.rules,
+        "@id(\"once\")\nforbid (principal == Client::\"other\", action in Action::\"approve\", resource)\nwhen { context.today.count >= 1 };\n",
+    );
+    daemon.crash_and_restart();
+    assert_eq!(
+        refused(site.approve(&daemon, &other, 1)),
+        pair("policy-refused", "once")
+    );
+}
+
+#[test]
+fn the_day_is_read_back_when_a_reload_first_asks_for_it() {
+    let site = Site::new("");
+    let mut daemon = site.daemon("");
+    let till = daemon.add_client("till", &json!({ "consent": "none" }));
+    daemon.enrol(&site.service, "alice", "p256");
+    site.approve(&daemon, &till, 10).ok();
+    daemon.crash_and_restart();
+    site.approve(&daemon, &till, 10).ok();
+    write(
+        &site.rules,
+        "@id(\"twice\")\nforbid (principal, action in Action::\"approve\", resource)\nwhen { context.today.count >= 3 };\n",
+    );
+    reload(&daemon).ok();
+    site.approve(&daemon, &till, 10).ok();
+    assert_eq!(
+        refused(site.approve(&daemon, &till, 10)),
+        pair("policy-refused", "twice")
+    );
+    reload(&daemon).ok();
+    assert_eq!(
+        refused(site.approve(&daemon, &till, 10)),
+        pair("policy-refused", "twice")
+    );
+}
+
+#[test]
+fn rules_can_take_administration_from_users() {
+    let site = Site::new(
+        "@id(\"frozen\")\n@reason(\"clients are registered by the installer only\")\nforbid (principal, action == Action::\"client\", resource);\n",
+    );
+    let daemon = site.daemon("");
+    let body = json!({ "name": "till", "csr": "" });
+    assert_eq!(
+        refused(daemon.control(Method::POST, "/v1/clients", &body)),
+        pair("policy-refused", "frozen")
+    );
+    daemon
+        .control(Method::GET, "/v1/clients", &Value::Null)
+        .ok();
+    write(&site.rules, "");
+    reload(&daemon).ok();
+    daemon.add_client("till", &json!({}));
+}
