@@ -32,7 +32,7 @@ pub struct Consent {
     pub at: i64,
 }
 
-/// The ways of consent that design section 4 names.
+/// The ways of consent, as approvals name them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ConsentMethod {
