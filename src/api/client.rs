@@ -16,6 +16,7 @@ use super::types::{
 use crate::base::ids::{ClientName, EnrolmentId, Jti};
 use crate::base::pkcs11::TokenUri;
 use crate::base::secret::Pin;
+use crate::device::LastTry;
 use crate::http::client::{self, ClientError, ClientLimits, Target};
 
 /// Why a call has no result.
@@ -76,8 +77,14 @@ impl Client {
     }
 
     /// `POST /v1/tokens/unlock`.
-    pub async fn unlock(&mut self, token: &TokenUri, pin: &Pin) -> Result<(), CallError> {
-        let body = json!({ "uri": token, "pin": pin.expose() });
+    pub async fn unlock(
+        &mut self,
+        token: &TokenUri,
+        pin: &Pin,
+        last_try: LastTry,
+    ) -> Result<(), CallError> {
+        let last_try = last_try == LastTry::Use;
+        let body = json!({ "uri": token, "pin": pin.expose(), "last_try": last_try });
         self.empty(Method::POST, "/v1/tokens/unlock", Some(&body))
             .await
     }

@@ -74,7 +74,7 @@ codes! {
     PinWrong "pin-wrong" 422 "The PIN is wrong" "Check the PIN and run `opcert token unlock`; the daemon does not try it again by itself.";
     PinLocked "pin-locked" 409 "The token is locked" "Have its security officer reset the PIN, then run `opcert token unlock`.";
     PinNeeded "pin-needed" 409 "The token needs its PIN" "Run `opcert token unlock`.";
-    PinFinalTry "pin-final-try" 409 "One PIN try is left" "Log in once with the maker's tool to be sure of the PIN; the daemon does not risk the last try.";
+    PinFinalTry "pin-final-try" 409 "One PIN try is left" "If you are sure of the PIN, run `opcert token unlock --last-try`; a wrong PIN locks the token.";
     TokenAbsent "token-absent" 404 "There is no such token" "Insert the token, or choose one that `opcert token list` shows.";
     TokenAmbiguous "token-ambiguous" 409 "More than one token fits" "Name one by its URI with a serial number; `opcert token list` shows them.";
     TokenTimeout "token-timeout" 504 "The token did not answer in time" "Try again; if it persists, check the token's connection with `opcert doctor`.";

@@ -67,6 +67,9 @@ pub struct Unlock {
     /// Its PIN; tried once.
     #[schema(value_type = String, format = Password)]
     pub pin: Pin,
+    /// Whether to use the last try, after which a wrong PIN locks the token.
+    #[serde(default)]
+    pub last_try: bool,
 }
 
 /// An account service as the courier met it; pinned by the first enrolment.

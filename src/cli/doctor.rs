@@ -299,7 +299,7 @@ fn finding(token: &TokenStatus) -> String {
     let text = match token.state {
         TokenState::Ready => "It is logged in and ready to sign",
         TokenState::PinNeeded => "It waits for its PIN",
-        TokenState::FinalTry => "One PIN try is left, and the daemon does not spend it",
+        TokenState::FinalTry => "One PIN try is left, and the daemon does not spend it on its own",
         TokenState::LockedOut => "Its PIN is locked",
         TokenState::Degraded => "It cannot be used as it is",
         TokenState::Respawning => "Its worker is being restarted",
@@ -320,7 +320,10 @@ fn action(token: &TokenStatus) -> Option<(Verdict, String)> {
         TokenState::PinNeeded => (Verdict::Fail, unlock),
         TokenState::FinalTry => (
             Verdict::Fail,
-            "Log in once with the maker's tool to be sure of the PIN.".into(),
+            format!(
+                "If you are sure of the PIN, run `opcert token unlock --last-try {}`.",
+                token.uri
+            ),
         ),
         TokenState::LockedOut => (
             Verdict::Fail,

@@ -7,7 +7,7 @@ use super::{Global, daemon};
 use crate::base::pkcs11::TokenUri;
 use crate::base::secret::Pin;
 use crate::base::sysexits::EX_OK;
-use crate::device::{TokenState, TokenStatus};
+use crate::device::{LastTry, TokenState, TokenStatus};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -16,7 +16,8 @@ pub(super) enum Command {
     /// Give the daemon a token's PIN.
     #[command(
         long_about = "Gives the daemon a token's PIN, typed here or read from a file. The PIN is \
-                      tried once; a wrong one is not tried again.",
+                      tried once; a wrong one is not tried again. The last try before the token \
+                      locks is used only with --last-try.",
         after_help = "Example:\n  opcert token unlock pkcs11:token=my-token"
     )]
     Unlock(Box<Unlock>),
@@ -30,6 +31,9 @@ pub(super) struct Unlock {
     /// File that holds the PIN, or - for standard input.
     #[arg(long, value_name = "FILE")]
     pin_file: Option<Source>,
+    /// Use the last PIN try; if the PIN is wrong, the token locks.
+    #[arg(long)]
+    last_try: bool,
 }
 
 pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> Result<u8, Error> {
@@ -71,7 +75,12 @@ pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> 
             )?);
             {
                 let _progress = output.progress("Logging in to the token");
-                daemon.unlock(&uri, &pin).await?;
+                let last_try = if arguments.last_try {
+                    LastTry::Use
+                } else {
+                    LastTry::Keep
+                };
+                daemon.unlock(&uri, &pin, last_try).await?;
             }
             output.result(&serde_json::json!({ "unlocked": uri }), |output| {
                 format!("{uri} is {}.", output.paint("unlocked", Mood::Good))

@@ -51,9 +51,24 @@ pub struct ModuleConfig {
         deserialize_with = "seconds"
     )]
     pub generate_timeout: Duration,
+    /// What is let pass for this module although it is refused by default.
+    #[serde(default)]
+    pub allow: Vec<Allowance>,
     /// The tokens to use; others are ignored.
     #[serde(default)]
     pub token: Vec<TokenConfig>,
+}
+
+/// Something that is refused by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Allowance {
+    /// A module that forwards to others: p11-kit's proxy and client, OpenSC's spy.
+    Forwarder,
+    /// A library, or a directory on the way to it, that others can write to.
+    WritablePath,
+    /// Environment variables that have libraries log what they are given, PINs included.
+    Debug,
 }
 
 /// One token.

@@ -162,7 +162,7 @@ pub enum DeviceError {
     },
     /// One try is left; it is not ours to spend.
     #[error(
-        "{token} has one PIN try left, which is never used from here; log in once with the vendor's tool"
+        "{token} has one PIN try left, which is kept for a person who is sure of the PIN: `opcert token unlock --last-try`"
     )]
     PinFinalTry {
         /// The token.

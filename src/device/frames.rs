@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use crate::base::key::{KeySpec, Scheme};
 
 /// Changes whenever a frame changes.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 
 /// The most bytes of one packet.
 pub const PACKET_MAX: usize = 64 * 1024;
@@ -155,6 +155,8 @@ pub enum Verb {
         token: u16,
         /// The PIN.
         pin: PinBytes,
+        /// Whether the last try may be used.
+        last_try: LastTry,
     },
     /// Read the public key with this `CKA_ID`.
     PublicKey {
@@ -221,6 +223,15 @@ impl Verb {
             Self::Delete { .. } => "C_DestroyObject",
         }
     }
+}
+
+/// Whether the last try before a token locks may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LastTry {
+    /// It is kept for a person.
+    Keep,
+    /// A person said to use it.
+    Use,
 }
 
 /// What a generated private key may do.
@@ -670,6 +681,7 @@ mod tests {
             Verb::Login {
                 token: 0,
                 pin: PinBytes::new("123456"),
+                last_try: LastTry::Keep,
             },
             Verb::PublicKey {
                 token: 1,

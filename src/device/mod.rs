@@ -37,6 +37,7 @@ mod catalogue;
 mod config;
 mod error;
 mod frames;
+mod hygiene;
 mod link;
 mod pin_guard;
 mod public_key;
@@ -59,10 +60,10 @@ pub use self::catalogue::{
     TokenStatus,
 };
 use self::catalogue::{Reason, TokenView};
-pub use self::config::{Config, InvalidPinSource, ModuleConfig, PinSource, TokenConfig};
+pub use self::config::{Allowance, Config, InvalidPinSource, ModuleConfig, PinSource, TokenConfig};
 pub use self::error::DeviceError;
-pub use self::frames::KeyUse;
 use self::frames::{Answer, CERTIFICATE_MAX, CertificateParts, Class, Failure, Verb};
+pub use self::frames::{KeyUse, LastTry};
 use self::link::{CallError, Link};
 use self::pin_guard::PinGuard;
 use self::supervisor::{Command, Phase, Supervisor, View, call_error, unexpected};
@@ -586,15 +587,22 @@ impl Devices {
             .collect())
     }
 
-    /// Logs in with a PIN that a person gave: one try, and none if the token is locked or has one
-    /// try left. Success lifts what blocked the token's PIN; the PIN is kept for later workers.
-    pub async fn unlock(&self, token: &TokenId, pin: Pin) -> Result<(), DeviceError> {
+    /// Logs in with a PIN that a person gave: one try, and none if the token is locked, or has one
+    /// try left and the person did not say to use it. Success lifts what blocked the token's PIN;
+    /// the PIN is kept for later workers.
+    pub async fn unlock(
+        &self,
+        token: &TokenId,
+        pin: Pin,
+        last_try: LastTry,
+    ) -> Result<(), DeviceError> {
         let module = self.module(&token.module)?;
         let (done, result) = oneshot::channel();
         module
             .command(Command::Unlock {
                 token: token.clone(),
                 pin,
+                last_try,
                 done,
             })
             .await?;
@@ -839,6 +847,8 @@ impl Changes {
     pub async fn next(&mut self) -> Option<Vec<TokenStatus>> {
         let stopped = self.stop.wait_for(|stop| *stop);
         tokio::select! {
+            // The last changes are those of the shutdown.
+            biased;
             _ = stopped => None,
             changed = self.seen.changed() => {
                 changed.ok()?;

@@ -38,8 +38,8 @@ use super::catalogue::{Reason, TokenState, TokenView, overlap};
 use super::config::{ModuleConfig, PinSource, TokenConfig};
 use super::error::DeviceError;
 use super::frames::{
-    self, Answer, Class, Failure, FromWorker, LoadFailure, LoginOutcome, ModuleInfo, PACKET_MAX,
-    PROTOCOL, PinBytes, ToWorker, Verb,
+    self, Answer, Class, Failure, FromWorker, LastTry, LoadFailure, LoginOutcome, ModuleInfo,
+    PACKET_MAX, PROTOCOL, PinBytes, ToWorker, Verb,
 };
 use super::link::{CallError, End, Link, receive};
 use super::pin_guard::{self, PinGuard, PinOrigin, Settled};
@@ -121,6 +121,7 @@ pub(super) enum Command {
     Unlock {
         token: TokenId,
         pin: Pin,
+        last_try: LastTry,
         done: oneshot::Sender<Result<(), DeviceError>>,
     },
     /// The module answered that it is unwell: replace the worker behind `link`.
@@ -296,6 +297,10 @@ impl Supervisor {
 
     /// Starts a worker, logs in where it can, and publishes the result.
     async fn start(&mut self) -> Result<Worker, DeviceError> {
+        super::hygiene::check(&self.config).map_err(|reason| DeviceError::ModuleUnusable {
+            module: self.config.name.clone(),
+            reason,
+        })?;
         let (worker, library) = self.spawn().await?;
         let link = worker.link.clone();
         let mut tokens = self.find_tokens(&link).await?;
@@ -506,7 +511,9 @@ impl Supervisor {
             return Ok(());
         }
         if flags.pin_final_try {
-            let why = other("one PIN try is left; log in once with the vendor's tool");
+            let why = other(
+                "one PIN try is left, which is kept for a person: `opcert token unlock --last-try`",
+            );
             settle(token, TokenState::FinalTry, why);
             return Ok(());
         }
@@ -535,7 +542,14 @@ impl Supervisor {
             return Ok(());
         }
         let tried = match pin {
-            Ok(pin) => self.try_pin(link, &token.id, number, pin, None).await,
+            Ok(pin) => {
+                let given = Given {
+                    pin,
+                    source: None,
+                    last_try: LastTry::Keep,
+                };
+                self.try_pin(link, &token.id, number, given).await
+            }
             Err(error) => Err(error),
         };
         match tried {
@@ -581,20 +595,24 @@ impl Supervisor {
             .and_then(|config| config.pin_source.as_ref())
     }
 
-    /// Tries one PIN once. `source` is the PIN of the configured source where a person gave the
-    /// other.
+    /// Tries one PIN once.
     async fn try_pin(
         &mut self,
         link: &Link,
         token: &TokenId,
         number: u16,
-        pin: Pin,
-        source: Option<Pin>,
+        given: Given,
     ) -> Result<(), DeviceError> {
+        let Given {
+            pin,
+            source,
+            last_try,
+        } = given;
         let attempt = self.guard.begin(token).await?;
         let verb = Verb::Login {
             token: number,
             pin: PinBytes::new(pin.expose()),
+            last_try,
         };
         let name = token.to_string();
         let outcome = match link.call(verb, self.config.call_timeout).await {
@@ -725,8 +743,14 @@ impl Supervisor {
                         }
                     }
                 }
-                Some(Command::Unlock { token, pin, done }) => {
-                    let result = self.unlock(&worker.link, &token, pin).await;
+                Some(Command::Unlock {
+                    token,
+                    pin,
+                    last_try,
+                    done,
+                }) => {
+                    let link = &worker.link;
+                    let result = self.unlock(link, &token, pin, last_try).await;
                     let _gone = done.send(result);
                 }
             }
@@ -837,7 +861,13 @@ impl Supervisor {
     }
 
     /// Tries a person's PIN, once, whatever happened before.
-    async fn unlock(&mut self, link: &Link, id: &TokenId, pin: Pin) -> Result<(), DeviceError> {
+    async fn unlock(
+        &mut self,
+        link: &Link,
+        id: &TokenId,
+        pin: Pin,
+        last_try: LastTry,
+    ) -> Result<(), DeviceError> {
         let pin = pin_guard::checked(pin)?;
         let absent = || DeviceError::TokenAbsent {
             token: id.to_string(),
@@ -855,7 +885,12 @@ impl Supervisor {
         let source = self
             .source_of(token)
             .and_then(|source| pin_guard::read_pin(source).ok());
-        let result = self.try_pin(link, id, number, pin, source).await;
+        let given = Given {
+            pin,
+            source,
+            last_try,
+        };
+        let result = self.try_pin(link, id, number, given).await;
         match &result {
             Ok(()) => {
                 token.state = TokenState::Ready;
@@ -866,6 +901,14 @@ impl Supervisor {
         self.publish_tokens(tokens);
         result
     }
+}
+
+/// A PIN to be tried.
+struct Given {
+    pin: Pin,
+    /// The PIN of the configured source, where a person gave the other.
+    source: Option<Pin>,
+    last_try: LastTry,
 }
 
 /// Whether every wanted token is there.

@@ -12,6 +12,7 @@ use crate::api::types::{Tokens, Unlock};
 use crate::audit::Event;
 use crate::base::ids::RequestId;
 use crate::base::pkcs11::TokenUri;
+use crate::device::LastTry;
 
 /// The configured tokens and modules as they are now.
 #[utoipa::path(
@@ -41,13 +42,18 @@ pub(super) async fn unlock_token(
     State(app): State<App>,
     administrator: Administrator,
     Extension(request_id): Extension<RequestId>,
-    Json(Unlock { uri, pin }): Json<Unlock>,
+    Json(Unlock { uri, pin, last_try }): Json<Unlock>,
 ) -> Result<StatusCode, Problem> {
     let uri: TokenUri = uri
         .parse()
         .map_err(|error| Problem::new(Code::Malformed, format!("uri: {error}")))?;
     let token = app.0.devices.select(&uri).await?;
-    let outcome = app.0.devices.unlock(&token, pin).await;
+    let last_try = if last_try {
+        LastTry::Use
+    } else {
+        LastTry::Keep
+    };
+    let outcome = app.0.devices.unlock(&token, pin, last_try).await;
     let event = Event::new(
         "token-unlock",
         Some(request_id),

@@ -20,7 +20,7 @@ use super::module::Module;
 use super::objects;
 use super::signer::{self, Job, Keys, Signer};
 use crate::device::frames::{
-    Answer, Failure, LoginOutcome, PAGE_BYTES, PAGE_ITEMS, PinBytes, TokenInfo, Verb,
+    Answer, Failure, LastTry, LoginOutcome, PAGE_BYTES, PAGE_ITEMS, PinBytes, TokenInfo, Verb,
 };
 
 /// The most lists that can be half read at a time; past it the oldest is dropped.
@@ -71,7 +71,11 @@ impl Keeper {
             } => self.perform(Job::sign(token, &key, scheme, &input)),
             Verb::Decrypt { token, key, input } => self.perform(Job::decrypt(token, &key, &input)),
             Verb::Tokens => self.tokens().map(Answer::Tokens),
-            Verb::Login { token, pin } => self.login(token, &pin).map(Answer::Login),
+            Verb::Login {
+                token,
+                pin,
+                last_try,
+            } => self.login(token, &pin, last_try).map(Answer::Login),
             Verb::PublicKey { token, key } => self
                 .with(token, |anchor| objects::public_parts(&anchor.session, &key))
                 .map(Answer::PublicKey),
@@ -140,8 +144,13 @@ impl Keeper {
         Ok(tokens)
     }
 
-    /// Logs in, unless the token's flags say that the try could be the last.
-    fn login(&mut self, token: u16, pin: &PinBytes) -> Result<LoginOutcome, Failure> {
+    /// Logs in, unless the token's flags say that the try could be the last and nobody said to use it.
+    fn login(
+        &mut self,
+        token: u16,
+        pin: &PinBytes,
+        last_try: LastTry,
+    ) -> Result<LoginOutcome, Failure> {
         let slot = self.module.slot(token)?;
         let info = self
             .module
@@ -151,7 +160,7 @@ impl Keeper {
         if info.user_pin_locked() {
             return Ok(LoginOutcome::Locked);
         }
-        if info.user_pin_final_try() {
+        if info.user_pin_final_try() && last_try == LastTry::Keep {
             return Ok(LoginOutcome::FinalTry);
         }
         let Ok(text) = std::str::from_utf8(pin.expose()) else {
