@@ -9,7 +9,7 @@ use opcert::base::clock::Clock;
 use opcert::base::key::{KeySpec, Scheme};
 use opcert::base::pkcs11::{KeyId, KeyRef, TokenId};
 use opcert::base::secret::Pin;
-use opcert::device::{Config, DeviceError, Devices, KeyUse, PinSource, TokenState};
+use opcert::device::{Config, DeviceError, Devices, KeyUse, LastTry, PinSource, TokenState};
 use opcert::policy::{Permit, Purpose, SELF_TEST_PREFIX, own};
 
 mod support;
@@ -348,13 +348,15 @@ async fn a_wrong_pin_is_tried_once_and_never_again_until_a_person_gives_another(
     assert!(reason.contains("CKR_PIN_INCORRECT"), "{reason}");
 
     // A person's wrong PIN is one try; the right one heals.
-    let refused = devices.unlock(&id, Pin::new("no".into())).await;
+    let refused = devices
+        .unlock(&id, Pin::new("no".into()), LastTry::Keep)
+        .await;
     assert!(
         matches!(refused, Err(DeviceError::PinWrong { .. })),
         "{refused:?}"
     );
     devices
-        .unlock(&id, Pin::new(token.pin.clone()))
+        .unlock(&id, Pin::new(token.pin.clone()), LastTry::Keep)
         .await
         .unwrap();
     assert_eq!(state(&devices).await.0, TokenState::Ready);
@@ -363,7 +365,7 @@ async fn a_wrong_pin_is_tried_once_and_never_again_until_a_person_gives_another(
 
     // A token that is logged in does not look at PINs, so none is learned from it.
     devices
-        .unlock(&id, Pin::new("whatever".into()))
+        .unlock(&id, Pin::new("whatever".into()), LastTry::Keep)
         .await
         .unwrap();
     devices.shutdown().await;
@@ -382,7 +384,7 @@ async fn a_source_that_proved_wrong_is_not_tried_after_an_unlock() {
     let devices = start_with(&token, config.clone()).await;
     let id = select(&devices, &token).await;
     devices
-        .unlock(&id, Pin::new(token.pin.clone()))
+        .unlock(&id, Pin::new(token.pin.clone()), LastTry::Keep)
         .await
         .unwrap();
     devices.shutdown().await;
@@ -420,7 +422,7 @@ async fn without_a_pin_source_the_token_waits_for_a_person() {
         .await;
     assert!(matches!(refused, Err(DeviceError::PinNeeded { .. })));
     devices
-        .unlock(&id, Pin::new(token.pin.clone()))
+        .unlock(&id, Pin::new(token.pin.clone()), LastTry::Keep)
         .await
         .unwrap();
     let key = generate(&devices, &id, KeySpec::P256).await;

@@ -1,13 +1,12 @@
 //! The device layer through every mishap that the faulty module can cause.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cryptoki_sys::*;
 use opcert::base::key::KeySpec;
 use opcert::base::pkcs11::{KeyId, KeyRef, TokenId};
 use opcert::base::secret::Pin;
-use opcert::device::{Config, DeviceError, Devices, PinSource, TokenState};
+use opcert::device::{Config, DeviceError, Devices, LastTry, PinSource, TokenState};
 
 mod support;
 use support::devices::{eventually, generate, select, sign, start, state, workers};
@@ -58,7 +57,9 @@ impl Rig {
     }
 
     async fn unlock(&self, pin: &str) -> Result<(), DeviceError> {
-        self.devices.unlock(&self.id, Pin::new(pin.into())).await
+        self.devices
+            .unlock(&self.id, Pin::new(pin.into()), LastTry::Keep)
+            .await
     }
 
     fn starts(&self) -> usize {
@@ -682,7 +683,9 @@ async fn the_last_try_is_never_used_and_a_locked_token_never_asked() {
         let refused = devices
             .generate(&id, KeySpec::P256, &KeyId::random(), "")
             .await;
-        let unlocked = devices.unlock(&id, Pin::new(token.pin.clone())).await;
+        let unlocked = devices
+            .unlock(&id, Pin::new(token.pin.clone()), LastTry::Keep)
+            .await;
         match expected {
             TokenState::FinalTry => {
                 assert!(matches!(refused, Err(DeviceError::PinFinalTry { .. })));
@@ -709,7 +712,11 @@ async fn a_person_can_spend_all_tries_but_the_last() {
     config.module[0].token[0].pin_source = None;
     let devices = start(&token, config).await;
     let id = select(&devices, &token).await;
-    let unlock = async |pin: &str| devices.unlock(&id, Pin::new(pin.into())).await;
+    let unlock = async |pin: &str| {
+        devices
+            .unlock(&id, Pin::new(pin.into()), LastTry::Keep)
+            .await
+    };
     for _ in 0..2 {
         let wrong = unlock("wrong").await;
         assert!(
@@ -729,6 +736,14 @@ async fn a_person_can_spend_all_tries_but_the_last() {
         state(&devices).await.0 == TokenState::FinalTry
     })
     .await;
+    // Who is sure says so.
+    let sure = Pin::new(token.pin.clone());
+    devices
+        .unlock(&id, sure, LastTry::Use)
+        .await
+        .expect("the last try");
+    assert_eq!(faulty.logins().len(), 3);
+    generate(&devices, &id, KeySpec::P256).await;
     devices.shutdown().await;
 }
 
@@ -773,7 +788,7 @@ async fn a_login_that_is_not_answered_blocks_the_pin() {
         assert_eq!(faulty.logins().len(), 1, "{name}");
         faulty.heal();
         devices
-            .unlock(&id, Pin::new(token.pin.clone()))
+            .unlock(&id, Pin::new(token.pin.clone()), LastTry::Keep)
             .await
             .unwrap_or_else(|error| panic!("{name}: {error}"));
         generate(&devices, &id, KeySpec::P256).await;
@@ -887,7 +902,25 @@ async fn one_token_out_does_not_disturb_its_neighbour() {
     devices.shutdown().await;
 }
 
-#[test]
-fn the_module_is_there() {
-    assert!(Path::new(Faulty::module()).is_file());
+#[tokio::test]
+async fn a_library_that_others_could_replace_is_not_loaded() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(token) = TestToken::softhsm("open library") else {
+        return;
+    };
+    let library = token.directory().join("library.so");
+    std::fs::copy(&token.module, &library).expect("a copy");
+    std::fs::set_permissions(&library, std::fs::Permissions::from_mode(0o666)).expect("a mode");
+    let mut config = token.config();
+    config.module[0].path = library.clone();
+    let devices = start(&token, config).await;
+    eventually("down", async || state(&devices).await.0 == TokenState::Down).await;
+    let (_, reason) = state(&devices).await;
+    assert!(reason.contains("mode 0666"), "{reason}");
+    std::fs::set_permissions(&library, std::fs::Permissions::from_mode(0o644)).expect("a mode");
+    eventually("ready", async || {
+        state(&devices).await.0 == TokenState::Ready
+    })
+    .await;
+    devices.shutdown().await;
 }

@@ -16,7 +16,7 @@ use cryptoki_sys::*;
 use opcert::base::key::KeySpec;
 use opcert::base::pkcs11::{KeyRef, TokenId};
 use opcert::base::secret::Pin;
-use opcert::device::{DeviceError, Devices, TokenState};
+use opcert::device::{DeviceError, Devices, LastTry, TokenState};
 use tokio::sync::Mutex;
 
 mod support;
@@ -159,7 +159,7 @@ impl Chaos {
         if state == TokenState::PinNeeded {
             self.supplies += 1;
             let pin = Pin::new(self.pin.clone());
-            if let Err(error) = devices.unlock(token, pin).await {
+            if let Err(error) = devices.unlock(token, pin, LastTry::Keep).await {
                 eprintln!("not unlocked: {error} (it was blocked: {reason})");
             }
         }

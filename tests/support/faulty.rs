@@ -22,7 +22,7 @@ use std::time::{Duration, SystemTime};
 use cryptoki_sys::{
     CK_ATTRIBUTE_TYPE, CK_MECHANISM_TYPE, CK_RV, CKR_OK, CKR_USER_ALREADY_LOGGED_IN,
 };
-use opcert::device::Config;
+use opcert::device::{Allowance, Config};
 
 use super::softhsm::TestToken;
 
@@ -159,6 +159,8 @@ impl Faulty {
     pub fn configure(&self, config: &mut Config) {
         config.module[0].path = Self::module().to_owned();
         config.module[0].environment = self.environment.clone();
+        // Where a build leaves it depends on somebody's umask.
+        config.module[0].allow = vec![Allowance::WritablePath];
     }
 
     /// Begins a fault of calls of `functions`, separated by commas; `*` for all.
