@@ -220,18 +220,90 @@ async fn a_login_that_does_not_reach_the_token_is_made_again() {
     let Some(rig) = Rig::new("login fails").await else {
         return;
     };
-    for code in [
-        CKR_SESSION_CLOSED,
+    let logins = || rig.faulty.logins().len();
+    for _ in 0..3 {
+        let before = logins();
+        // The session that was good a moment ago is gone when the call comes to it.
+        let fault = rig.faulty.on("C_Login").hangs();
+        rig.faulty.log_out();
+        let (signed, ()) = tokio::join!(rig.sign(), async {
+            eventually("a login", async || logins() > before).await;
+            rig.faulty.expire_sessions();
+            rig.faulty.lift(&fault);
+        });
+        // One more login within the same call, or the next call, brings it back.
+        if let Err(error) = signed {
+            assert!(
+                matches!(
+                    error,
+                    DeviceError::Pkcs11 { .. } | DeviceError::PinNeeded { .. }
+                ),
+                "{error:?}"
+            );
+        }
+        rig.heals().await;
+        assert_eq!(state(&rig.devices).await.0, TokenState::Ready);
+        assert!(logins() > before + 1);
+    }
+    let told: Vec<_> = rig.faulty.logins();
+    let failed = told.iter().filter(|login| !login.succeeded());
+    assert!(
+        failed.clone().count() >= 3
+            && failed
+                .clone()
+                .all(|login| login.code == Some(CKR_SESSION_HANDLE_INVALID)),
+        "{told:?}"
+    );
+    assert_eq!(rig.spent(), 0);
+    rig.devices.shutdown().await;
+}
+
+/// A code that says that the PIN did not reach the token is not believed where the session that
+/// it calls invalid works, or the token that it calls absent answers. Whatever was returned, and
+/// whether or not the token looked: it is not tried again.
+#[tokio::test]
+async fn a_login_is_not_made_again_on_the_word_of_a_code() {
+    let Some(mut rig) = Rig::new("login lies").await else {
+        return;
+    };
+    let pin = rig.token.pin.clone();
+    for (number, code) in [
+        CKR_SESSION_HANDLE_INVALID,
         CKR_TOKEN_NOT_PRESENT,
         CKR_CRYPTOKI_NOT_INITIALIZED,
         CKR_USER_ANOTHER_ALREADY_LOGGED_IN,
-    ] {
-        let fault = rig.faulty.on("C_Login").returns(code);
+        CKR_USER_PIN_NOT_INITIALIZED,
+        CKR_SESSION_CLOSED,
+        CKR_DEVICE_REMOVED,
+        CKR_FUNCTION_CANCELED,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let before = rig.faulty.logins().len();
+        match number % 3 {
+            0 => rig.faulty.lie_of_right_pin(code),
+            1 => drop(rig.faulty.on("C_Login").returns_after(code)),
+            _ => drop(rig.faulty.on("C_Login").returns(code)),
+        }
         rig.faulty.log_out();
-        assert!(rig.sign().await.is_err(), "{code:#x}");
-        rig.faulty.lift(&fault);
-        rig.heals().await;
-        assert_eq!(state(&rig.devices).await.0, TokenState::Ready);
+        for _ in 0..3 {
+            assert!(rig.sign().await.is_err(), "{code:#x}");
+        }
+        assert_eq!(state(&rig.devices).await.0, TokenState::PinNeeded);
+        if number == 0 {
+            rig.restart().await;
+        }
+        assert!(
+            matches!(rig.sign().await, Err(DeviceError::PinBlocked { .. })),
+            "{code:#x}"
+        );
+        assert_eq!(rig.faulty.logins().len(), before + 1, "{code:#x}");
+        rig.faulty.heal();
+        // Some of the lies did log in; a PIN given then would not be looked at.
+        rig.faulty.log_out();
+        rig.unlock(&pin).await.expect("a person's PIN");
+        rig.sign().await.expect("a signature");
     }
     rig.devices.shutdown().await;
 }

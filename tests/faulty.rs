@@ -14,7 +14,9 @@ use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, UserType};
 use cryptoki::types::AuthPin;
-use cryptoki_sys::{CKA_LOCAL, CKM_ECDSA, CKR_DEVICE_ERROR, CKR_GENERAL_ERROR, CKR_PIN_INCORRECT};
+use cryptoki_sys::{
+    CKA_LOCAL, CKM_ECDSA, CKR_DEVICE_ERROR, CKR_GENERAL_ERROR, CKR_PIN_INCORRECT, CKR_PIN_LOCKED,
+};
 
 mod support;
 use support::faulty::{Fault, Faulty, Handles, Login, Slots, pin_mark};
@@ -386,8 +388,12 @@ fn the_pin_locks_over_processes() {
     let failed = |code| Login {
         pin: pin_mark("000000x"),
         code: Some(code),
+        reached: true,
     };
     assert_eq!(faulty.logins()[0], failed(CKR_PIN_INCORRECT));
+    // A locked token does not look at the PIN.
+    assert_eq!(faulty.logins()[6].code, Some(CKR_PIN_LOCKED));
+    assert!(!faulty.logins()[6].reached);
     assert_eq!(faulty.logins().len(), 7);
     assert!(faulty.logins()[2].succeeded());
 }

@@ -132,25 +132,26 @@ impl PinGuard {
 
     /// Why the machine must not try a PIN of `token`, if so.
     pub async fn blocked(&self, token: &TokenId, origin: PinOrigin) -> Option<String> {
-        let blocks = self.blocks.lock().await;
-        let block = blocks.iter().find(|block| block.is_of(token))?;
-        let code = block.code.as_deref().unwrap_or("no code");
-        match block.state {
-            BlockState::Attempting => Some(format!(
-                "a login at {} was interrupted, so whether a try was spent is not known",
-                block.when
-            )),
-            BlockState::Refused => Some(format!("a PIN was refused at {} with {code}", block.when)),
-            BlockState::SourceStale if origin == PinOrigin::Source => {
-                Some("the configured source holds another PIN than the token's".into())
-            }
-            BlockState::SourceStale => None,
-        }
+        reason(&self.blocks.lock().await, token, origin)
     }
 
     /// Makes durable that a PIN of `token` is about to be tried. Nothing may be tried before.
-    pub async fn begin(&self, token: &TokenId) -> Result<Attempt, DeviceError> {
+    ///
+    /// A person's PIN may be tried whatever happened; the machine's own (`origin`) only where
+    /// nothing blocks it, also nothing that began since [`PinGuard::blocked`] was asked: two
+    /// modules may show the same token.
+    pub async fn begin(
+        &self,
+        token: &TokenId,
+        origin: Option<PinOrigin>,
+    ) -> Result<Attempt, DeviceError> {
         let mut blocks = self.blocks.lock().await;
+        if let Some(reason) = origin.and_then(|origin| reason(&blocks, token, origin)) {
+            return Err(DeviceError::PinBlocked {
+                token: token.to_string(),
+                reason,
+            });
+        }
         let mut next = blocks.clone();
         let before = next.iter().find(|block| block.is_of(token)).cloned();
         next.retain(|block| !block.is_of(token));
@@ -212,6 +213,22 @@ impl PinGuard {
             .await
             .unwrap_or_else(|panic| Err(failed(std::io::Error::other(panic))))
             .map_err(record_error)
+    }
+}
+
+fn reason(blocks: &[Block], token: &TokenId, origin: PinOrigin) -> Option<String> {
+    let block = blocks.iter().find(|block| block.is_of(token))?;
+    let code = block.code.as_deref().unwrap_or("no code");
+    match block.state {
+        BlockState::Attempting => Some(format!(
+            "a login at {} was interrupted, so whether a try was spent is not known",
+            block.when
+        )),
+        BlockState::Refused => Some(format!("a PIN was refused at {} with {code}", block.when)),
+        BlockState::SourceStale if origin == PinOrigin::Source => {
+            Some("the configured source holds another PIN than the token's".into())
+        }
+        BlockState::SourceStale => None,
     }
 }
 
@@ -311,7 +328,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let guard = open(directory.path());
         assert_eq!(guard.blocked(&token(), PinOrigin::Source).await, None);
-        let attempt = guard.begin(&token()).await.unwrap();
+        let attempt = guard.begin(&token(), None).await.unwrap();
 
         let after_crash = open(directory.path());
         assert!(
@@ -337,13 +354,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_machine_tries_nothing_while_another_login_is_under_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let guard = open(directory.path());
+        let first = guard.begin(&token(), Some(PinOrigin::Source)).await;
+        let second = guard.begin(&token(), Some(PinOrigin::Kept)).await;
+        assert!(first.is_ok());
+        assert!(matches!(second, Err(DeviceError::PinBlocked { .. })));
+    }
+
+    #[tokio::test]
     async fn a_refused_pin_stays_refused_also_when_another_was_not_tried() {
         let directory = tempfile::tempdir().unwrap();
         let guard = open(directory.path());
-        let attempt = guard.begin(&token()).await.unwrap();
+        let attempt = guard.begin(&token(), None).await.unwrap();
         let refused = Settled::Refused("CKR_PIN_INCORRECT".into());
         guard.settle(attempt, refused).await.unwrap();
-        let attempt = guard.begin(&token()).await.unwrap();
+        let attempt = guard.begin(&token(), None).await.unwrap();
         guard.settle(attempt, Settled::NotTried).await.unwrap();
         let reason = open(directory.path())
             .blocked(&token(), PinOrigin::Kept)
@@ -356,16 +383,16 @@ mod tests {
     async fn a_stale_source_is_not_tried_though_another_pin_works() {
         let directory = tempfile::tempdir().unwrap();
         let guard = open(directory.path());
-        let attempt = guard.begin(&token()).await.unwrap();
+        let attempt = guard.begin(&token(), None).await.unwrap();
         let settled = guard.settle(attempt, Settled::TakenNotFromSource).await;
         settled.unwrap();
         // A later login with the kept PIN does not make the source right.
-        let attempt = guard.begin(&token()).await.unwrap();
+        let attempt = guard.begin(&token(), None).await.unwrap();
         guard.settle(attempt, Settled::Taken).await.unwrap();
         let next = open(directory.path());
         assert!(next.blocked(&token(), PinOrigin::Source).await.is_some());
         assert_eq!(next.blocked(&token(), PinOrigin::Kept).await, None);
-        let attempt = next.begin(&token()).await.unwrap();
+        let attempt = next.begin(&token(), None).await.unwrap();
         next.settle(attempt, Settled::TakenFromSource)
             .await
             .unwrap();

@@ -171,9 +171,8 @@ impl Supervisor {
         let mut stop = self.stop.clone();
         loop {
             self.publish_phase(Phase::Starting);
-            let started = tokio::select! {
-                started = self.start() => started,
-                () = stopped(&mut stop) => break,
+            let Some(started) = self.start(&mut stop).await else {
+                break;
             };
             let reason = match started {
                 Ok(mut worker) => {
@@ -295,15 +294,43 @@ impl Supervisor {
             .send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// Starts a worker, logs in where it can, and publishes the result.
-    async fn start(&mut self) -> Result<Worker, DeviceError> {
+    /// Starts a worker, logs in where it can, and publishes the result. `None`: told to stop.
+    ///
+    /// A login that was begun is seen to its end, which its deadline bounds: one left half way
+    /// would block the PIN until a person comes.
+    async fn start(
+        &mut self,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Option<Result<Worker, DeviceError>> {
+        let arrived = tokio::select! {
+            arrived = self.arrive() => arrived,
+            () = stopped(stop) => return None,
+        };
+        let (worker, library, tokens) = match arrived {
+            Ok(arrived) => arrived,
+            Err(error) => return Some(Err(error)),
+        };
+        Some(self.take_up(worker, library, tokens).await)
+    }
+
+    /// A worker that has loaded the library, and the tokens it sees.
+    async fn arrive(&self) -> Result<(Worker, ModuleInfo, Vec<TokenView>), DeviceError> {
         super::hygiene::check(&self.config).map_err(|reason| DeviceError::ModuleUnusable {
             module: self.config.name.clone(),
             reason,
         })?;
         let (worker, library) = self.spawn().await?;
+        let tokens = self.find_tokens(&worker.link).await?;
+        Ok((worker, library, tokens))
+    }
+
+    async fn take_up(
+        &mut self,
+        worker: Worker,
+        library: ModuleInfo,
+        mut tokens: Vec<TokenView>,
+    ) -> Result<Worker, DeviceError> {
         let link = worker.link.clone();
-        let mut tokens = self.find_tokens(&link).await?;
         for token in &mut tokens {
             self.log_in_on_our_own(&link, token).await?;
         }
@@ -545,6 +572,7 @@ impl Supervisor {
             Ok(pin) => {
                 let given = Given {
                     pin,
+                    origin: Some(origin),
                     source: None,
                     last_try: LastTry::Keep,
                 };
@@ -576,6 +604,10 @@ impl Supervisor {
             DeviceError::PinLocked { .. } => (TokenState::LockedOut, Some(Reason::Other(text))),
             DeviceError::PinFinalTry { .. } => (TokenState::FinalTry, Some(Reason::Other(text))),
             DeviceError::PinWrong { .. } => (TokenState::PinNeeded, Some(Reason::PinBlocked(text))),
+            DeviceError::PinBlocked { reason, .. } => (
+                TokenState::PinNeeded,
+                Some(Reason::PinBlocked(reason.clone())),
+            ),
             DeviceError::Pkcs11 { .. }
             | DeviceError::TokenAbsent { .. }
             | DeviceError::Busy { .. }
@@ -605,10 +637,11 @@ impl Supervisor {
     ) -> Result<(), DeviceError> {
         let Given {
             pin,
+            origin,
             source,
             last_try,
         } = given;
-        let attempt = self.guard.begin(token).await?;
+        let attempt = self.guard.begin(token, origin).await?;
         let verb = Verb::Login {
             token: number,
             pin: PinBytes::new(pin.expose()),
@@ -887,6 +920,7 @@ impl Supervisor {
             .and_then(|source| pin_guard::read_pin(source).ok());
         let given = Given {
             pin,
+            origin: None,
             source,
             last_try,
         };
@@ -906,6 +940,8 @@ impl Supervisor {
 /// A PIN to be tried.
 struct Given {
     pin: Pin,
+    /// Where it comes from; `None` for a person.
+    origin: Option<PinOrigin>,
     /// The PIN of the configured source, where a person gave the other.
     source: Option<Pin>,
     last_try: LastTry,

@@ -379,6 +379,7 @@ unsafe extern "C" fn C_Login(
         if control.pin_tries.is_some_and(|tries| wrong >= tries) {
             return Err(CKR_PIN_LOCKED);
         }
+        faulty.log("reach C_Login");
         let result = if !context {
             inner!(faulty, C_Login(known.inner, user, pin, length))
         } else if known.consent != Consent::Awaited {

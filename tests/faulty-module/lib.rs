@@ -57,7 +57,8 @@
 //!
 //! `PID TID call FUNCTION …` when a call begins; `PID TID return FUNCTION 0xCODE` when it ends in
 //! an error, and for C_Login always. The begin of a C_Login carries `user=N pin=HASH`, so that an
-//! attempt is on record also when the process does not survive it.
+//! attempt is on record also when the process does not survive it; `PID TID reach C_Login` follows
+//! when the token looks at the PIN.
 
 #![allow(non_snake_case)]
 

@@ -85,6 +85,8 @@ pub struct Login {
     pub pin: u64,
     /// What it returned; `None` when the process did not survive it.
     pub code: Option<CK_RV>,
+    /// The PIN reached the token.
+    pub reached: bool,
 }
 
 impl Login {
@@ -93,9 +95,15 @@ impl Login {
         self.code == Some(CKR_OK)
     }
 
-    /// Whether it may have spent a PIN try. While somebody is logged in no token looks at the PIN.
+    /// Whether it may have spent a PIN try: the token looked at the PIN and said anything but yes,
+    /// whichever code it gave, or nobody knows what it did. While somebody is logged in no token
+    /// looks at the PIN.
     pub fn may_have_spent(&self) -> bool {
-        !matches!(self.code, Some(CKR_OK | CKR_USER_ALREADY_LOGGED_IN))
+        match self.code {
+            Some(CKR_OK | CKR_USER_ALREADY_LOGGED_IN) => false,
+            Some(_) => self.reached,
+            None => true,
+        }
     }
 }
 
@@ -323,7 +331,19 @@ impl Faulty {
                 [process, thread, "call", "C_Login", "user=1", pin] => {
                     let pin = pin.strip_prefix("pin=").expect("a PIN's mark");
                     let pin = u64::from_str_radix(pin, 16).expect("a number");
-                    logins.push((format!("{process} {thread}"), Login { pin, code: None }));
+                    let login = Login {
+                        pin,
+                        code: None,
+                        reached: false,
+                    };
+                    logins.push((format!("{process} {thread}"), login));
+                }
+                [process, thread, "reach", "C_Login"] => {
+                    let caller = format!("{process} {thread}");
+                    if let Some((_, login)) = logins.iter_mut().rev().find(|(by, _)| *by == caller)
+                    {
+                        login.reached = true;
+                    }
                 }
                 [process, thread, "return", "C_Login", code] => {
                     let caller = format!("{process} {thread}");

@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 use cryptoki::error::{Error, RvError};
 use cryptoki::object::{ObjectClass, ObjectHandle};
-use cryptoki::session::{Session, UserType};
+use cryptoki::session::{Session, SessionState, UserType};
 use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
 
@@ -170,25 +170,21 @@ impl Keeper {
         };
         let pin = AuthPin::from(text.to_owned());
         let given = (!info.protected_authentication_path()).then_some(&pin);
-        // A token that was taken out and put back left a dead session behind.
+        // A token that was taken out and put back left a dead session behind, which would fail
+        // the login after the PIN left our hands.
         if let Some(anchor) = self.anchors.get(&token)
             && anchor.session.get_session_info().is_err()
         {
             self.anchors.remove(&token);
         }
-        // A session that died would fail the login, after the PIN left our hands.
-        if let Some(anchor) = self.anchors.get(&token)
-            && anchor.session.get_session_info().is_err()
-        {
-            self.anchors.remove(&token);
-        }
+        let module = self.module;
         let session = &self.anchor(token)?.session;
-        Ok(match session.login(UserType::User, given) {
-            Ok(()) => LoginOutcome::Ok,
-            Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => LoginOutcome::Already,
-            Err(Error::Pkcs11(RvError::PinLocked, _)) => LoginOutcome::Locked,
-            Err(Error::Pkcs11(code, _)) => login_failure(&code),
-            Err(other) => LoginOutcome::NotTried {
+        let Err(error) = session.login(UserType::User, given) else {
+            return Ok(LoginOutcome::Ok);
+        };
+        Ok(match error {
+            Error::Pkcs11(code, _) => login_failure(&code, &aftermath(module, slot, session)),
+            other => LoginOutcome::NotTried {
                 code: other.to_string(),
             },
         })
@@ -310,25 +306,49 @@ impl Keeper {
     }
 }
 
-/// Whether a failed `C_Login` spent a try. Codes that a module may return after the PIN reached
-/// the token count as uncertain: some report a wrong PIN as CKR_GENERAL_ERROR.
-fn login_failure(code: &RvError) -> LoginOutcome {
+/// What is seen right after a login failed.
+struct Aftermath {
+    /// The state of its session; `None` if the session is gone.
+    session: Option<SessionState>,
+    /// Whether the token is still in its slot.
+    present: bool,
+}
+
+fn aftermath(module: &Module, slot: Slot, session: &Session) -> Aftermath {
+    let info = session.get_session_info();
+    Aftermath {
+        session: info.ok().map(|info| info.session_state()),
+        present: module.pkcs11.get_token_info(slot).is_ok(),
+    }
+}
+
+/// Whether a failed `C_Login` spent a try. Only a code that means by the specification that the
+/// call ended before it began (PKCS#11 v3.0 section 5.1: "at the time that the function was
+/// invoked") says that none was spent, and it is believed only if what it says is seen to be true:
+/// the session and the token were looked at right before the login, and some modules report a
+/// wrong PIN by whatever code is at hand. CKR_SESSION_CLOSED and CKR_DEVICE_REMOVED mean "during
+/// the execution", so the PIN may have reached the token.
+fn login_failure(code: &RvError, after: &Aftermath) -> LoginOutcome {
+    use SessionState::{RoPublic, RoUser, RwPublic, RwSecurityOfficer, RwUser};
     let name = codes::name(code);
-    match code {
+    let begun = match code {
+        RvError::PinLocked => return LoginOutcome::Locked,
         RvError::PinIncorrect
         | RvError::PinInvalid
         | RvError::PinLenRange
-        | RvError::PinExpired => LoginOutcome::Wrong { code: name },
-        RvError::CryptokiNotInitialized
-        | RvError::SessionHandleInvalid
-        | RvError::SessionClosed
-        | RvError::SessionReadOnlyExists
-        | RvError::TokenNotPresent
-        | RvError::UserPinNotInitialized
-        | RvError::UserAnotherAlreadyLoggedIn
-        | RvError::UserTooManyTypes
-        | RvError::FunctionCanceled => LoginOutcome::NotTried { code: name },
-        _ => LoginOutcome::Uncertain { code: name },
+        | RvError::PinExpired => return LoginOutcome::Wrong { code: name },
+        RvError::UserAlreadyLoggedIn => match after.session {
+            Some(RoUser | RwUser) => return LoginOutcome::Already,
+            Some(RoPublic | RwPublic | RwSecurityOfficer) | None => true,
+        },
+        RvError::SessionHandleInvalid | RvError::CryptokiNotInitialized => after.session.is_some(),
+        RvError::TokenNotPresent => after.present || after.session.is_some(),
+        RvError::UserAnotherAlreadyLoggedIn => after.session != Some(RwSecurityOfficer),
+        _ => true,
+    };
+    match begun {
+        true => LoginOutcome::Uncertain { code: name },
+        false => LoginOutcome::NotTried { code: name },
     }
 }
 
@@ -336,19 +356,67 @@ fn login_failure(code: &RvError) -> LoginOutcome {
 mod tests {
     use super::*;
 
+    fn outcome(code: RvError, session: Option<SessionState>, present: bool) -> LoginOutcome {
+        login_failure(&code, &Aftermath { session, present })
+    }
+
     #[test]
-    fn a_general_error_at_login_may_have_spent_a_try() {
+    fn a_login_that_failed_may_have_spent_a_try_unless_it_is_seen_that_it_cannot() {
+        let public = Some(SessionState::RwPublic);
+        let user = Some(SessionState::RwUser);
+        for code in [
+            RvError::GeneralError,
+            RvError::FunctionFailed,
+            RvError::SessionClosed,
+            RvError::DeviceRemoved,
+            RvError::FunctionCanceled,
+            RvError::VendorDefined(7),
+        ] {
+            for session in [None, public, user] {
+                let outcome = outcome(code, session, false);
+                assert!(
+                    matches!(outcome, LoginOutcome::Uncertain { .. }),
+                    "{outcome:?}"
+                );
+            }
+        }
         assert!(matches!(
-            login_failure(&RvError::GeneralError),
-            LoginOutcome::Uncertain { .. }
-        ));
-        assert!(matches!(
-            login_failure(&RvError::PinIncorrect),
+            outcome(RvError::PinIncorrect, None, false),
             LoginOutcome::Wrong { .. }
         ));
-        assert!(matches!(
-            login_failure(&RvError::TokenNotPresent),
-            LoginOutcome::NotTried { .. }
-        ));
+        for (code, session, present, tried) in [
+            (RvError::SessionHandleInvalid, None, true, false),
+            (RvError::SessionHandleInvalid, public, true, true),
+            (RvError::SessionHandleInvalid, user, true, true),
+            (RvError::CryptokiNotInitialized, None, false, false),
+            (RvError::CryptokiNotInitialized, public, true, true),
+            (RvError::TokenNotPresent, None, false, false),
+            (RvError::TokenNotPresent, None, true, true),
+            (RvError::TokenNotPresent, public, false, true),
+            (RvError::UserAnotherAlreadyLoggedIn, public, true, true),
+            (
+                RvError::UserAnotherAlreadyLoggedIn,
+                Some(SessionState::RwSecurityOfficer),
+                true,
+                false,
+            ),
+            (RvError::UserAlreadyLoggedIn, public, true, true),
+        ] {
+            let outcome = outcome(code, session, present);
+            assert_eq!(
+                matches!(outcome, LoginOutcome::Uncertain { .. }),
+                tried,
+                "{outcome:?}"
+            );
+            assert_eq!(
+                matches!(outcome, LoginOutcome::NotTried { .. }),
+                !tried,
+                "{outcome:?}"
+            );
+        }
+        assert_eq!(
+            outcome(RvError::UserAlreadyLoggedIn, user, true),
+            LoginOutcome::Already
+        );
     }
 }

@@ -209,9 +209,13 @@ impl Keys {
         {
             return Ok((*handle, *kind));
         }
-        let Some(handle) = objects::find_private(session, id)? else {
-            module.check_login(token, session)?;
-            return Err(Failure::KeyMissing);
+        let handle = match objects::find_private(session, id)? {
+            Some(handle) => handle,
+            None => {
+                module.check_login(token, session)?;
+                // The search may have come just before the login.
+                objects::find_private(session, id)?.ok_or(Failure::KeyMissing)?
+            }
         };
         let kind = objects::kind(session, handle)?;
         let fingerprint = match objects::public_parts(session, id) {
