@@ -23,7 +23,7 @@
 //! | [`statement`] | operations, challenges, approvals: hostile bytes in, typed values out |
 //! | [`wechatpay`] | WeChat Pay: messages to sign, signatures to check, contents to open |
 //! | [`http`] | accept loops, TLS, limits, drain; a small client |
-//! | [`telemetry`] | logs |
+//! | [`telemetry`] | logs, metrics, traces |
 //! | [`base`] | clock, identifiers, secrets, keys, encodings, X.509 and JOSE helpers |
 
 #![forbid(unused_must_use)]

@@ -30,8 +30,10 @@ fn relative_links_lead_somewhere() {
     for document in [
         "README.md",
         "docs/architecture.md",
+        "docs/configuration.md",
         "docs/dependencies.md",
         "docs/deploy.md",
+        "docs/metrics.md",
         "docs/policy.md",
         "docs/wechatpay.md",
     ] {
@@ -64,5 +66,119 @@ fn the_code_map_names_every_module() {
                 "docs/architecture.md does not say what src/{name} is"
             );
         }
+    }
+}
+
+/// Write generated pages anew with this variable set, and review the difference.
+const REFRESH: &str = "OPCERT_REFRESH_DOCS";
+
+#[cfg(feature = "account")]
+#[test]
+fn the_reference_of_the_configuration_is_that_of_the_code() {
+    use opcert::config::reference::reference;
+
+    let page = format!(
+        "# Configuration reference
+
+Every key of the two configuration files. This page is written from the types that read them
+(`{REFRESH}=1 cargo test --test documents`), so it is as current as the program.
+
+The files are TOML. Unknown keys are refused. A file may be read by its group and written by its
+owner only; the owner is root or the user that the program runs as. Beside `NAME.toml` there may be
+a directory `NAME.toml.d`: its `*.toml` files are laid over the main one in the order of their
+names. Tables are merged key by key; `[[tables]]` by their `name` or `uri`, new ones are added at the
+end; anything else replaces what was there.
+
+{}
+{}",
+        reference::<opcert::config::daemon::Config>(
+            "opcertd.toml",
+            "Of the daemon. Check it with `opcert config check`, see the values in force and who set \
+             them with `opcert config show`. `systemctl reload opcertd` (SIGHUP) has it read again: \
+             policy, limits, consent, audit sizes and the log level change at once, and \
+             `opcert status` names what needs a restart, or why a file was refused."
+        ),
+        reference::<opcert::account::config::Config>(
+            "accountd.toml",
+            "Of the account service. Check it with `opcert-accountd config check`, see the values in \
+             force with `opcert-accountd config show`."
+        ),
+    );
+    current("docs/configuration.md", &page);
+}
+
+/// Holds a generated page equal to what is committed.
+fn current(path: &str, page: &str) {
+    if std::env::var_os(REFRESH).is_some() {
+        fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join(path), page).unwrap();
+    }
+    assert!(
+        read(path) == page,
+        "{path} is not current: run `{REFRESH}=1 cargo test --test documents` and commit it"
+    );
+}
+
+#[test]
+fn metrics_are_documented_and_the_dashboard_asks_for_none_that_is_not_there() {
+    use opcert::telemetry::metrics::{ALL, Kind};
+
+    let mut rows = String::from("| name | type | labels | meaning |\n| --- | --- | --- | --- |\n");
+    for metric in ALL {
+        let (kind, suffix) = match metric.kind {
+            Kind::Counter => ("counter", "_total"),
+            Kind::Gauge => ("gauge", ""),
+            Kind::Histogram => ("histogram", ""),
+        };
+        let labels: Vec<_> = metric
+            .labels
+            .iter()
+            .map(|label| format!("`{label}`"))
+            .collect();
+        let labels = labels.join(", ");
+        let name = metric.name;
+        rows += &format!(
+            "| `{name}{suffix}` | {kind} | {labels} | {} |\n",
+            metric.help
+        );
+    }
+    let page = read("docs/metrics.md");
+    let (before, rest) = page.split_once("<!-- names -->\n").unwrap();
+    let (_, after) = rest.split_once("<!-- end -->\n").unwrap();
+    current(
+        "docs/metrics.md",
+        &format!("{before}<!-- names -->\n{rows}<!-- end -->\n{after}"),
+    );
+
+    let known: BTreeSet<String> = ALL
+        .iter()
+        .flat_map(|metric| {
+            let suffixes: &[&str] = match metric.kind {
+                Kind::Counter => &["_total"],
+                Kind::Gauge => &[""],
+                Kind::Histogram => &["_bucket", "_sum", "_count"],
+            };
+            suffixes
+                .iter()
+                .map(|suffix| format!("{}{suffix}", metric.name))
+        })
+        .collect();
+    let dashboard = read("docs/grafana-dashboard.json");
+    let parsed: serde_json::Value = serde_json::from_str(&dashboard).unwrap();
+    assert!(parsed["panels"].as_array().unwrap().len() >= 10);
+    for (file, text) in [
+        ("docs/grafana-dashboard.json", &dashboard),
+        ("docs/metrics.md", &before.to_owned()),
+        ("docs/metrics.md", &after.to_owned()),
+    ] {
+        let mut found = 0;
+        for (start, _) in text.match_indices("opcert_") {
+            let name: String = text[start..]
+                .chars()
+                .take_while(|c| c.is_ascii_lowercase() || *c == '_' || c.is_ascii_digit())
+                .collect();
+            assert!(known.contains(&name), "{file} asks for {name}");
+            found += 1;
+        }
+        assert!(found > 0 || file != "docs/grafana-dashboard.json");
     }
 }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::sms::GatewayKind;
 use super::store::Store;
@@ -21,20 +21,23 @@ use crate::statement::Origin;
 pub const DEFAULT_PATH: &str = "/etc/opcert/accountd.toml";
 
 /// The whole file.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Config {
     /// Where database, audit trail and keys in files are.
     pub state_directory: PathBuf,
     /// The address people and programs know the service by: `https://HOST[:PORT]`. It is the
     /// issuer of challenges and stands in certificates, so it must not change.
+    #[schemars(with = "String")]
     pub origin: Origin,
     /// The addresses to listen on; port 0 takes a free one.
+    #[schemars(with = "Vec<String>")]
     pub listen: Vec<SocketAddr>,
     /// The database: `sqlite:PATH`. Default: `account.db` in the state directory.
     #[serde(default)]
     pub database: Option<String>,
     /// The token that holds the keys of the service; used by `init`.
+    #[schemars(with = "String")]
     pub token: TokenUri,
     /// TLS certificate and key.
     #[serde(default)]
@@ -72,7 +75,7 @@ pub struct Config {
 }
 
 /// `[tls]`: PEM files; relative paths are in the state directory.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Tls {
     /// The chain, end entity first. Default: `server.pem`, which `init` makes for a trial.
@@ -91,7 +94,7 @@ impl Default for Tls {
 }
 
 /// `[sms]`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Sms {
     /// How texts are sent. Default: `console`.
@@ -119,7 +122,7 @@ impl Default for Sms {
 }
 
 /// `[quotas]`: per account, counted over certificates in force.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Quotas {
     /// Computers that hold a certificate, 1 to 10,000. Default: 10.
@@ -138,7 +141,7 @@ impl Default for Quotas {
 }
 
 /// `[certificates]`.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Certificates {
     /// How long an operating certificate is valid, 1 to 1,827. Default: 365.
@@ -157,7 +160,7 @@ impl Default for Certificates {
 }
 
 /// `[operations]`.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Operations {
     /// How long a challenge is valid, 10 to 600. Default: 120.
@@ -176,7 +179,7 @@ impl Default for Operations {
 }
 
 /// `[webhook]`: where the platform learns of approvals.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Webhook {
     /// An `https` URL.
@@ -191,9 +194,14 @@ pub struct Webhook {
 impl Config {
     /// Reads and checks the file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Ok(Self::load_layers(path)?.config)
+    }
+
+    /// The same, and where each value comes from.
+    pub fn load_layers(path: &Path) -> Result<Loaded<Self>, ConfigError> {
         let loaded: Loaded<Self> = load(path)?;
         loaded.check()?;
-        Ok(loaded.config)
+        Ok(loaded)
     }
 
     /// The device part.

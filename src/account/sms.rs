@@ -10,7 +10,9 @@ use super::store::codes::Binding;
 use crate::base::secret::SecretText;
 
 /// The configured gateway.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum GatewayKind {
     /// One line on standard output: for a trial, not for people's money.

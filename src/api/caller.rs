@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::problem::{Code, Problem};
 use super::routes::App;
+use super::throttle::Source;
 use crate::http::Peer;
 use crate::policy::{Administration, Caller, ClientPolicy};
 
@@ -92,7 +93,7 @@ pub enum ControlAccess {
 
 /// Layer of the control socket.
 pub async fn identify_user(
-    State(access): State<ControlAccess>,
+    State((app, access)): State<(App, ControlAccess)>,
     mut request: Request,
     next: Next,
 ) -> Response {
@@ -102,11 +103,14 @@ pub async fn identify_user(
     let uid = *uid;
     let own = rustix::process::geteuid().as_raw();
     if uid != 0 && uid != own && access == ControlAccess::OwnerOnly {
-        return Problem::new(
+        let problem = Problem::new(
             Code::NotPermitted,
             format!("user {uid} may not use the control socket"),
-        )
-        .into_response();
+        );
+        return app
+            .failures()
+            .refuse(Source::User(uid), problem, app.clock().now())
+            .into_response();
     }
     request.extensions_mut().insert(Identified {
         caller: Caller::Unix { uid },
@@ -117,12 +121,32 @@ pub async fn identify_user(
 
 /// Layer of the native door.
 pub async fn identify_client(State(app): State<App>, mut request: Request, next: Next) -> Response {
-    match client(&app, request.extensions().get::<Peer>()) {
+    let peer = request.extensions().get::<Peer>();
+    match client(&app, peer) {
         Ok(identified) => {
             request.extensions_mut().insert(identified);
             next.run(request).await
         }
-        Err(problem) => problem.into_response(),
+        Err(problem) => match source(peer) {
+            Some(source) => app
+                .failures()
+                .refuse(source, problem, app.clock().now())
+                .into_response(),
+            None => problem.into_response(),
+        },
+    }
+}
+
+/// Whom a failed authentication is counted for. All programs of this computer come from its own
+/// address, so a certificate tells more where there is one.
+fn source(peer: Option<&Peer>) -> Option<Source> {
+    match peer? {
+        Peer::Tls {
+            certificate: Some(certificate),
+            ..
+        } => Some(Source::Certificate(certificate.sha256)),
+        Peer::Tls { address, .. } | Peer::Plain { address } => Some(Source::Address(address.ip())),
+        Peer::Unix { uid, .. } => Some(Source::User(*uid)),
     }
 }
 

@@ -102,25 +102,43 @@ impl Snapshot {
     }
 }
 
+fn read(path: &Path) -> Result<Snapshot, ClientsError> {
+    if !path.exists() {
+        return Ok(Snapshot::default());
+    }
+    let text = files::read_checked(path, Readers::Owner, FILE_LIMIT)?;
+    let file: ClientsFile =
+        serde_json::from_slice(&text).map_err(|source| ClientsError::Damaged {
+            path: path.to_owned(),
+            source,
+        })?;
+    Ok(Snapshot::new(
+        file.clients.into_iter().map(|entry| Arc::new(entry.0)),
+    ))
+}
+
 impl Clients {
     /// Reads `path`, which need not exist yet.
     pub fn open(path: &Path) -> Result<Self, ClientsError> {
-        let snapshot = if path.exists() {
-            let text = files::read_checked(path, Readers::Owner, FILE_LIMIT)?;
-            let file: ClientsFile =
-                serde_json::from_slice(&text).map_err(|source| ClientsError::Damaged {
-                    path: path.to_owned(),
-                    source,
-                })?;
-            Snapshot::new(file.clients.into_iter().map(|entry| Arc::new(entry.0)))
-        } else {
-            Snapshot::default()
-        };
         Ok(Self(Arc::new(Inner {
             path: path.to_owned(),
-            current: ArcSwap::from_pointee(snapshot),
+            current: ArcSwap::from_pointee(read(path)?),
             writing: Mutex::new(()),
         })))
+    }
+
+    /// Reads the file anew, which somebody may have put in the place of the old one; returns how
+    /// many clients there are. One that cannot be used changes nothing. Waits for the disk.
+    pub fn reload(&self) -> Result<usize, ClientsError> {
+        let _turn = self
+            .0
+            .writing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let snapshot = read(&self.0.path)?;
+        let count = snapshot.by_name.len();
+        self.0.current.store(Arc::new(snapshot));
+        Ok(count)
     }
 
     /// The client that holds the certificate of this SHA-256.

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | native | TLS with a certificate of the local authority; no browser; own host name; registered client |
 //! | control | peer credentials |
+//! | monitoring | none; off unless configured, metrics and health only |
 //!
 //! A gate answers before routing, so that nothing is learned about paths from outside it.
 
@@ -29,9 +30,14 @@ pub fn native(app: App, port: u16) -> Router {
 
 /// The control socket.
 pub fn control(app: App, access: ControlAccess) -> Router {
-    routes::router(app)
-        .layer(from_fn_with_state(access, caller::identify_user))
+    routes::router_with_monitoring(app.clone())
+        .layer(from_fn_with_state((app, access), caller::identify_user))
         .layer(from_fn(problem::finish))
+}
+
+/// The port for monitoring, where one is configured: it shows numbers to every local program.
+pub fn monitoring(app: App) -> Router {
+    routes::monitoring(app).layer(from_fn(problem::finish))
 }
 
 /// A page in a browser on this computer can reach the door, and the browser may even hold a

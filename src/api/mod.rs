@@ -11,6 +11,7 @@
 pub mod caller;
 pub mod client;
 pub mod clients;
+pub mod configuration;
 pub mod doors;
 pub mod explaining;
 pub mod extract;
@@ -18,6 +19,7 @@ pub mod local_ca;
 pub mod problem;
 pub mod routes;
 pub mod software_key;
+pub mod throttle;
 pub mod types;
 
 pub use problem::{Code, Problem, ProblemDocument};

@@ -19,16 +19,22 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use tracing::Instrument;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 
 use crate::base::ids::RequestId;
+use crate::telemetry::metrics::metrics;
+use crate::telemetry::trace::{self, TraceId};
 
 /// The media type of [`ProblemDocument`] (RFC 9457 section 6.1).
 pub const MEDIA_TYPE: &str = "application/problem+json";
 
 /// Names the request in every answer, in problem documents, in logs and in the audit trail.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+
+/// Names the trace that a request belongs to (W3C Trace Context section 3.2).
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 macro_rules! codes {
     ($($name:ident $text:literal $status:literal $title:literal $action:literal;)*) => {
@@ -88,6 +94,7 @@ codes! {
 
     // Requests.
     Busy "busy" 503 "Too much is going on" "Try again after the time in `retry-after`.";
+    TooManyFailures "too-many-failures" 429 "Too many requests of this caller were refused" "Wait for the time in `retry-after`; then use a registered certificate or an allowed user.";
     TooLarge "too-large" 413 "The request is too large" "Send less, or have the limit raised in the configuration.";
     TooSlow "too-slow" 408 "The request did not arrive in time" "Send it again over a working connection.";
     Malformed "malformed" 400 "The request is malformed" "Compare it with the OpenAPI document at /v1/openapi.json.";
@@ -329,14 +336,34 @@ impl IntoResponse for Problem {
 
 /// The outermost layer of each router: gives the request a [`RequestId`] (an extension for
 /// handlers, never taken from the client), names it in the answer, and writes problem documents.
+///
+/// A caller's `traceparent` is taken over into log and records; one that is malformed is left out,
+/// as the standard asks.
 pub async fn finish(mut request: Request, next: Next) -> Response {
     let id = RequestId::random();
     request.extensions_mut().insert(id.clone());
-    let mut response = next.run(request).await;
-    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
-        tracing::info!(request = %id, code = %problem.code, detail = %problem.detail, "refused");
-        write(&mut response, &problem, &id);
+    let trace = request
+        .headers()
+        .get(TRACEPARENT)
+        .and_then(|header| TraceId::from_traceparent(header.to_str().ok()?).ok());
+    let span = match trace {
+        None => tracing::error_span!("request", request = %id),
+        Some(trace) => tracing::error_span!("request", request = %id, %trace),
+    };
+    let answer = async {
+        let mut response = next.run(request).await;
+        if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+            metrics().refusals.of(problem.code.as_str()).increment();
+            tracing::info!(code = %problem.code, detail = %problem.detail, "refused");
+            write(&mut response, &problem, &id);
+        }
+        response
     }
+    .instrument(span);
+    let mut response = match trace {
+        None => answer.await,
+        Some(trace) => trace::within(trace, answer).await,
+    };
     if let Ok(value) = HeaderValue::from_str(id.as_str()) {
         response.headers_mut().insert(REQUEST_ID, value);
     }

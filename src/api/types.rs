@@ -31,6 +31,8 @@ pub struct Status {
     pub tokens: usize,
     /// Installed operating certificates.
     pub certificates: usize,
+    /// The configuration in force.
+    pub configuration: ConfigurationStatus,
 }
 
 /// Where the daemon listens.
@@ -38,6 +40,33 @@ pub struct Status {
 pub struct Addresses {
     /// Native doors, as `address:port`.
     pub native: Vec<String>,
+    /// Metrics besides the control socket; empty unless configured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub metrics: Vec<String>,
+}
+
+/// The configuration in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ConfigurationStatus {
+    /// The files it was read from, the main one first.
+    pub files: Vec<String>,
+    /// When it was read.
+    pub read: String,
+    /// Keys that have changed in the files since the start and need a restart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needs_restart: Vec<String>,
+    /// Set while the files were last read in vain; what was in force before still is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<RefusedConfiguration>,
+}
+
+/// A configuration that was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RefusedConfiguration {
+    /// When it was read.
+    pub at: String,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
 /// The audit trail in numbers.

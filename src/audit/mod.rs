@@ -12,8 +12,8 @@
 //! A line is `<hash> <JSON>\n`. The hash is the base64url SHA-256 of the constant
 //! `"opcert-audit\0"`, the previous record's hash (32 zero bytes before the first) and the bytes of
 //! the JSON; so each record vouches for all before it. The JSON is
-//! `{"seq":7,"time":"2026-01-02T03:04:05.678Z","kind":"approval","request":"…","body":{…}}`, in that
-//! order, `request` left out where there is none. Records are numbered from 1 without gaps. Times
+//! `{"seq":7,"time":"2026-01-02T03:04:05.678Z","kind":"approval","request":"…","trace":"…",
+//! "body":{…}}`, in that order and on one line, `request` and `trace` left out where there is none. Records are numbered from 1 without gaps. Times
 //! are those of the clock at the moment of [`Audit::append`] and step back when the clock does.
 //!
 //! # How it changes
@@ -61,6 +61,7 @@ use tokio::sync::oneshot;
 
 use crate::base::Clock;
 use crate::base::ids::RequestId;
+use crate::telemetry::trace::{self, TraceId};
 
 pub use open::Recovered;
 pub use record::{Hash, Record, RecordRef};
@@ -79,7 +80,7 @@ const KIND_LIMIT: usize = 64;
 const CLOSED: &str = "closed";
 
 /// The `[audit]` table.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Config {
     /// A new segment begins once the last one has this many bytes. Default 16 MiB.
@@ -190,12 +191,14 @@ pub struct Event {
     pub kind: &'static str,
     /// The request that caused it.
     pub request: Option<RequestId>,
+    /// The trace that the request belongs to.
+    pub trace: Option<TraceId>,
     /// The facts, at most [`BODY_LIMIT`] bytes; line breaks between tokens become spaces.
     pub body: Box<RawValue>,
 }
 
 impl Event {
-    /// An event whose body is `body` as JSON.
+    /// An event whose body is `body` as JSON, in the trace of the running task.
     pub fn new(
         kind: &'static str,
         request: Option<RequestId>,
@@ -206,6 +209,7 @@ impl Event {
         Ok(Self {
             kind,
             request,
+            trace: trace::current(),
             body,
         })
     }
@@ -256,6 +260,16 @@ impl Audit {
     /// How many durable records the log has.
     pub fn records(&self) -> u64 {
         self.writer.records()
+    }
+
+    /// How many records wait to be durable.
+    pub fn waiting(&self) -> u64 {
+        self.writer.waiting()
+    }
+
+    /// Writes by other settings from the next record on.
+    pub fn reconfigure(&self, config: Config) {
+        self.writer.reconfigure(config);
     }
 
     /// Whether an append would be taken now; the error is the one it would get.

@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use super::{BODY_LIMIT, Event};
 use crate::base::encoding::{base64url, from_base64url};
 use crate::base::ids::RequestId;
+use crate::telemetry::trace::TraceId;
 
 /// Separates these hashes from all others.
 const DOMAIN: &[u8] = b"opcert-audit\0";
@@ -97,6 +98,8 @@ pub struct Record {
     pub kind: String,
     /// The request that caused it.
     pub request: Option<RequestId>,
+    /// The trace that the request belongs to.
+    pub trace: Option<TraceId>,
     /// The facts.
     pub body: Box<RawValue>,
 }
@@ -112,6 +115,8 @@ impl Record {
             kind: String,
             #[serde(default)]
             request: Option<RequestId>,
+            #[serde(default)]
+            trace: Option<String>,
             body: Box<RawValue>,
         }
         let fields: Fields = serde_json::from_slice(json).ok()?;
@@ -120,6 +125,10 @@ impl Record {
             time: fields.time.parse().ok()?,
             kind: fields.kind,
             request: fields.request,
+            trace: match fields.trace {
+                None => None,
+                Some(text) => Some(text.parse().ok()?),
+            },
             body: fields.body,
         })
     }
@@ -144,6 +153,9 @@ pub(super) fn write_line(
     )?;
     if let Some(request) = &event.request {
         write!(buffer, r#""request":"{request}","#)?;
+    }
+    if let Some(trace) = &event.trace {
+        write!(buffer, r#""trace":"{trace}","#)?;
     }
     buffer.extend_from_slice(br#""body":"#);
     let body = buffer.len();
@@ -228,6 +240,7 @@ mod tests {
         Event {
             kind: "test",
             request: Some("r-1".parse().unwrap()),
+            trace: Some("0af7651916cd43dd8448eb211c80319c".parse().unwrap()),
             body: RawValue::from_string(body.into()).unwrap(),
         }
     }
@@ -237,7 +250,7 @@ mod tests {
         let mut line = Vec::new();
         let time = Timestamp::from_millisecond(1_767_323_045_600).unwrap();
         let first = write_line(&mut line, &RecordRef::NONE, time, &event("{\"a\":\n1}")).unwrap();
-        let json = br#"{"seq":1,"time":"2026-01-02T03:04:05.600Z","kind":"test","request":"r-1","body":{"a": 1}}"#;
+        let json = br#"{"seq":1,"time":"2026-01-02T03:04:05.600Z","kind":"test","request":"r-1","trace":"0af7651916cd43dd8448eb211c80319c","body":{"a": 1}}"#;
         let mut input = b"opcert-audit\0".to_vec();
         input.extend([0; 32]);
         input.extend(json);
@@ -286,6 +299,7 @@ mod tests {
         let event = Event {
             kind: "0123456789012345678901234567890123456789012345678901234567890123",
             request: Some("x".repeat(64).parse().unwrap()),
+            trace: Some("a".repeat(32).parse().unwrap()),
             body: RawValue::from_string(body).unwrap(),
         };
         let mut line = Vec::new();

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
@@ -15,6 +16,7 @@ use super::directory::{head_line, segment_path};
 use super::open::{Files, sync_directory};
 use super::record::{RecordRef, write_line};
 use super::{AuditError, Config, Event, RETRY_DELAY};
+use crate::telemetry::metrics::metrics;
 
 type Answer = Result<RecordRef, AuditError>;
 
@@ -27,7 +29,9 @@ struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
     durable: AtomicU64,
-    config: Config,
+    /// Records taken and neither durable nor refused yet.
+    waiting: AtomicU64,
+    config: ArcSwap<Config>,
 }
 
 #[derive(Debug)]
@@ -82,7 +86,8 @@ pub(super) fn start(files: Files, config: Config) -> io::Result<Handle> {
         }),
         wake: Condvar::new(),
         durable: AtomicU64::new(files.newest.seq),
-        config,
+        waiting: AtomicU64::new(0),
+        config: ArcSwap::from_pointee(config),
     });
     let writer = Writer {
         files,
@@ -109,8 +114,9 @@ impl Handle {
         let size = event.body.get().len();
         let mut queue = self.0.lock();
         admit(&mut queue)?;
-        let full = queue.entries.len() >= self.0.config.queue_records
-            || (!queue.entries.is_empty() && queue.bytes + size > self.0.config.queue_bytes);
+        let config = self.0.config.load();
+        let full = queue.entries.len() >= config.queue_records
+            || (!queue.entries.is_empty() && queue.bytes + size > config.queue_bytes);
         if full {
             return Err(AuditError::Full {
                 records: queue.entries.len(),
@@ -118,6 +124,7 @@ impl Handle {
         }
         let receiver = queue.push(event, time);
         drop(queue);
+        self.0.waiting.fetch_add(1, Ordering::Relaxed);
         self.0.wake.notify_one();
         Ok(receiver)
     }
@@ -132,7 +139,10 @@ impl Handle {
         let admitted = admit(&mut queue);
         let ended = queue.ended.take().ok_or(AuditError::Closed)?;
         queue.stop = Stop::Draining;
-        let receiver = admitted.map(|()| queue.push(event, time));
+        let receiver = admitted.map(|()| {
+            self.0.waiting.fetch_add(1, Ordering::Relaxed);
+            queue.push(event, time)
+        });
         drop(queue);
         self.0.wake.notify_one();
         Ok((receiver?, ended))
@@ -140,6 +150,14 @@ impl Handle {
 
     pub fn records(&self) -> u64 {
         self.0.durable.load(Ordering::Acquire)
+    }
+
+    pub fn waiting(&self) -> u64 {
+        self.0.waiting.load(Ordering::Relaxed)
+    }
+
+    pub fn reconfigure(&self, config: Config) {
+        self.0.config.store(Arc::new(config));
     }
 
     pub fn ready(&self) -> Result<(), AuditError> {
@@ -241,14 +259,17 @@ impl Writer {
             self.reopen()?;
         }
         while !batch.is_empty() {
-            if self.files.length >= self.shared.config.segment_bytes && self.files.length > 0 {
+            let segment_bytes = self.shared.config.load().segment_bytes;
+            if self.files.length >= segment_bytes && self.files.length > 0 {
                 self.rotate()?;
             }
-            self.chain(batch)?;
+            self.chain(batch, segment_bytes)?;
+            let begun = Instant::now();
             self.files
                 .segment
                 .write_all_at(&self.buffer, self.files.length)?;
             self.files.segment.sync_data()?;
+            metrics().audit_commit.observe(begun.elapsed());
             self.files.length += self.buffer.len() as u64;
             if let Some((newest, _)) = self.waiting.last() {
                 self.files.newest = *newest;
@@ -257,6 +278,8 @@ impl Writer {
             self.shared
                 .durable
                 .store(self.files.newest.seq, Ordering::Release);
+            let written = u64::try_from(self.waiting.len()).unwrap_or_default();
+            self.shared.waiting.fetch_sub(written, Ordering::Relaxed);
             for (record, answer) in self.waiting.drain(..) {
                 // A caller that dropped its `Pending` does not want to know.
                 let _ = answer.send(Ok(record));
@@ -266,7 +289,7 @@ impl Writer {
     }
 
     /// Moves entries from `batch` to the buffer until the segment is full.
-    fn chain(&mut self, batch: &mut VecDeque<Entry>) -> io::Result<()> {
+    fn chain(&mut self, batch: &mut VecDeque<Entry>, segment_bytes: u64) -> io::Result<()> {
         self.buffer.clear();
         let mut newest = self.files.newest;
         loop {
@@ -276,7 +299,7 @@ impl Writer {
             newest = write_line(&mut self.buffer, &newest, entry.time, &entry.event)?;
             self.waiting.push((newest, entry.answer));
             let length = self.files.length + self.buffer.len() as u64;
-            if length >= self.shared.config.segment_bytes {
+            if length >= segment_bytes {
                 return Ok(());
             }
         }
@@ -357,6 +380,7 @@ impl Writer {
             .map(|(_, answer)| answer)
             .chain(batch.drain(..).chain(late).map(|entry| entry.answer));
         for answer in answers {
+            self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
             let _ = answer.send(Err(AuditError::Unwritable {
                 source: source.clone(),
             }));

@@ -8,9 +8,10 @@ use crate::api::client::CallError;
 use crate::api::problem::ProblemDocument;
 use crate::base::files::FileError;
 use crate::base::sysexits::{
-    EX_CANTCREAT, EX_DATAERR, EX_FAILED, EX_IOERR, EX_NOINPUT, EX_NOPERM, EX_TEMPFAIL,
+    EX_CANTCREAT, EX_CONFIG, EX_DATAERR, EX_FAILED, EX_IOERR, EX_NOINPUT, EX_NOPERM, EX_TEMPFAIL,
     EX_UNAVAILABLE, EX_USAGE,
 };
+use crate::config::ConfigError;
 use crate::http::ClientError;
 
 /// Why a command failed.
@@ -54,6 +55,9 @@ pub(super) enum Error {
     /// A file is missing, unreadable, too open or cannot be written.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The daemon's configuration is refused.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The content of a file or of an argument is not what it should be.
     #[error("{what}")]
     Input {
@@ -133,6 +137,7 @@ impl Error {
                 _ => EX_UNAVAILABLE,
             },
             Self::Unreachable { .. } | Self::Answer { .. } => EX_UNAVAILABLE,
+            Self::Config(_) => EX_CONFIG,
             Self::File(FileError::Unreadable { .. }) => EX_NOINPUT,
             Self::File(FileError::Permissions { .. }) => EX_NOPERM,
             Self::File(FileError::TooLarge { .. }) | Self::Input { .. } => EX_DATAERR,
@@ -150,6 +155,7 @@ impl Error {
             Self::Refused { code, .. } => code,
             Self::Unreachable { .. } => "unreachable",
             Self::Answer { .. } => "bad-answer",
+            Self::Config(error) => error.code().as_str(),
             Self::File(FileError::Unreadable { .. }) => "file-unreadable",
             Self::File(FileError::Permissions { .. }) => "file-permissions",
             Self::File(FileError::TooLarge { .. }) => "too-large",
@@ -171,6 +177,7 @@ impl Error {
             | Self::Usage { action, .. }
             | Self::No { action, .. }
             | Self::State { action, .. } => action.clone(),
+            Self::Config(error) => error.code().action().into(),
             Self::Answer { who, .. } => {
                 format!("Check that {who} and this program are of the same version.")
             }

@@ -14,6 +14,7 @@ mod approve;
 mod audit;
 mod client;
 mod completions;
+mod config;
 mod daemon;
 mod doctor;
 mod error;
@@ -126,6 +127,9 @@ enum Command {
     Operation(operation::Command),
     /// Check an approval offline.
     Verify(verify::Arguments),
+    /// The daemon's configuration.
+    #[command(subcommand)]
+    Config(config::Command),
     /// The daemon's records.
     #[command(subcommand)]
     Audit(audit::Command),
@@ -183,6 +187,7 @@ fn run(arguments: &Arguments, output: &Output) -> Result<u8, Error> {
     match &arguments.command {
         Command::Init(arguments) => init::run(arguments, global, output),
         Command::Verify(arguments) => verify::run(arguments, output),
+        Command::Config(command) => config::run(command, global, output),
         Command::Audit(command) => audit::run(command, output),
         Command::Why(arguments) => why::run(arguments, global, output),
         Command::Completions(arguments) => completions::run(arguments, output),
@@ -214,6 +219,7 @@ async fn run_remote(command: &Command, global: &Global, output: &Output) -> Resu
         Command::Operation(command) => operation::run(command, output).await,
         Command::Init(_)
         | Command::Verify(_)
+        | Command::Config(_)
         | Command::Audit(_)
         | Command::Why(_)
         | Command::Completions(_) => Ok(EX_OK),

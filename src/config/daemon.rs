@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, Loaded, load};
 use crate::device;
@@ -13,7 +13,7 @@ use crate::http::Limits;
 pub const DEFAULT_PATH: &str = "/etc/opcert/opcertd.toml";
 
 /// What the file says. Every key has a default; a daemon without modules starts and says so.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Config {
     /// What must survive a restart: audit trail, registries, the local authority.
@@ -28,6 +28,9 @@ pub struct Config {
     /// The control socket.
     #[serde(default)]
     pub control: Control,
+    /// Metrics and health on a port of their own; they are on the control socket in any case.
+    #[serde(default)]
+    pub metrics: Metrics,
     /// The audit trail.
     #[serde(default)]
     pub audit: crate::audit::Config,
@@ -56,12 +59,13 @@ fn runtime_directory() -> PathBuf {
 }
 
 /// The `[native]` table.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Native {
     /// Where to listen: loopback addresses only. Both families are bound by default, as another
     /// program on the free one would get the traffic of clients that try it first. Port 0 takes
     /// any free port. Sockets handed in by systemd take precedence.
+    #[schemars(with = "Vec<String>")]
     pub addresses: Vec<SocketAddr>,
     /// Limits of each listener.
     pub limits: Limits,
@@ -80,7 +84,7 @@ impl Default for Native {
 }
 
 /// The `[control]` table.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Control {
     /// A group whose members may use the socket, by name or number, besides root and the service
@@ -104,12 +108,42 @@ impl Default for Control {
     }
 }
 
+/// The `[metrics]` table.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Metrics {
+    /// A loopback address for Prometheus, such as `127.0.0.1:9464`; every local program can read it.
+    /// None by default. A socket named `metrics` that systemd hands in takes precedence.
+    #[schemars(with = "Option<String>")]
+    pub address: Option<SocketAddr>,
+    /// Limits of the port.
+    pub limits: Limits,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            address: None,
+            limits: Limits {
+                connections: 16,
+                body_bytes: 1024,
+                ..Limits::default()
+            },
+        }
+    }
+}
+
 impl Config {
     /// Reads and checks the file at `path`.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Ok(Self::load_layers(path)?.config)
+    }
+
+    /// The same, and where each value comes from.
+    pub fn load_layers(path: &Path) -> Result<Loaded<Self>, ConfigError> {
         let loaded: Loaded<Self> = load(path)?;
         loaded.check()?;
-        Ok(loaded.config)
+        Ok(loaded)
     }
 
     /// The part of the tokens.
@@ -147,6 +181,16 @@ impl Loaded<Config> {
                 ));
             }
         }
+        if let Some(address) = config.metrics.address
+            && !address.ip().is_loopback()
+        {
+            return Err(self.refuse(
+                "metrics.address",
+                format!(
+                    "{address} is not a loopback address; have an agent of this computer scrape"
+                ),
+            ));
+        }
         config
             .policy
             .check()
@@ -154,6 +198,7 @@ impl Loaded<Config> {
         for (table, limits) in [
             ("native.limits", &config.native.limits),
             ("control.limits", &config.control.limits),
+            ("metrics.limits", &config.metrics.limits),
         ] {
             limits.check().map_err(|error| {
                 self.refuse(

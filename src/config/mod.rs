@@ -6,16 +6,28 @@
 //! that others can read is too: it names modules, paths and PIN files.
 //!
 //! Keys are kebab-case. Unknown keys are refused: a misspelt limit would otherwise be no limit.
+//!
+//! A configuration may be several files, laid over each other ([`layers`]); `opcert config show`
+//! says which one a value comes from ([`show`]), and the reference page is written from the types
+//! ([`reference`]).
 
 pub mod daemon;
+pub mod layers;
 pub mod policy;
+pub mod reference;
+pub mod show;
 
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_path_to_error::Segment;
+use toml::Value;
 
+use self::layers::{Layers, Step};
+use self::show::Effective;
 use crate::api::problem::{Code, Problem};
-use crate::base::files::{self, FileError, Readers};
+use crate::base::files::FileError;
 use crate::policy::PolicyErrors;
 
 /// The largest file that is read, in bytes.
@@ -111,103 +123,132 @@ impl From<ConfigError> for Problem {
     }
 }
 
-/// A file that was read and parsed.
+/// Files that were read and parsed.
 #[derive(Debug)]
 pub struct Loaded<T> {
-    /// What it says.
+    /// What they say.
     pub config: T,
-    path: PathBuf,
-    text: String,
+    layers: Layers,
 }
 
-/// Reads and parses `path`.
-pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Loaded<T>, ConfigError> {
-    let bytes = files::read_checked(path, Readers::Group, LIMIT)?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        ConfigError::Syntax {
-            path: path.to_owned(),
-            line: 1 + valid.iter().filter(|byte| **byte == b'\n').count(),
-            problem: "the file is not UTF-8".into(),
-        }
-    })?;
-    parse(path, text)
-}
-
-fn parse<T: DeserializeOwned>(path: &Path, text: String) -> Result<Loaded<T>, ConfigError> {
-    if let Err(error) = text.parse::<toml::Table>() {
-        return Err(ConfigError::Syntax {
-            path: path.to_owned(),
-            line: line(&text, &error),
-            problem: one_line(error.message()),
-        });
+/// Reads and parses `path`, and what is laid over it: see [`layers`].
+pub fn load<T: DeserializeOwned + Serialize>(path: &Path) -> Result<Loaded<T>, ConfigError> {
+    let layers = Layers::read(path)?;
+    match serde_path_to_error::deserialize(over_defaults::<T>(layers.value())) {
+        Ok(config) => Ok(Loaded { config, layers }),
+        Err(error) => Err(refusal(&layers, &error)),
     }
-    match toml::from_str(&text) {
-        Ok(config) => Ok(Loaded {
-            config,
-            path: path.to_owned(),
-            text,
-        }),
-        Err(error) => {
-            let line = line(&text, &error);
-            let problem = one_line(error.message());
-            let path = path.to_owned();
-            Err(if problem.starts_with("unknown field") {
-                ConfigError::UnknownKey {
-                    path,
-                    line,
-                    problem: problem.replacen("unknown field", "unknown key", 1),
-                }
-            } else {
-                ConfigError::Value {
-                    key: key_at(&text, line),
-                    path,
-                    line,
-                    problem,
-                }
-            })
+}
+
+/// The values laid over those of an empty file, so that a table that is set in part keeps its own
+/// defaults in the rest. Where the file must set something there is no empty one.
+fn over_defaults<T: DeserializeOwned + Serialize>(values: Value) -> Value {
+    let empty = T::deserialize(Value::Table(toml::Table::new())).ok();
+    match empty.and_then(|defaults| Value::try_from(defaults).ok()) {
+        Some(mut below) => {
+            lay(&mut below, values);
+            below
         }
+        None => values,
+    }
+}
+
+fn lay(below: &mut Value, above: Value) {
+    match (below, above) {
+        (Value::Table(below), Value::Table(above)) => {
+            for (key, value) in above {
+                match below.get_mut(&key) {
+                    Some(known) => lay(known, value),
+                    None => {
+                        below.insert(key, value);
+                    }
+                }
+            }
+        }
+        (below, above) => *below = above,
+    }
+}
+
+/// The error of a value that does not fit its type.
+fn refusal(layers: &Layers, error: &serde_path_to_error::Error<toml::de::Error>) -> ConfigError {
+    let mut steps: Vec<Step> = error
+        .path()
+        .iter()
+        .filter_map(|segment| match segment {
+            Segment::Seq { index } => Some(Step::Index(*index)),
+            Segment::Map { key } => Some(Step::Key(key.clone())),
+            Segment::Enum { .. } | Segment::Unknown => None,
+        })
+        .collect();
+    let problem = one_line(error.inner().message());
+    if let Some(rest) = problem.strip_prefix("unknown field ") {
+        let unknown = rest.split('`').nth(1).unwrap_or_default();
+        if !matches!(steps.last(), Some(Step::Key(key)) if key == unknown) {
+            steps.push(Step::Key(unknown.to_owned()));
+        }
+        let place = layers.nearest(&steps);
+        return ConfigError::UnknownKey {
+            path: place.file.to_path_buf(),
+            line: place.line,
+            problem: format!("unknown key {rest}"),
+        };
+    }
+    let place = layers.nearest(&steps);
+    ConfigError::Value {
+        path: place.file.to_path_buf(),
+        line: place.line,
+        key: if steps.is_empty() {
+            "top level".into()
+        } else {
+            dotted(&steps)
+        },
+        problem,
     }
 }
 
 impl<T> Loaded<T> {
     /// An error about the value of `key`, for checks that parsing cannot do. `key` is dotted, as
-    /// in `native.addresses`; the line is looked up by its last part.
+    /// in `native.addresses`.
     pub fn refuse(&self, key: &str, problem: impl Into<String>) -> ConfigError {
-        let last = key.rsplit('.').next().unwrap_or(key);
-        let position = self
-            .text
-            .lines()
-            .position(|line| key_of(line) == Some(last));
+        let steps: Vec<_> = key.split('.').map(|key| Step::Key(key.into())).collect();
+        let place = self.layers.nearest(&steps);
         ConfigError::Value {
-            path: self.path.clone(),
-            line: position.map_or(1, |index| index + 1),
+            path: place.file.to_path_buf(),
+            line: place.line,
             key: key.to_owned(),
             problem: problem.into(),
         }
     }
+
+    /// The files that were read, the main one first.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.layers.files.iter().map(AsRef::as_ref)
+    }
 }
 
-fn line(text: &str, error: &toml::de::Error) -> usize {
-    let start = error.span().map_or(0, |span| span.start);
-    let before = text.as_bytes().get(..start).unwrap_or_default();
-    1 + before.iter().filter(|byte| **byte == b'\n').count()
+impl<T: Serialize> Loaded<T> {
+    /// Every key with the value in force and where that comes from.
+    pub fn effective(&self) -> Result<Vec<Effective>, serde_json::Error> {
+        show::effective(&self.config, &self.layers)
+    }
 }
 
 fn one_line(message: &str) -> String {
     message.lines().collect::<Vec<_>>().join("; ")
 }
 
-fn key_of(line: &str) -> Option<&str> {
-    line.split_once('=').map(|(key, _)| key.trim())
-}
-
-/// The key or table header on a line.
-fn key_at(text: &str, line: usize) -> String {
-    let line = text.lines().nth(line.saturating_sub(1)).unwrap_or("");
-    match key_of(line) {
-        Some(key) => key.to_owned(),
-        None if line.trim_start().starts_with('[') => line.trim().to_owned(),
-        None => "top level".to_owned(),
+/// `native.addresses`, `module[0].path`.
+fn dotted(steps: &[Step]) -> String {
+    let mut text = String::new();
+    for step in steps {
+        match step {
+            Step::Key(key) if text.is_empty() => text.push_str(key),
+            Step::Key(key) => {
+                text.push('.');
+                text.push_str(key);
+            }
+            Step::Index(index) => text.push_str(&format!("[{index}]")),
+        }
     }
+    text
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use jiff::tz::TimeZone;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 use crate::base::files::{self, FileError, Readers};
@@ -16,7 +16,7 @@ const FILE_LIMIT: u64 = 256 * 1024;
 const MOST_FILES: usize = 256;
 
 /// The `[policy]` table.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Config {
     /// Directory of site rules, `*.cedar`. None by default.

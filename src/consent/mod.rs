@@ -21,14 +21,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 
 use crate::policy::ConsentMethod;
 use crate::statement::Language;
+use crate::telemetry::metrics::metrics;
 
 /// The `[consent]` table.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Config {
     /// The pinentry program; without one nobody can be asked.
@@ -106,9 +108,9 @@ pub struct Asker(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    config: Config,
-    /// One place for the question on the screen, and those of the queue.
-    places: Semaphore,
+    config: ArcSwap<Config>,
+    /// Held by the question on the screen and by those that wait; its references are counted.
+    places: Arc<()>,
     /// Held by the question on the screen; given on in the order of arrival.
     screen: Mutex<()>,
 }
@@ -116,23 +118,46 @@ struct Shared {
 impl Asker {
     /// Makes an asker. Pinentry is started for each question, so a missing one shows only then.
     pub fn start(config: Config) -> Self {
-        let places = config.queue.saturating_add(1).min(Semaphore::MAX_PERMITS);
         Self(Arc::new(Shared {
-            config,
-            places: Semaphore::new(places),
+            config: ArcSwap::from_pointee(config),
+            places: Arc::new(()),
             screen: Mutex::new(()),
         }))
+    }
+
+    /// Asks by other settings from the next question on.
+    pub fn reconfigure(&self, config: Config) {
+        self.0.config.store(Arc::new(config));
     }
 
     /// Shows the question and waits for the answer.
     ///
     /// Takes at most twice the configured time: once for its turn, once on the screen.
     pub async fn ask(&self, prompt: Prompt) -> Result<ConsentMethod, ConsentError> {
+        let _waiting = metrics().prompts_waiting.enter();
+        let begun = std::time::Instant::now();
+        let answer = self.ask_in_turn(prompt).await;
+        let outcome = match &answer {
+            Ok(_) => "agreed",
+            Err(ConsentError::Denied) => "declined",
+            Err(ConsentError::TimedOut { .. }) => "timed-out",
+            Err(ConsentError::Busy) => "busy",
+            Err(ConsentError::Unavailable { .. }) => "unavailable",
+        };
+        metrics().prompts.of(outcome).increment();
+        if let Ok(_) | Err(ConsentError::Denied) = answer {
+            metrics().prompt_seconds.observe(begun.elapsed());
+        }
+        answer
+    }
+
+    async fn ask_in_turn(&self, prompt: Prompt) -> Result<ConsentMethod, ConsentError> {
         let Shared {
             config,
             places,
             screen,
         } = &*self.0;
+        let config = &*config.load_full();
         let Some(program) = &config.pinentry else {
             return Err(ConsentError::Unavailable {
                 reason: "no pinentry is configured. Install pinentry and set `pinentry` under \
@@ -141,7 +166,11 @@ impl Asker {
             });
         };
         let question = text::Question::new(&prompt)?;
-        let _place = places.try_acquire().map_err(|_| ConsentError::Busy)?;
+        let _place = places.clone();
+        // One reference is the asker's own, one the question's on the screen.
+        if Arc::strong_count(places) > config.queue.saturating_add(2) {
+            return Err(ConsentError::Busy);
+        }
         let Ok(_screen) = tokio::time::timeout(config.timeout(), screen.lock()).await else {
             return Err(ConsentError::Busy);
         };

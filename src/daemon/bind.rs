@@ -1,7 +1,8 @@
 //! Doors get their sockets: from the service manager where it hands them in, else by binding.
 //!
 //! systemd passes sockets in no fixed order, so they are told apart by `FileDescriptorName=`
-//! (`LISTEN_FDNAMES`): `native` for TCP, `control` for the Unix socket. A kind that is handed in
+//! (`LISTEN_FDNAMES`): `native` for TCP, `control` for the Unix socket, `metrics` for TCP without
+//! TLS. A kind that is handed in
 //! is not bound from the configuration as well.
 //!
 //! The control socket's file outlives a daemon that was killed. It is removed at the next start
@@ -27,6 +28,7 @@ use crate::config::daemon::Config;
 #[derive(Debug, Default)]
 pub struct Inherited {
     native: Vec<std::net::TcpListener>,
+    metrics: Vec<std::net::TcpListener>,
     control: Option<StdUnixListener>,
 }
 
@@ -50,6 +52,10 @@ impl Inherited {
                     let socket = sockets.take_tcp_listener(index).map_err(wrong)?;
                     inherited.native.extend(socket);
                 }
+                "metrics" => {
+                    let socket = sockets.take_tcp_listener(index).map_err(wrong)?;
+                    inherited.metrics.extend(socket);
+                }
                 "control" => {
                     inherited.control = sockets.take_unix_listener(index).map_err(wrong)?;
                 }
@@ -61,7 +67,7 @@ impl Inherited {
                             format!("a socket named {other:?} was handed in"),
                         )
                         .with_action(
-                            "Set FileDescriptorName= of each socket unit to native or control.",
+                            "Set FileDescriptorName= of each socket unit to native, metrics or control.",
                         ),
                     ));
                 }
@@ -76,6 +82,8 @@ impl Inherited {
 pub struct Bound {
     /// Of the native door.
     pub native: Vec<TcpListener>,
+    /// For metrics besides the control socket.
+    pub metrics: Vec<TcpListener>,
     /// The control socket.
     pub control: ControlSocket,
     /// Who may use it.
@@ -115,15 +123,19 @@ pub async fn all(config: &Config, inherited: Inherited) -> Result<Bound, Failure
     let native = if inherited.native.is_empty() {
         let mut listeners = Vec::new();
         for address in &config.native.addresses {
-            listeners.extend(bind_native(*address).await?);
+            listeners.extend(bind_loopback(*address, "native.addresses").await?);
         }
         listeners
     } else {
-        inherited
-            .native
+        adopt(inherited.native, "native")?
+    };
+    let metrics = match config.metrics.address {
+        _ if !inherited.metrics.is_empty() => adopt(inherited.metrics, "metrics")?,
+        Some(address) => bind_loopback(address, "metrics.address")
+            .await?
             .into_iter()
-            .map(adopt_native)
-            .collect::<Result<_, _>>()?
+            .collect(),
+        None => Vec::new(),
     };
     let access = match config.control.group {
         Some(_) => ControlAccess::SocketGroup,
@@ -138,12 +150,16 @@ pub async fn all(config: &Config, inherited: Inherited) -> Result<Bound, Failure
     };
     Ok(Bound {
         native,
+        metrics,
         control,
         access,
     })
 }
 
-async fn bind_native(address: SocketAddr) -> Result<Option<TcpListener>, Failure> {
+async fn bind_loopback(
+    address: SocketAddr,
+    key: &'static str,
+) -> Result<Option<TcpListener>, Failure> {
     match TcpListener::bind(address).await {
         Ok(listener) => Ok(Some(listener)),
         // Without IPv6 nobody else can listen there either.
@@ -163,26 +179,43 @@ async fn bind_native(address: SocketAddr) -> Result<Option<TcpListener>, Failure
                 Code::PortInUse,
                 format!("another program listens on {address}"),
             )
-            .with_action("Stop it, or set another port in `[native] addresses` of opcertd.toml."),
+            .with_action(format!(
+                "Stop it, or set another port in `{key}` of opcertd.toml."
+            )),
         )),
         Err(error) => Err(Failure::system(
             EX_OSERR,
-            "a native address cannot be bound",
+            "an address cannot be bound",
             &error,
         )),
     }
 }
 
-fn adopt_native(listener: std::net::TcpListener) -> Result<TcpListener, Failure> {
-    let wrong =
-        |error: io::Error| Failure::system(EX_OSERR, "the native socket cannot be used", &error);
+fn adopt(
+    listeners: Vec<std::net::TcpListener>,
+    name: &'static str,
+) -> Result<Vec<TcpListener>, Failure> {
+    listeners
+        .into_iter()
+        .map(|listener| adopt_one(listener, name))
+        .collect()
+}
+
+fn adopt_one(listener: std::net::TcpListener, name: &'static str) -> Result<TcpListener, Failure> {
+    let wrong = |error: io::Error| {
+        Failure::system(
+            EX_OSERR,
+            "a socket that was handed in cannot be used",
+            &error,
+        )
+    };
     let address = listener.local_addr().map_err(wrong)?;
     if !address.ip().is_loopback() {
         return Err(Failure::new(
             EX_CONFIG,
             Problem::new(
                 Code::ConfigValue,
-                format!("the native socket that was handed in listens on {address}, which is not loopback"),
+                format!("the {name} socket that was handed in listens on {address}, which is not loopback"),
             )
             .with_action("Set ListenStream= of the socket unit to 127.0.0.1 and [::1]."),
         ));

@@ -23,6 +23,7 @@ mod reload;
 mod signals;
 mod watchdog;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -33,13 +34,14 @@ use clap::{CommandFactory, Parser};
 use self::bind::Bound;
 use self::failure::Failure;
 use self::manager::Notice;
-use self::reload::Reload;
+use self::reload::{Live, Reload};
 use self::signals::{Signal, Signals};
 use self::watchdog::Watchdog;
 use crate::api::clients::Clients;
 use crate::api::doors;
 use crate::api::local_ca::LocalCa;
 use crate::api::routes::{App, Parts};
+use crate::api::throttle::Failures;
 use crate::audit::{Audit, Event};
 use crate::base::Clock;
 use crate::base::files;
@@ -96,8 +98,10 @@ pub fn main() -> ExitCode {
 }
 
 fn start(arguments: &Arguments) -> Result<(), Failure> {
-    let config =
-        Config::load(&arguments.config).map_err(|error| Failure::new(EX_CONFIG, error.into()))?;
+    let loaded = Config::load_layers(&arguments.config)
+        .map_err(|error| Failure::new(EX_CONFIG, error.into()))?;
+    let files = reload::files(&loaded);
+    let config = loaded.config;
     // The rules too: a daemon with other rules than were meant must not start.
     let policy = config
         .policy
@@ -119,7 +123,7 @@ fn start(arguments: &Arguments) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::system(EX_OSERR, "the runtime cannot be started", &error))?;
-    let reload = Reload::new(arguments.config.clone(), config.clone(), log);
+    let reload = Reload::new(arguments.config.clone(), files, config.clone(), log);
     runtime.block_on(run(config, policy, reload, inherited))
 }
 
@@ -159,14 +163,12 @@ async fn run(
 
     let Bound {
         native,
+        metrics,
         control,
         access,
     } = bind::all(&config, inherited).await?;
-    let native_addresses = native
-        .iter()
-        .map(tokio::net::TcpListener::local_addr)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| Failure::system(EX_OSERR, "a socket has no address", &error))?;
+    let native_addresses = addresses(&native)?;
+    let metrics_addresses = addresses(&metrics)?;
 
     let devices = Devices::start(config.devices(), &config.state_directory, clock.clone())
         .await
@@ -180,11 +182,12 @@ async fn run(
     )
     .map_err(Failure::state)?;
     let enroller = Arc::new(enroller);
+    let asker = Asker::start(config.consent.clone());
     let pipeline = Pipeline::new(
         devices.clone(),
         registry.clone(),
         audit.clone(),
-        Asker::start(config.consent.clone()),
+        asker.clone(),
         Policies::new(policy),
         clock.clone(),
     );
@@ -204,6 +207,10 @@ async fn run(
     let tls = tls::mutual(identity, roots)
         .map_err(|error| Failure::state(crate::api::local_ca::LocalCaError::from(error)))?;
     let watchdog = Watchdog::wanted(&devices, &registry, &clock);
+    let configuration = reload.state(clock.now());
+    telemetry::metrics::metrics()
+        .start_time
+        .set(clock.now().as_second());
     let app = App::new(Parts {
         clock,
         audit: audit.clone(),
@@ -216,6 +223,9 @@ async fn run(
         load_policy: reload.policy_loader(),
         reloading: tokio::sync::Mutex::default(),
         native: native_addresses.clone(),
+        metrics: metrics_addresses.clone(),
+        configuration: configuration.clone(),
+        failures: Failures::default(),
     });
     for warning in app.policy().warnings() {
         tracing::warn!(%warning, "policy");
@@ -234,6 +244,15 @@ async fn run(
             router: doors::native(app.clone(), address.port()),
         })
         .collect();
+    doors.extend(metrics.into_iter().map(|listener| Door {
+        name: "metrics",
+        listener: Listener::Tcp {
+            listener,
+            tls: None,
+        },
+        limits: config.metrics.limits.clone(),
+        router: doors::monitoring(app.clone()),
+    }));
     let (control, guard) = control.into_parts();
     doors.push(Door {
         name: "control",
@@ -242,7 +261,7 @@ async fn run(
         router: doors::control(app.clone(), access),
     });
     let server = Server::start(doors);
-    tracing::info!(native = ?native_addresses, control = %config.control_socket().display(), "ready");
+    tracing::info!(native = ?native_addresses, metrics = ?metrics_addresses, control = %config.control_socket().display(), "ready");
     manager::tell(Notice::Ready);
     let watchdog = watchdog.map(|watchdog| tokio::spawn(watchdog.run()));
 
@@ -253,12 +272,19 @@ async fn run(
         }
     });
 
+    let live = Live {
+        app: &app,
+        server: &server,
+        asker: &asker,
+        audit: &audit,
+        configuration: &configuration,
+    };
     let signal = loop {
         match signals.next().await {
             Signal::Stop(name) => break name,
             Signal::Reload => {
                 manager::tell(Notice::Reloading);
-                reload.run(&app).await;
+                reload.run(&live).await;
                 manager::tell(Notice::Ready);
             }
         }
@@ -280,6 +306,15 @@ async fn run(
     devices.shutdown().await;
     audit.close().await.map_err(Failure::audit)?;
     Ok(())
+}
+
+/// Where sockets are bound.
+fn addresses(listeners: &[tokio::net::TcpListener]) -> Result<Vec<SocketAddr>, Failure> {
+    listeners
+        .iter()
+        .map(tokio::net::TcpListener::local_addr)
+        .collect::<Result<_, _>>()
+        .map_err(|error| Failure::system(EX_OSERR, "a socket has no address", &error))
 }
 
 /// Writes an event of the daemon's own life and waits until it is durable.

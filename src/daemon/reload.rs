@@ -1,43 +1,81 @@
 //! Reading the configuration again while the daemon runs, on SIGHUP.
 //!
-//! A file that is refused changes nothing, nor does one whose policy rules are: the reason is
-//! logged, and the daemon goes on with what it had. Of a good file, what can change while requests
-//! are served changes at once: policy and the level of the log. The log names what takes a restart,
-//! which is everything that is opened or bound at the start.
+//! Files that are refused change nothing, nor do those whose policy rules are: the reason is
+//! logged and shown by `opcert status`, and the daemon goes on with what it had. Of good files,
+//! what can change while requests are served changes at once: policy, limits of doors, consent,
+//! the audit trail's sizes, the level of the log, the registered clients. What takes a restart is
+//! named; that is everything that is opened or bound at the start.
 //!
 //! An administrator who reloads policy over the control socket gets that part alone.
 
 use std::path::PathBuf;
 
+use jiff::Timestamp;
+
+use crate::api::configuration::Configuration;
 use crate::api::routes::{App, LoadPolicy};
+use crate::audit::Audit;
 use crate::base::ids::RequestId;
+use crate::config::Loaded;
 use crate::config::daemon::Config;
-use crate::telemetry;
+use crate::consent::Asker;
+use crate::http::Server;
+use crate::telemetry::{self, Chain};
 
 /// The configuration that is in force, and what it can be changed through.
 pub struct Reload {
     path: PathBuf,
+    /// What it was read from.
+    files: Vec<String>,
     running: Config,
     log: telemetry::Handle,
 }
 
+/// What runs by it.
+pub struct Live<'a> {
+    pub app: &'a App,
+    pub server: &'a Server,
+    pub asker: &'a Asker,
+    pub audit: &'a Audit,
+    pub configuration: &'a Configuration,
+}
+
+/// The names of the files that were read.
+pub fn files(loaded: &Loaded<Config>) -> Vec<String> {
+    loaded
+        .files()
+        .map(|file| file.display().to_string())
+        .collect()
+}
+
 impl Reload {
-    /// `running` was read from `path` at the start.
-    pub fn new(path: PathBuf, running: Config, log: telemetry::Handle) -> Self {
-        Self { path, running, log }
+    /// `running` was read from `path` and what is laid over it at the start.
+    pub fn new(path: PathBuf, files: Vec<String>, running: Config, log: telemetry::Handle) -> Self {
+        Self {
+            path,
+            files,
+            running,
+            log,
+        }
     }
 
-    /// Reads the file again.
-    pub async fn run(&mut self, app: &App) {
-        let read = match Config::load(&self.path) {
-            Ok(read) => read,
+    /// What is shown of it, before it is read again.
+    pub fn state(&self, now: Timestamp) -> Configuration {
+        Configuration::new(self.files.clone(), now)
+    }
+
+    /// Reads the files again.
+    pub async fn run(&mut self, live: &Live<'_>) {
+        let now = live.app.clock().now();
+        let loaded = match Config::load_layers(&self.path) {
+            Ok(loaded) => loaded,
             Err(error) => {
                 tracing::error!(%error, "the configuration was refused; nothing changed");
-                return;
+                return live.configuration.refused(error.to_string(), now);
             }
         };
         let by = serde_json::json!({ "signal": "SIGHUP" });
-        match app.reload(RequestId::random(), by).await {
+        match live.app.reload(RequestId::random(), by).await {
             Ok(answer) => {
                 let changes = &answer.changes;
                 tracing::info!(
@@ -50,13 +88,17 @@ impl Reload {
                 for warning in &answer.policy.warnings {
                     tracing::warn!(%warning, "policy");
                 }
-                self.adopt(&read);
+                self.files = files(&loaded);
+                self.adopt(&loaded.config, live);
             }
-            Err(problem) => tracing::error!(%problem, "the policy was refused; nothing changed"),
+            Err(problem) => {
+                tracing::error!(%problem, "the policy was refused; nothing changed");
+                live.configuration.refused(problem.to_string(), now);
+            }
         }
     }
 
-    /// What reads the policy of the file, and nothing else of it.
+    /// What reads the policy of the files, and nothing else of them.
     pub fn policy_loader(&self) -> LoadPolicy {
         let path = self.path.clone();
         Box::new(move || {
@@ -65,12 +107,39 @@ impl Reload {
         })
     }
 
-    fn adopt(&mut self, read: &Config) {
-        if read.log.level != self.running.log.level {
+    /// Takes over what can change now.
+    fn adopt(&mut self, read: &Config, live: &Live<'_>) {
+        let running = &mut self.running;
+        if read.log.level != running.log.level {
             self.log.set_level(read.log.level);
-            self.running.log.level = read.log.level;
+            running.log.level = read.log.level;
         }
-        let later = takes_a_restart(&self.running, read);
+        for (door, now, then) in [
+            ("native", &mut running.native.limits, &read.native.limits),
+            ("control", &mut running.control.limits, &read.control.limits),
+            ("metrics", &mut running.metrics.limits, &read.metrics.limits),
+        ] {
+            if now != then {
+                live.server.set_limits(door, then);
+                now.clone_from(then);
+            }
+        }
+        if read.consent != running.consent {
+            live.asker.reconfigure(read.consent.clone());
+            running.consent.clone_from(&read.consent);
+        }
+        if read.audit != running.audit {
+            live.audit.reconfigure(read.audit.clone());
+            running.audit.clone_from(&read.audit);
+        }
+        // Somebody may have put back an older file.
+        match tokio::task::block_in_place(|| live.app.clients().reload()) {
+            Ok(clients) => tracing::debug!(clients, "clients read again"),
+            Err(error) => {
+                tracing::error!(error = %Chain(&error), "the registered clients stay as they were");
+            }
+        }
+        let later = takes_a_restart(running, read);
         if later.is_empty() {
             tracing::info!("configuration read again");
         } else {
@@ -79,6 +148,9 @@ impl Reload {
                 "configuration read again; restart the daemon for what changed here"
             );
         }
+        let later = later.into_iter().map(str::to_owned).collect();
+        let now = live.app.clock().now();
+        live.configuration.adopted(self.files.clone(), later, now);
     }
 }
 
@@ -93,10 +165,15 @@ fn takes_a_restart(running: &Config, read: &Config) -> Vec<&'static str> {
             "runtime-directory",
             running.runtime_directory == read.runtime_directory,
         ),
-        ("native", running.native == read.native),
-        ("control", running.control == read.control),
-        ("audit", running.audit == read.audit),
-        ("consent", running.consent == read.consent),
+        (
+            "native.addresses",
+            running.native.addresses == read.native.addresses,
+        ),
+        ("control.group", running.control.group == read.control.group),
+        (
+            "metrics.address",
+            running.metrics.address == read.metrics.address,
+        ),
         ("log.format", running.log.format == read.log.format),
         ("worker", running.worker == read.worker),
         ("module", running.module == read.module),
@@ -124,7 +201,7 @@ mod tests {
         );
         assert_eq!(
             takes_a_restart(&running, &read),
-            ["state-directory", "control", "module"]
+            ["state-directory", "control.group", "module"]
         );
     }
 }

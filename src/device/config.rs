@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::base::pkcs11::TokenUri;
 
 /// Which PKCS#11 modules to use, and how.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Config {
     /// The worker executable. Default: `opcert-worker` beside the running executable, or in its
@@ -22,7 +22,7 @@ pub struct Config {
 }
 
 /// One PKCS#11 library.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ModuleConfig {
     /// How logs, statuses and `TokenId` name it.
@@ -41,15 +41,19 @@ pub struct ModuleConfig {
     #[serde(
         default = "default_call_timeout",
         rename = "call-timeout-seconds",
-        deserialize_with = "seconds"
+        deserialize_with = "seconds",
+        serialize_with = "in_seconds"
     )]
+    #[schemars(with = "f64")]
     pub call_timeout: Duration,
     /// How long generating a key may take, in seconds. Default: 120.
     #[serde(
         default = "default_generate_timeout",
         rename = "generate-timeout-seconds",
-        deserialize_with = "seconds"
+        deserialize_with = "seconds",
+        serialize_with = "in_seconds"
     )]
+    #[schemars(with = "f64")]
     pub generate_timeout: Duration,
     /// What is let pass for this module although it is refused by default.
     #[serde(default)]
@@ -60,7 +64,7 @@ pub struct ModuleConfig {
 }
 
 /// Something that is refused by default.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Allowance {
     /// A module that forwards to others: p11-kit's proxy and client, OpenSC's spy.
@@ -72,13 +76,15 @@ pub enum Allowance {
 }
 
 /// One token.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct TokenConfig {
     /// Which; must select exactly one.
+    #[schemars(with = "String")]
     pub uri: TokenUri,
     /// Where its PIN comes from. Absent: a person unlocks it.
     #[serde(default)]
+    #[schemars(with = "Option<String>")]
     pub pin_source: Option<PinSource>,
 }
 
@@ -140,6 +146,25 @@ fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Er
         Ok(Duration::from_secs_f64(value))
     } else {
         Err(serde::de::Error::custom("must be 0.1 to 3600 seconds"))
+    }
+}
+
+fn in_seconds<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(value.as_secs_f64())
+}
+
+impl std::fmt::Display for PinSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Credential(name) => write!(f, "credential:{name}"),
+        }
+    }
+}
+
+impl Serialize for PinSource {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

@@ -28,6 +28,7 @@ use super::frames::{
 };
 use super::pin_guard;
 use crate::base::secret::wipe;
+use crate::telemetry::metrics::ModuleCells;
 
 /// The most calls that may wait for one module.
 pub(super) const CALLS_MAX: usize = 1024;
@@ -79,6 +80,8 @@ pub(super) struct Link {
     /// Whether the link takes calls.
     open: watch::Sender<bool>,
     served: AtomicBool,
+    /// Where the module's numbers are kept.
+    cells: Arc<ModuleCells>,
 }
 
 #[derive(Default)]
@@ -125,7 +128,7 @@ struct Batch {
 
 impl Link {
     /// Takes over a non-blocking socket whose worker has said hello.
-    pub fn new(socket: UnixDatagram, lanes: usize) -> Arc<Self> {
+    pub fn new(socket: UnixDatagram, lanes: usize, cells: Arc<ModuleCells>) -> Arc<Self> {
         Arc::new(Self {
             socket,
             lanes,
@@ -136,6 +139,7 @@ impl Link {
             idle: Notify::new(),
             open: watch::Sender::new(true),
             served: AtomicBool::new(false),
+            cells,
         })
     }
 
@@ -145,6 +149,20 @@ impl Link {
 
     /// Has the worker do something within `budget`.
     pub async fn call(&self, verb: Verb, budget: Duration) -> Result<Answer, CallError> {
+        let cell = self.cells.calls.of(verb.function());
+        let _waiting = self.cells.waiting.enter();
+        let begun = Instant::now();
+        let result = self.send_and_wait(verb, budget).await;
+        if let Ok(_) | Err(CallError::Failed(_) | CallError::Ended(_)) = result {
+            cell.seconds.observe(begun.elapsed());
+        }
+        if let Err(CallError::Failed(_) | CallError::Ended(_)) = result {
+            cell.failures.increment();
+        }
+        result
+    }
+
+    async fn send_and_wait(&self, verb: Verb, budget: Duration) -> Result<Answer, CallError> {
         let is_signature = matches!(verb, Verb::Sign { .. });
         let length = match verb {
             Verb::Generate { .. } => Length::Long,

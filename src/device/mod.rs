@@ -72,6 +72,7 @@ use crate::base::key::{KeySpec, PublicKey, Scheme, Signature};
 use crate::base::pkcs11::{KeyId, KeyRef, TokenId, TokenUri};
 use crate::base::secret::{Pin, SecretBytes};
 use crate::policy::{Permit, Purpose};
+use crate::telemetry::metrics::metrics;
 
 /// The most bytes of a message to be hashed and signed.
 const MESSAGE_MAX: usize = 16 * 1024 * 1024;
@@ -292,6 +293,22 @@ impl Devices {
     /// token sign, and verifies the signature before returning it. Messages may have 16 MiB; for
     /// Ed25519, which a token signs whole, 32 KiB.
     pub async fn sign(
+        &self,
+        permit: Permit,
+        scheme: Scheme,
+        message: &[u8],
+    ) -> Result<Signature, DeviceError> {
+        let purpose = permit.purpose().name();
+        let result = self.sign_and_verify(permit, scheme, message).await;
+        let counters = match result {
+            Ok(_) => &metrics().signatures,
+            Err(_) => &metrics().signature_failures,
+        };
+        counters.of(purpose).increment();
+        result
+    }
+
+    async fn sign_and_verify(
         &self,
         permit: Permit,
         scheme: Scheme,

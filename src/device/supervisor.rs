@@ -45,6 +45,7 @@ use super::link::{CallError, End, Link, receive};
 use super::pin_guard::{self, PinGuard, PinOrigin, Settled};
 use crate::base::pkcs11::{TokenId, TokenUri};
 use crate::base::secret::Pin;
+use crate::telemetry::metrics::metrics;
 
 /// A running worker is replaced at most this often for the sake of an absent token, and so for a
 /// return value that means an unwell library: some libraries answer a caller's mistake with one.
@@ -180,6 +181,7 @@ impl Supervisor {
                         let _gone = waiting.send(());
                     }
                     let leave = self.serve(&worker, &mut stop).await;
+                    metrics().module(&self.config.name).sessions.set(0);
                     // Nobody may find the old link in the view once it takes no calls.
                     self.publish_phase(Phase::Starting);
                     let of_use = worker.link.served() || worker.started.elapsed() >= LIVED;
@@ -189,12 +191,14 @@ impl Supervisor {
                             break;
                         }
                         Leave::LookAgain => {
+                            metrics().module(&self.config.name).respawns.increment();
                             worker.retire().await;
                             continue;
                         }
                         Leave::Ended(reason) => reason,
                     };
                     worker.retire().await;
+                    metrics().module(&self.config.name).respawns.increment();
                     tracing::warn!(module = self.config.name, reason, "worker replaced");
                     if of_use {
                         useless = 0;
@@ -334,6 +338,10 @@ impl Supervisor {
         for token in &mut tokens {
             self.log_in_on_our_own(&link, token).await?;
         }
+        metrics()
+            .module(&self.config.name)
+            .sessions
+            .set(self.config.thread_count().into());
         tracing::info!(
             module = self.config.name,
             library = library.description,
@@ -359,7 +367,8 @@ impl Supervisor {
         let mut tasks = JoinSet::new();
         let log = tokio::spawn(log_output(self.config.name.clone(), output, words.clone()));
         let greeted = tokio::time::timeout(self.config.call_timeout, self.greet(&socket)).await;
-        let link = Link::new(socket, usize::from(self.config.thread_count()));
+        let threads = usize::from(self.config.thread_count());
+        let link = Link::new(socket, threads, metrics().module(&self.config.name));
         tokio::spawn(reap(child, link.clone(), log, words));
         let failed = match greeted {
             Ok(Ok(Some(library))) => {

@@ -22,6 +22,7 @@ use tracing::{debug, trace};
 use super::server::Phase;
 use super::{Limits, Peer, PeerCertificate, RequestBody};
 use crate::telemetry::Chain;
+use crate::telemetry::metrics::DoorCells;
 
 /// The smallest buffer hyper accepts for HTTP/1.1.
 const MINIMUM_BUFFER: usize = 8_192;
@@ -32,6 +33,8 @@ pub(super) struct Setting {
     pub router: Router,
     pub limits: Arc<Limits>,
     pub phase: watch::Receiver<Phase>,
+    /// Where the door's numbers are kept.
+    pub cells: Arc<DoorCells>,
 }
 
 /// The protocol both ends agreed on.
@@ -57,10 +60,12 @@ pub(super) async fn serve_tls<S>(
             // A browser opens and aborts connections when it sees a certificate request, so this
             // is no sign of an attack.
             Ok(Err(error)) => {
+                setting.cells.handshake_failures.increment();
                 debug!(%address, %error, "TLS handshake failed");
                 return;
             }
             Err(_) => {
+                setting.cells.handshake_failures.increment();
                 debug!(%address, "TLS handshake took too long");
                 return;
             }
@@ -100,6 +105,7 @@ where
         router,
         limits,
         phase,
+        cells,
     } = setting;
     let activity = Arc::new(Activity::new());
     let service = {
@@ -107,13 +113,20 @@ where
         let (limit, body_timeout) = (limits.body_bytes, limits.body_timeout());
         service_fn(move |request: hyper::Request<Incoming>| {
             let in_flight = InFlight::enter(&activity);
+            let begun = std::time::Instant::now();
             let mut request = request.map(|body| RequestBody::new(body, limit, body_timeout));
             request.extensions_mut().insert(peer.clone());
             let mut router = router.clone();
+            let cells = cells.clone();
             async move {
-                let response: Result<_, Infallible> = router.call(request).await;
+                let Ok(response) = router.call(request).await;
                 drop(in_flight);
-                response
+                cells.seconds.observe(begun.elapsed());
+                let class = usize::from(response.status().as_u16() / 100).wrapping_sub(1);
+                if let Some(count) = cells.requests.get(class) {
+                    count.increment();
+                }
+                Ok::<_, Infallible>(response)
             }
         })
     };

@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 pub use body::{BodyError, RequestBody};
 pub use client::{Client, ClientError};
@@ -84,7 +84,7 @@ impl PeerCertificate {
 }
 
 /// The limits of one door.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Limits {
     /// Open connections; one more is closed at once. Default 256.

@@ -5,16 +5,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use rustix::io::Errno;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
 use super::connection::{self, Setting};
 use super::{Limits, Peer};
+use crate::telemetry::metrics::{DoorCells, metrics};
 
 /// How long an accept loop rests when file descriptors or memory have run out: `accept` would
 /// fail again at once, and no event tells when it would not.
@@ -40,7 +42,7 @@ pub enum Listener {
 /// One listener and what stands behind it.
 #[derive(Debug)]
 pub struct Door {
-    /// The name in logs.
+    /// The name in logs and metrics.
     pub name: &'static str,
     /// Where connections come from.
     pub listener: Listener,
@@ -54,6 +56,7 @@ pub struct Door {
 #[derive(Debug)]
 pub struct Server {
     phase: watch::Sender<Phase>,
+    limits: Vec<(&'static str, Arc<ArcSwap<Limits>>)>,
 }
 
 /// Where a server is in its life.
@@ -80,10 +83,20 @@ impl Server {
     /// Starts to serve all doors.
     pub fn start(doors: Vec<Door>) -> Self {
         let (phase, receiver) = watch::channel(Phase::Serving);
+        let mut limits = Vec::with_capacity(doors.len());
         for door in doors {
-            tokio::spawn(accept(door, receiver.clone()));
+            let current = Arc::new(ArcSwap::from_pointee(door.limits.clone()));
+            limits.push((door.name, current.clone()));
+            tokio::spawn(accept(door, current, receiver.clone()));
         }
-        Self { phase }
+        Self { phase, limits }
+    }
+
+    /// Gives the doors of this name other limits, for connections from now on.
+    pub fn set_limits(&self, name: &str, limits: &Limits) {
+        for (_, current) in self.limits.iter().filter(|(door, _)| *door == name) {
+            current.store(Arc::new(limits.clone()));
+        }
     }
 
     /// Stops accepting, lets requests in flight finish, and cuts them at the deadline.
@@ -101,18 +114,47 @@ impl Server {
     }
 }
 
-async fn accept(door: Door, mut phase: watch::Receiver<Phase>) {
+/// One connection's place among those that a door may have.
+struct Place {
+    _open: Arc<()>,
+    cells: Arc<DoorCells>,
+}
+
+impl Place {
+    /// A place, if there is one.
+    fn take(open: &Arc<()>, most: usize, cells: &Arc<DoorCells>) -> Option<Self> {
+        // The door holds one reference; only this task makes more.
+        if Arc::strong_count(open) > most {
+            return None;
+        }
+        cells.connections.add(1);
+        Some(Self {
+            _open: open.clone(),
+            cells: cells.clone(),
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.cells.connections.add(-1);
+    }
+}
+
+async fn accept(door: Door, limits: Arc<ArcSwap<Limits>>, mut phase: watch::Receiver<Phase>) {
     let Door {
         name,
         listener,
-        limits,
+        limits: _,
         router,
     } = door;
-    let places = Arc::new(Semaphore::new(limits.connections));
-    let setting = Setting {
+    let cells = metrics().door(name);
+    let open = Arc::new(());
+    let mut setting = Setting {
         router,
-        limits: Arc::new(limits),
+        limits: limits.load_full(),
         phase: phase.clone(),
+        cells: cells.clone(),
     };
     let acceptor = match &listener {
         Listener::Tcp { tls, .. } => tls.clone().map(TlsAcceptor::from),
@@ -136,8 +178,10 @@ async fn accept(door: Door, mut phase: watch::Receiver<Phase>) {
                 continue;
             }
         };
-        let Ok(place) = places.clone().try_acquire_owned() else {
+        setting.limits = limits.load_full();
+        let Some(place) = Place::take(&open, setting.limits.connections, &cells) else {
             debug!(door = name, "connection limit reached, closing a new one");
+            cells.refused.increment();
             continue;
         };
         let setting = setting.clone();

@@ -17,19 +17,22 @@ use crate::statement::{Kind, Money};
 pub const MOST_LIMITS: usize = 256;
 
 /// One `[[policy.limit]]` table.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Limit {
     /// Its name: refusals say it as rule `limit:NAME`.
     pub name: String,
     /// Applies to this client only; to every caller when absent.
     #[serde(default)]
+    #[schemars(with = "Option<String>")]
     pub client: Option<ClientName>,
     /// Applies to this account only; to every account when absent.
     #[serde(default)]
+    #[schemars(with = "Option<String>")]
     pub account: Option<AccountId>,
     /// Applies to these kinds only; to all when absent.
     #[serde(default)]
+    #[schemars(with = "Option<Vec<String>>")]
     pub kinds: Option<Vec<Kind>>,
     /// Who has a budget of its own. Default `["client"]`.
     #[serde(default = "per_client")]
@@ -53,7 +56,7 @@ fn per_client() -> Vec<Share> {
 }
 
 /// What budgets are divided by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Share {
     /// Each client, and each local user.
@@ -65,7 +68,7 @@ pub enum Share {
 }
 
 /// At most `count` approvals at once, and no more than `count` in any `seconds` on average.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Rate {
     /// How many.

@@ -38,6 +38,24 @@ pub enum Purpose {
 pub const SELF_TEST_PREFIX: &[u8] = b"opcert-self-test\0";
 
 impl Purpose {
+    /// Its name in logs, metrics and records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Approval => "approval",
+            Self::ApprovalCms => "approval-cms",
+            Self::CertificateRequest => "certificate-request",
+            Self::Challenge => "challenge",
+            Self::Ticket => "ticket",
+            Self::KeySet => "key-set",
+            Self::Certificate => "certificate",
+            Self::Crl => "crl",
+            Self::SelfTest => "self-test",
+            Self::WechatPayRequest => "wechat-pay-request",
+            Self::WechatPayStart => "wechat-pay-start",
+            Self::WechatPayDecrypt => "wechat-pay-decrypt",
+        }
+    }
+
     /// The `typ` of the JWS this purpose signs, if it signs one.
     pub fn jws_type(self) -> Option<&'static str> {
         match self {

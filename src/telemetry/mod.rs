@@ -1,4 +1,7 @@
-//! Logs for whoever runs the program: one line an event, on standard error, as text or JSON.
+//! Logs and metrics for whoever runs the program.
+//!
+//! A log has one line an event, on standard error, as text or JSON, or goes to the journal with its
+//! fields. Metrics are in [`metrics`]; the trace that a request belongs to is in [`trace`].
 //!
 //! The audit trail is another thing and lives in [`crate::audit`]; what a log line says is for
 //! people and may change. Dependencies are heard from `warn` on only, whatever the level: at finer
@@ -6,6 +9,11 @@
 //!
 //! Under systemd, where standard error is the journal, each line begins with its priority as
 //! `<N>` (sd-daemon(3)) and leaves out the time, which the journal keeps itself.
+
+mod cells;
+pub mod exposition;
+pub mod metrics;
+pub mod trace;
 
 use std::fmt;
 use std::io;
@@ -22,7 +30,9 @@ use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// The `[log]` table.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Config {
     /// How a line looks. Default text.
@@ -32,7 +42,9 @@ pub struct Config {
 }
 
 /// How a log line looks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum LineFormat {
     /// For people.
@@ -40,10 +52,14 @@ pub enum LineFormat {
     Text,
     /// One JSON object a line.
     Json,
+    /// The journal's own protocol, with every field searchable: `journalctl OPCERT_REQUEST=…`.
+    Journal,
 }
 
 /// How severe an event is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
     /// Something does not work.
@@ -71,11 +87,21 @@ impl Level {
     }
 }
 
-/// Logging was set up before in this process: a fault of the program.
+/// Why there is no log.
 #[derive(Debug, thiserror::Error)]
-#[error("logging is already set up")]
-pub struct AlreadySetUp {
-    source: tracing_subscriber::util::TryInitError,
+pub enum LogError {
+    /// Logging was set up before in this process: a fault of the program.
+    #[error("logging is already set up")]
+    AlreadySetUp {
+        /// What says so.
+        source: tracing_subscriber::util::TryInitError,
+    },
+    /// There is no journal to log to.
+    #[error("log.format is \"journal\" and the journal cannot be reached")]
+    NoJournal {
+        /// Why not.
+        source: io::Error,
+    },
 }
 
 /// Changes the log while the program runs.
@@ -91,7 +117,10 @@ impl Handle {
 }
 
 /// Starts logging to standard error. Once a process, before anything worth logging.
-pub fn start(config: Config) -> Result<Handle, AlreadySetUp> {
+pub fn start(config: Config) -> Result<Handle, LogError> {
+    if config.format == LineFormat::Journal {
+        return start_journal(config.level);
+    }
     let kind = if is_journal(&io::stderr(), std::env::var("JOURNAL_STREAM").ok()) {
         Stream::Journal
     } else {
@@ -100,8 +129,32 @@ pub fn start(config: Config) -> Result<Handle, AlreadySetUp> {
     let (subscriber, handle) = subscriber(config, kind, io::stderr);
     subscriber
         .try_init()
-        .map_err(|source| AlreadySetUp { source })?;
+        .map_err(|source| LogError::AlreadySetUp { source })?;
     Ok(handle)
+}
+
+fn start_journal(level: Level) -> Result<Handle, LogError> {
+    let layer = tracing_journald::layer()
+        .map_err(|source| LogError::NoJournal { source })?
+        .with_field_prefix(Some("OPCERT".to_owned()))
+        .with_syslog_identifier(program());
+    let (targets, handle) = reload::Layer::new(targets(level));
+    tracing_subscriber::registry()
+        .with(layer.with_filter(targets))
+        .try_init()
+        .map_err(|source| LogError::AlreadySetUp { source })?;
+    Ok(Handle(handle))
+}
+
+/// What the program is called.
+fn program() -> String {
+    std::env::args_os()
+        .next()
+        .and_then(|path| {
+            let name = std::path::Path::new(&path).file_name()?;
+            Some(name.to_string_lossy().into_owned())
+        })
+        .unwrap_or_else(|| env!("CARGO_PKG_NAME").to_owned())
 }
 
 /// An error with all its causes, for a log line: `Display` of an error prints its own level only.
@@ -165,9 +218,12 @@ where
             .fmt_fields(DefaultFields::new())
             .event_format(Line::new(plain.without_time(), stream))
             .boxed(),
-        (LineFormat::Json, _) => layer
+        (LineFormat::Json | LineFormat::Journal, _) => layer
             .fmt_fields(JsonFields::new())
-            .event_format(Line::new(plain.json().flatten_event(true), stream))
+            .event_format(Line::new(
+                plain.json().flatten_event(true).with_span_list(false),
+                stream,
+            ))
             .boxed(),
     };
     let subscriber = tracing_subscriber::registry().with(layer.with_filter(targets));

@@ -165,6 +165,57 @@ impl Daemon {
         self.send(&Target::Unix(self.socket()), request)
     }
 
+    /// Status and text of an answer on the control socket that need not be JSON.
+    pub fn control_text(&self, path: &str) -> (StatusCode, String) {
+        self.runtime.block_on(async {
+            let target = Target::Unix(self.socket());
+            let mut client = Client::connect(&target, ClientLimits::default())
+                .await
+                .unwrap();
+            let request = request(Method::GET, path, "", vec![]);
+            let response = client.send(request).await.unwrap();
+            let status = response.status();
+            let text = String::from_utf8(response.into_body().to_vec()).unwrap();
+            (status, text)
+        })
+    }
+
+    /// A request of the caller's own making on the control socket.
+    pub fn control_request(&self, request: Request<Bytes>) -> Answer {
+        self.send(&Target::Unix(self.socket()), request)
+    }
+
+    /// Has it read its configuration again, and waits until it says what came of it.
+    pub fn reload(&self) -> Value {
+        let count = |daemon: &Self| {
+            daemon
+                .control_text("/metrics")
+                .1
+                .lines()
+                .filter_map(|line| {
+                    let (_, value) = line
+                        .strip_prefix("opcert_config_reloads_total{")?
+                        .rsplit_once(' ')?;
+                    value.parse::<u64>().ok()
+                })
+                .sum::<u64>()
+        };
+        let before = count(self);
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while count(self) == before {
+            assert!(Instant::now() < deadline, "not read again: {}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.control(Method::GET, "/v1/status", &Value::Null).ok()["configuration"].clone()
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
     /// Bytes on the control socket.
     pub fn control_bytes(&self, path: &str, media_type: &str, body: Vec<u8>) -> Answer {
         self.send(

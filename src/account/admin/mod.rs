@@ -31,7 +31,7 @@ use crate::base::sysexits::{
     EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE,
 };
 use crate::base::x509::X509Error;
-use crate::config::ConfigError;
+use crate::config::{ConfigError, Loaded};
 use crate::device::DeviceError;
 use crate::telemetry;
 
@@ -63,6 +63,9 @@ enum Command {
     },
     /// Bring the database to the schema of this version.
     Migrate,
+    /// The configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Accounts.
     #[command(subcommand)]
     Account(accounts::AccountCommand),
@@ -75,6 +78,14 @@ enum Command {
     /// Operating certificates.
     #[command(subcommand)]
     Certificate(certificates::Command),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Check the configuration and its drop-ins.
+    Check,
+    /// Show every key, its value, and where that was set.
+    Show,
 }
 
 /// Why a command failed.
@@ -133,9 +144,9 @@ pub enum AdminError {
     /// Reading from or writing to the terminal failed.
     #[error("cannot use the terminal")]
     Terminal(#[from] std::io::Error),
-    /// Logging is set up twice; a fault of the program.
+    /// There is no log.
     #[error(transparent)]
-    Logging(#[from] telemetry::AlreadySetUp),
+    Logging(#[from] telemetry::LogError),
     /// The runtime cannot be started.
     #[error("cannot start the runtime")]
     Runtime {
@@ -276,10 +287,14 @@ fn run(arguments: Arguments, output: &Output) -> Result<(), AdminError> {
             })?;
             return init::run(init, &arguments.config, output).await;
         }
-        let config = Config::load(&arguments.config)?;
+        let loaded = Config::load_layers(&arguments.config)?;
+        if let Command::Config(command) = arguments.command {
+            return show_config(&command, &loaded, output);
+        }
+        let config = loaded.config;
         telemetry::start(config.log)?;
         match arguments.command {
-            Command::Init(_) => Ok(()),
+            Command::Init(_) | Command::Config(_) => Ok(()),
             Command::Serve { .. } => Ok(serve(&config).await?),
             Command::Migrate => migrate(&config, output).await,
             Command::Account(command) => accounts::account(command, &config, output).await,
@@ -288,6 +303,32 @@ fn run(arguments: Arguments, output: &Output) -> Result<(), AdminError> {
             Command::Certificate(command) => certificates::run(command, &config, output).await,
         }
     })
+}
+
+fn show_config(
+    command: &ConfigCommand,
+    loaded: &Loaded<Config>,
+    output: &Output,
+) -> Result<(), AdminError> {
+    let files: Vec<_> = loaded
+        .files()
+        .map(|file| file.display().to_string())
+        .collect();
+    match command {
+        ConfigCommand::Check => output.done(
+            &format!("{} is sound.", files.join(", ")),
+            &serde_json::json!({ "files": files }),
+        ),
+        ConfigCommand::Show => {
+            let keys = loaded.effective().map_err(std::io::Error::from)?;
+            let text: String = keys
+                .iter()
+                .filter(|key| !key.value.is_null())
+                .map(|key| format!("{} = {}  # {}\n", key.key, key.value, key.source))
+                .collect();
+            output.done(&text, &serde_json::json!(keys))
+        }
+    }
 }
 
 async fn migrate(config: &Config, output: &Output) -> Result<(), AdminError> {

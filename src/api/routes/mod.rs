@@ -4,6 +4,7 @@ pub mod approvals;
 pub mod certificates;
 pub mod clients;
 pub mod enrolments;
+mod observe;
 pub mod openapi;
 pub mod policy;
 pub mod services;
@@ -18,8 +19,10 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::clients::Clients;
+use super::configuration::Configuration;
 use super::local_ca::LocalCa;
 use super::problem::{self, Code, Problem};
+use super::throttle::Failures;
 use crate::audit::Audit;
 use crate::base::Clock;
 use crate::device::Devices;
@@ -55,6 +58,12 @@ pub struct Parts {
     pub reloading: tokio::sync::Mutex<()>,
     /// Addresses that the native door is bound to.
     pub native: Vec<SocketAddr>,
+    /// Addresses that metrics are on besides the control socket.
+    pub metrics: Vec<SocketAddr>,
+    /// What is in force of the configuration.
+    pub configuration: Configuration,
+    /// Failed authentications.
+    pub failures: Failures,
 }
 
 /// Reads and checks the policy that is configured; waits for the disk. Where its files are is not
@@ -77,6 +86,11 @@ impl App {
         &self.0.clock
     }
 
+    /// Failed authentications.
+    pub fn failures(&self) -> &Failures {
+        &self.0.failures
+    }
+
     /// Whether policy lets `caller` change this.
     pub(super) fn administer(&self, caller: &Caller, what: Administration) -> Result<(), Problem> {
         let parts = &self.0;
@@ -89,9 +103,27 @@ impl App {
 
 /// All routes, without gates.
 pub(super) fn router(app: App) -> Router {
+    finished(Router::new(), app)
+}
+
+/// All routes and what monitoring asks, without gates.
+pub(super) fn router_with_monitoring(app: App) -> Router {
+    finished(observe::router(), app)
+}
+
+fn finished(more: Router<App>, app: App) -> Router {
     let (router, document) = documented().split_for_parts();
     router
         .merge(openapi::route(&document))
+        .merge(more)
+        .fallback(problem::not_found)
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .with_state(app)
+}
+
+/// What monitoring asks, alone.
+pub(super) fn monitoring(app: App) -> Router {
+    observe::router()
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .with_state(app)

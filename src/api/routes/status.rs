@@ -27,6 +27,7 @@ pub(super) async fn get_status(State(app): State<App>, _: Identified) -> Json<St
         computer: parts.registry.computer().clone(),
         addresses: Addresses {
             native: parts.native.iter().map(ToString::to_string).collect(),
+            metrics: parts.metrics.iter().map(ToString::to_string).collect(),
         },
         audit: AuditStatus {
             records: parts.audit.records(),
@@ -34,5 +35,6 @@ pub(super) async fn get_status(State(app): State<App>, _: Identified) -> Json<St
         },
         tokens: present,
         certificates: parts.registry.snapshot().certificates().len(),
+        configuration: parts.configuration.status(),
     })
 }
