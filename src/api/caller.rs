@@ -6,16 +6,18 @@
 //! tells the peer's user.
 
 use axum::extract::{FromRequestParts, Request, State};
-use axum::http::Method;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use super::clients::ClientKind;
 use super::problem::{Code, Problem};
 use super::routes::App;
 use super::throttle::Source;
 use crate::http::Peer;
 use crate::policy::{Administration, Caller, ClientPolicy};
+use crate::statement::Origin;
 
 /// A caller that its door let in; an extractor for handlers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +26,24 @@ pub struct Identified {
     pub caller: Caller,
     /// What a registered client may do.
     pub policy: Option<ClientPolicy>,
+    /// The page that a browser speaks for.
+    pub page: Option<Origin>,
 }
+
+impl Identified {
+    /// How a person is told who asks.
+    pub fn shown_as(&self) -> String {
+        match (&self.caller, &self.page) {
+            (Caller::Client(name), Some(page)) => format!("page {page} in {name}"),
+            (Caller::Client(name), None) => name.to_string(),
+            (Caller::Unix { uid }, _) => format!("local user {uid}"),
+            (Caller::Itself, _) => "opcert".to_owned(),
+        }
+    }
+}
+
+/// The header by which the native-messaging host names the page that its browser vouches for.
+pub const PAGE_ORIGIN: HeaderName = HeaderName::from_static("opcert-page-origin");
 
 /// A caller of the control socket whom policy lets administer what the request is about; other
 /// callers are refused by the extractor. Who may use the socket may look at everything; policy is
@@ -44,6 +63,37 @@ impl<S: Sync> FromRequestParts<S> for Identified {
             .get::<Self>()
             .cloned()
             .ok_or_else(|| Problem::new(Code::Internal, "the door did not identify the caller"))
+    }
+}
+
+/// Who may carry an enrolment between an account service and this computer: an administrator of
+/// the control socket, or a page, which may carry for its own origin only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Courier(pub Identified);
+
+impl Courier {
+    /// Refuses a page that carries for another service than its own.
+    pub fn carries_for(&self, service: &Origin) -> Result<(), Problem> {
+        match &self.0.page {
+            Some(page) if page != service => Err(Problem::new(
+                Code::NotPermitted,
+                format!("a page of {page} may not install certificates of {service}"),
+            )
+            .with_action("Use the pages of the account service itself.")),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl FromRequestParts<App> for Courier {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let identified = Identified::from_request_parts(parts, app).await?;
+        if identified.page.is_none() {
+            Administrator::from_request_parts(parts, app).await?;
+        }
+        Ok(Self(identified))
     }
 }
 
@@ -115,6 +165,7 @@ pub async fn identify_user(
     request.extensions_mut().insert(Identified {
         caller: Caller::Unix { uid },
         policy: None,
+        page: None,
     });
     next.run(request).await
 }
@@ -122,7 +173,8 @@ pub async fn identify_user(
 /// Layer of the native door.
 pub async fn identify_client(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>();
-    match client(&app, peer) {
+    let identified = native_page(&app, request.headers()).and_then(|page| client(&app, peer, page));
+    match identified {
         Ok(identified) => {
             request.extensions_mut().insert(identified);
             next.run(request).await
@@ -150,7 +202,34 @@ fn source(peer: Option<&Peer>) -> Option<Source> {
     }
 }
 
-fn client(app: &App, peer: Option<&Peer>) -> Result<Identified, Problem> {
+/// The page that the native-messaging host names, if it is one that is served.
+fn native_page(app: &App, headers: &HeaderMap) -> Result<Option<Origin>, Problem> {
+    let mut named = headers.get_all(PAGE_ORIGIN).iter();
+    match (named.next(), named.next()) {
+        (None, _) => Ok(None),
+        (Some(origin), None) => origin_served(app, origin.as_bytes()).map(Some),
+        (Some(_), Some(_)) => Err(Problem::new(
+            Code::OriginRefused,
+            "the request names more than one page",
+        )),
+    }
+}
+
+/// The origin of this text, if its pages are served.
+pub fn origin_served(app: &App, text: &[u8]) -> Result<Origin, Problem> {
+    app.serves(text).cloned().ok_or_else(|| {
+        Problem::new(
+            Code::OriginRefused,
+            format!(
+                "pages of {:?} are not served",
+                String::from_utf8_lossy(text)
+            ),
+        )
+    })
+}
+
+/// The registered client behind a TLS connection, speaking for `page` where it names one.
+pub fn client(app: &App, peer: Option<&Peer>, page: Option<Origin>) -> Result<Identified, Problem> {
     let Some(Peer::Tls {
         certificate: Some(certificate),
         ..
@@ -179,8 +258,27 @@ fn client(app: &App, peer: Option<&Peer>) -> Result<Identified, Problem> {
             format!("the certificate of client {} has expired", client.name),
         ));
     }
+    match (client.kind, &page) {
+        (ClientKind::Program, None) | (ClientKind::Browser, Some(_)) => {}
+        (ClientKind::Program, Some(page)) => {
+            return Err(Problem::new(
+                Code::ClientKindRefused,
+                format!(
+                    "client {} is a program, and speaks for no page of {page}",
+                    client.name
+                ),
+            ));
+        }
+        (ClientKind::Browser, None) => {
+            return Err(Problem::new(
+                Code::ClientKindRefused,
+                format!("client {} is a browser, and names no page", client.name),
+            ));
+        }
+    }
     Ok(Identified {
         caller: Caller::Client(client.name.clone()),
         policy: Some(client.policy.clone()),
+        page,
     })
 }

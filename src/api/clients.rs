@@ -1,4 +1,5 @@
-//! The registered clients: programs that may use the native door, each by its certificate.
+//! The registered clients: programs that may use the native door and browsers that may use the
+//! browser door, each by its certificate.
 //!
 //! `clients.json` in the state directory holds them; it is written whole before a change counts.
 //! Readers take a snapshot without waiting, and every request looks its client up anew, so a
@@ -35,8 +36,22 @@ pub struct RegisteredClient {
     pub added: Timestamp,
     /// When its certificate expires.
     pub expires: Timestamp,
+    /// What it speaks for.
+    pub kind: ClientKind,
     /// What it may do.
     pub policy: ClientPolicy,
+}
+
+/// What a client speaks for. Its certificate is good for nothing else.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClientKind {
+    /// Itself: a program at the native door.
+    #[default]
+    Program,
+    /// The pages in a person's browser: at the browser door, and at the native door for the
+    /// browser extension. Each request names the page.
+    Browser,
 }
 
 /// Why the registry cannot be read or changed.
@@ -167,6 +182,7 @@ impl Clients {
         &self,
         name: ClientName,
         certificate: &Certificate,
+        kind: ClientKind,
         policy: ClientPolicy,
         now: Timestamp,
     ) -> Result<Arc<RegisteredClient>, ClientsError> {
@@ -175,6 +191,7 @@ impl Clients {
             fingerprint: certificate.fingerprint(),
             added: now,
             expires: certificate.not_after(),
+            kind,
             policy,
         });
         let added = client.clone();
@@ -277,6 +294,8 @@ struct EntryText {
     sha256: String,
     added: String,
     expires: String,
+    #[serde(default)]
+    kind: ClientKind,
     policy: ClientPolicy,
 }
 
@@ -287,6 +306,7 @@ impl From<Entry> for EntryText {
             sha256: hex(&client.fingerprint),
             added: client.added.to_string(),
             expires: client.expires.to_string(),
+            kind: client.kind,
             policy: client.policy,
         }
     }
@@ -303,6 +323,7 @@ impl TryFrom<EntryText> for Entry {
                 .ok_or("sha256 is not 64 hexadecimal digits")?,
             added: text.added.parse().map_err(|_| "added is no time")?,
             expires: text.expires.parse().map_err(|_| "expires is no time")?,
+            kind: text.kind,
             policy: text.policy,
         }))
     }
@@ -328,10 +349,16 @@ mod tests {
         let certificate = ca.issue_client(&name, &request, now).unwrap();
         let policy = ClientPolicy::default();
         clients
-            .add(name.clone(), &certificate, policy.clone(), now)
+            .add(
+                name.clone(),
+                &certificate,
+                ClientKind::Browser,
+                policy.clone(),
+                now,
+            )
             .unwrap();
         assert!(matches!(
-            clients.add(name.clone(), &certificate, policy, now),
+            clients.add(name.clone(), &certificate, ClientKind::Program, policy, now),
             Err(ClientsError::Exists { .. })
         ));
 

@@ -3,6 +3,7 @@
 //! | door | gates, in order |
 //! | --- | --- |
 //! | native | TLS with a certificate of the local authority; no browser; own host name; registered client |
+//! | browser | own host name; origin; preflight; registered browser; fetch; method; media type; size |
 //! | control | peer credentials |
 //! | monitoring | none; off unless configured, metrics and health only |
 //!
@@ -25,6 +26,17 @@ pub fn native(app: App, port: u16) -> Router {
     routes::router(app.clone())
         .layer(from_fn_with_state(app, caller::identify_client))
         .layer(from_fn_with_state(port, refuse_browsers_and_other_hosts))
+        .layer(from_fn(problem::finish))
+}
+
+/// The browser door that listens on `port`.
+pub fn browser(app: App, port: u16) -> Router {
+    let door = super::browser::Gates {
+        app: app.clone(),
+        port,
+    };
+    routes::router(app)
+        .layer(from_fn_with_state(door, super::browser::gates))
         .layer(from_fn(problem::finish))
 }
 
@@ -64,6 +76,16 @@ fn gate(headers: &HeaderMap, authority: Option<&Authority>, port: u16) -> Result
             format!("the request has the header {name}, which browsers send"),
         ));
     }
+    own_host(headers, authority, port)
+}
+
+/// Refuses a request that names no host, or another than this door: the name of a page that was
+/// rebound to this computer.
+pub(super) fn own_host(
+    headers: &HeaderMap,
+    authority: Option<&Authority>,
+    port: u16,
+) -> Result<(), Problem> {
     // HTTP/2 has the authority in its URI, HTTP/1.1 in the Host header; a request may have both.
     let mut named = false;
     let hosts = headers.get_all(HOST).iter().map(|host| host.as_bytes());

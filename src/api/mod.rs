@@ -5,9 +5,10 @@
 //! [`routes`] with its body parsed by [`extract`]. Handlers hold no logic of their own: they turn
 //! what [`types`] describes into calls of the modules below and errors into a [`Problem`].
 //!
-//! The module also keeps who may come in by the native door: the registry of [`clients`] and the
+//! The module also keeps who may come in by the native and the browser door: the registry of [`clients`] and the
 //! [`local_ca`] that certifies them.
 
+mod browser;
 pub mod caller;
 pub mod client;
 pub mod clients;

@@ -105,9 +105,12 @@ codes! {
 
     // Doors and callers.
     ClientUnknown "client-unknown" 403 "The client is not registered" "Register it with `opcert client add`.";
-    ClientCertificateMissing "client-certificate-missing" 401 "No client certificate was presented" "Connect with the certificate that `opcert client add` made.";
+    ClientCertificateMissing "client-certificate-missing" 401 "No client certificate was presented" "Connect with the certificate that `opcert client add` made; for a browser, run `opcert browser setup` and start it again.";
     BrowserRefused "browser-refused" 403 "Browsers are not served at this door" "Send no `origin` and no `sec-fetch-*` header; a page needs the browser door.";
     HostRefused "host-refused" 421 "The host name is not one of this door" "Connect to localhost, 127.0.0.1 or [::1] with the door's own port.";
+    OriginRefused "origin-refused" 403 "Pages of this origin are not served" "Use the account service's own pages; an administrator lists the origins that are served under `[browser] origins` of opcertd.toml.";
+    FetchRefused "fetch-refused" 403 "Such a request is not served" "Use `fetch` in mode `cors`; links, forms, images and `no-cors` requests are not served.";
+    ClientKindRefused "client-kind" 403 "The client is registered for another use" "Register programs with `opcert client add`, browsers with `opcert browser setup`.";
     NotPermitted "not-permitted" 403 "This caller may not do that" "Use the control socket, as root, as the service user or as a member of its group.";
     ClientExists "client-exists" 409 "A client of that name exists" "Choose another name, or remove the old one with `opcert client remove`.";
     ClientNameInvalid "client-name-invalid" 422 "The client name is not allowed" "Use 1 to 63 lower-case letters, digits and hyphens, with no hyphen at either end.";
@@ -593,9 +596,27 @@ impl From<crate::signing::RestoreError> for Problem {
     }
 }
 
+impl From<crate::consent::ConsentError> for Problem {
+    fn from(error: crate::consent::ConsentError) -> Self {
+        use crate::consent::ConsentError as E;
+        let code = match error {
+            E::Denied => Code::ConsentDenied,
+            E::TimedOut { .. } => Code::ConsentTimeout,
+            E::Busy => Code::Busy,
+            E::Unavailable { .. } => Code::ConsentUnavailable,
+        };
+        log_ours(code, &error);
+        let problem = Self::new(code, error.to_string());
+        if code == Code::Busy {
+            problem.with_retry_after(1)
+        } else {
+            problem
+        }
+    }
+}
+
 impl From<crate::signing::SigningError> for Problem {
     fn from(error: crate::signing::SigningError) -> Self {
-        use crate::consent::ConsentError;
         use crate::enrol::Standing;
         use crate::signing::SigningError as E;
         use crate::statement::ServiceError;
@@ -625,12 +646,7 @@ impl From<crate::signing::SigningError> for Problem {
             E::Used => Code::ChallengeUsed,
             E::Denied => Code::ConsentDenied,
             E::Policy(refusal) => return refusal.into(),
-            E::Consent(ref error) => match error {
-                ConsentError::Denied => Code::ConsentDenied,
-                ConsentError::TimedOut { .. } => Code::ConsentTimeout,
-                ConsentError::Busy => Code::Busy,
-                ConsentError::Unavailable { .. } => Code::ConsentUnavailable,
-            },
+            E::Consent(error) => return error.into(),
             E::Busy => Code::Busy,
             E::Cms(_) | E::Encode(_) => Code::Internal,
         };

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::clients::ClientKind;
 use crate::base::ids::{AccountId, ClientName, ComputerId, EnrolmentId, Jti, OperatorId};
 use crate::base::jose::JwkSet;
 use crate::base::key::KeySpec;
@@ -40,6 +41,12 @@ pub struct Status {
 pub struct Addresses {
     /// Native doors, as `address:port`.
     pub native: Vec<String>,
+    /// Browser doors; none where no origin is configured.
+    #[serde(default)]
+    pub browser: Vec<String>,
+    /// The origins whose pages are served; a page is told its own only.
+    #[serde(default)]
+    pub origins: Vec<String>,
     /// Metrics besides the control socket; empty unless configured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub metrics: Vec<String>,
@@ -260,6 +267,9 @@ pub struct AddClient {
     /// A certification request (PKCS#10) by its own key: PEM, or base64 of DER. The names in it
     /// are not used.
     pub csr: String,
+    /// What it speaks for: itself, or the pages in a browser.
+    #[serde(default)]
+    pub kind: ClientKind,
     /// What it may do; a person confirms every approval where it is left out.
     #[serde(default)]
     pub policy: ClientPolicy,
@@ -291,6 +301,9 @@ pub struct Client {
     pub added: String,
     /// When its certificate expires.
     pub expires: String,
+    /// What it speaks for.
+    #[serde(default)]
+    pub kind: ClientKind,
     /// What it may do.
     pub policy: ClientPolicy,
 }

@@ -10,7 +10,8 @@ use super::error::Error;
 use super::output::{Output, time};
 use super::{Global, daemon};
 use crate::api;
-use crate::api::types::{AddClient, Client};
+use crate::api::clients::ClientKind;
+use crate::api::types::{AddClient, AddedClient, Client};
 use crate::base::encoding::base64;
 use crate::base::files::{FileError, write_new};
 use crate::base::ids::ClientName;
@@ -19,6 +20,11 @@ use crate::base::sysexits::EX_OK;
 use crate::base::x509::{RemoteKey, common_name, request_draft};
 use crate::policy::{ClientPolicy, ConsentRule};
 use crate::statement::Kind;
+
+/// What a client connects with, in a directory of its own.
+pub(super) const CERTIFICATE_FILE: &str = "client.pem";
+pub(super) const KEY_FILE: &str = "client-key.pem";
+pub(super) const CA_FILE: &str = "server-ca.pem";
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -42,6 +48,10 @@ pub(super) enum Command {
         /// A kind of operation it may ask for; may be repeated. [default: all kinds]
         #[arg(long = "kind", value_name = "KIND", value_parser = kind)]
         kinds: Vec<Kind>,
+        /// It is a browser: it speaks for the pages it shows. `opcert browser setup` takes its
+        /// directory.
+        #[arg(long)]
+        browser: bool,
     },
     /// List the registered programs.
     List,
@@ -60,6 +70,7 @@ pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> 
             out,
             consent,
             kinds,
+            browser,
         } => {
             let policy = ClientPolicy {
                 consent: *consent,
@@ -67,7 +78,22 @@ pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> 
                 ..ClientPolicy::default()
             };
             let folder = out.clone().unwrap_or_else(|| name.as_str().into());
-            add(&mut daemon, name, policy, &folder, output).await?;
+            let kind = if *browser {
+                ClientKind::Browser
+            } else {
+                ClientKind::Program
+            };
+            let registered = register(&mut daemon, name, kind, policy, &folder).await?;
+            output.result(&registered, |output| {
+                let path = |file: &str| folder.join(file).display().to_string();
+                output.facts(&[
+                    ("Client", registered.name.to_string()),
+                    ("Certificate", path(CERTIFICATE_FILE)),
+                    ("Key", path(KEY_FILE)),
+                    ("Server CA", path(CA_FILE)),
+                    ("Valid until", time(&registered.expires)),
+                ])
+            })?;
         }
         Command::List => {
             let list = daemon.clients().await?;
@@ -108,19 +134,20 @@ fn row(client: &Client) -> Vec<String> {
     ]
 }
 
-async fn add(
+/// Registers a program or a browser, and writes what it connects with to `folder`.
+pub(super) async fn register(
     daemon: &mut api::client::Client,
     name: &ClientName,
+    kind: ClientKind,
     policy: ClientPolicy,
     folder: &Path,
-    output: &Output,
-) -> Result<(), Error> {
+) -> Result<AddedClient, Error> {
     std::fs::create_dir_all(folder).map_err(|source| FileError::Unwritable {
         path: folder.to_owned(),
         source,
     })?;
     let [certificate_path, key_path, ca_path] =
-        ["client.pem", "client-key.pem", "server-ca.pem"].map(|file| folder.join(file));
+        [CERTIFICATE_FILE, KEY_FILE, CA_FILE].map(|file| folder.join(file));
     for path in [&certificate_path, &key_path, &ca_path] {
         if path.exists() {
             return Err(Error::State {
@@ -135,6 +162,7 @@ async fn add(
     let wanted = AddClient {
         name: name.clone(),
         csr: base64(&request),
+        kind,
         policy,
     };
     let registered = match daemon.add_client(&wanted).await {
@@ -148,15 +176,7 @@ async fn add(
     };
     write_new(&certificate_path, registered.certificate.as_bytes(), 0o644)?;
     write_new(&ca_path, registered.ca.as_bytes(), 0o644)?;
-    output.result(&registered, |output| {
-        output.facts(&[
-            ("Client", registered.name.to_string()),
-            ("Certificate", certificate_path.display().to_string()),
-            ("Key", key_path.display().to_string()),
-            ("Server CA", ca_path.display().to_string()),
-            ("Valid until", time(&registered.expires)),
-        ])
-    })
+    Ok(registered)
 }
 
 /// A P-256 key as PKCS#8 in PEM, and a certification request for it in DER.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{ConfigError, Loaded, load};
 use crate::device;
 use crate::http::Limits;
+use crate::statement::Origin;
 
 /// Where the file is unless `--config` names another.
 pub const DEFAULT_PATH: &str = "/etc/opcert/opcertd.toml";
@@ -25,6 +26,9 @@ pub struct Config {
     /// The native door.
     #[serde(default)]
     pub native: Native,
+    /// The browser door.
+    #[serde(default)]
+    pub browser: Browser,
     /// The control socket.
     #[serde(default)]
     pub control: Control,
@@ -79,6 +83,50 @@ impl Default for Native {
                 SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 7443)),
             ],
             limits: Limits::default(),
+        }
+    }
+}
+
+/// The `[browser]` table.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Browser {
+    /// The origins whose pages are served, such as `https://accounts.example`; compared byte for
+    /// byte, so there is no pattern and no `null`. With none, which is the default, no page is
+    /// served and the door stays shut.
+    #[schemars(with = "Vec<String>")]
+    pub origins: Vec<Origin>,
+    /// Where to listen, as under `[native]`. Chromium tries `[::1]` first, Firefox `127.0.0.1`.
+    /// Empty where only the browser extension is used, which comes in by the native door.
+    #[schemars(with = "Vec<String>")]
+    pub addresses: Vec<SocketAddr>,
+    /// Limits of each listener.
+    pub limits: Limits,
+}
+
+impl Default for Browser {
+    fn default() -> Self {
+        Self {
+            origins: Vec::new(),
+            addresses: vec![
+                SocketAddr::from(([127, 0, 0, 1], 7444)),
+                SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 7444)),
+            ],
+            limits: Limits {
+                connections: 64,
+                ..Limits::default()
+            },
+        }
+    }
+}
+
+impl Browser {
+    /// Where to listen; nowhere without an origin.
+    pub fn open_at(&self) -> &[SocketAddr] {
+        if self.origins.is_empty() {
+            &[]
+        } else {
+            &self.addresses
         }
     }
 }
@@ -171,10 +219,13 @@ impl Loaded<Config> {
                 return Err(self.refuse(key, "must be an absolute path"));
             }
         }
-        for address in &config.native.addresses {
-            if !address.ip().is_loopback() {
+        for (key, addresses) in [
+            ("native.addresses", &config.native.addresses),
+            ("browser.addresses", &config.browser.addresses),
+        ] {
+            if let Some(address) = addresses.iter().find(|one| !one.ip().is_loopback()) {
                 return Err(self.refuse(
-                    "native.addresses",
+                    key,
                     format!(
                         "{address} is not a loopback address; the daemon serves this computer only"
                     ),
@@ -197,6 +248,7 @@ impl Loaded<Config> {
             .map_err(|error| self.refuse(error.key, error.problem))?;
         for (table, limits) in [
             ("native.limits", &config.native.limits),
+            ("browser.limits", &config.browser.limits),
             ("control.limits", &config.control.limits),
             ("metrics.limits", &config.metrics.limits),
         ] {

@@ -1,9 +1,8 @@
 //! Doors get their sockets: from the service manager where it hands them in, else by binding.
 //!
 //! systemd passes sockets in no fixed order, so they are told apart by `FileDescriptorName=`
-//! (`LISTEN_FDNAMES`): `native` for TCP, `control` for the Unix socket, `metrics` for TCP without
-//! TLS. A kind that is handed in
-//! is not bound from the configuration as well.
+//! (`LISTEN_FDNAMES`): `native` and `browser` for TCP, `control` for the Unix socket, `metrics` for
+//! TCP without TLS. A kind that is handed in is not bound from the configuration as well.
 //!
 //! The control socket's file outlives a daemon that was killed. It is removed at the next start
 //! only if nobody answers at it, and at a stop only if this process made it.
@@ -28,6 +27,7 @@ use crate::config::daemon::Config;
 #[derive(Debug, Default)]
 pub struct Inherited {
     native: Vec<std::net::TcpListener>,
+    browser: Vec<std::net::TcpListener>,
     metrics: Vec<std::net::TcpListener>,
     control: Option<StdUnixListener>,
 }
@@ -52,6 +52,10 @@ impl Inherited {
                     let socket = sockets.take_tcp_listener(index).map_err(wrong)?;
                     inherited.native.extend(socket);
                 }
+                "browser" => {
+                    let socket = sockets.take_tcp_listener(index).map_err(wrong)?;
+                    inherited.browser.extend(socket);
+                }
                 "metrics" => {
                     let socket = sockets.take_tcp_listener(index).map_err(wrong)?;
                     inherited.metrics.extend(socket);
@@ -67,7 +71,7 @@ impl Inherited {
                             format!("a socket named {other:?} was handed in"),
                         )
                         .with_action(
-                            "Set FileDescriptorName= of each socket unit to native, metrics or control.",
+                            "Set FileDescriptorName= of each socket unit to native, browser, metrics or control.",
                         ),
                     ));
                 }
@@ -82,6 +86,8 @@ impl Inherited {
 pub struct Bound {
     /// Of the native door.
     pub native: Vec<TcpListener>,
+    /// Of the browser door.
+    pub browser: Vec<TcpListener>,
     /// For metrics besides the control socket.
     pub metrics: Vec<TcpListener>,
     /// The control socket.
@@ -119,16 +125,25 @@ impl Drop for SocketFile {
 }
 
 /// Binds what was not handed in. Needs the runtime.
-pub async fn all(config: &Config, inherited: Inherited) -> Result<Bound, Failure> {
-    let native = if inherited.native.is_empty() {
-        let mut listeners = Vec::new();
-        for address in &config.native.addresses {
-            listeners.extend(bind_loopback(*address, "native.addresses").await?);
-        }
-        listeners
-    } else {
-        adopt(inherited.native, "native")?
-    };
+pub async fn all(config: &Config, mut inherited: Inherited) -> Result<Bound, Failure> {
+    let native = listeners(
+        &config.native.addresses,
+        "native.addresses",
+        inherited.native,
+        "native",
+    )
+    .await?;
+    if config.browser.origins.is_empty() && !inherited.browser.is_empty() {
+        tracing::warn!("a browser socket was handed in, but no origin is configured; it is shut");
+        inherited.browser.clear();
+    }
+    let browser = listeners(
+        config.browser.open_at(),
+        "browser.addresses",
+        inherited.browser,
+        "browser",
+    )
+    .await?;
     let metrics = match config.metrics.address {
         _ if !inherited.metrics.is_empty() => adopt(inherited.metrics, "metrics")?,
         Some(address) => bind_loopback(address, "metrics.address")
@@ -150,10 +165,28 @@ pub async fn all(config: &Config, inherited: Inherited) -> Result<Bound, Failure
     };
     Ok(Bound {
         native,
+        browser,
         metrics,
         control,
         access,
     })
+}
+
+/// The TCP listeners of one door.
+async fn listeners(
+    addresses: &[SocketAddr],
+    key: &'static str,
+    inherited: Vec<std::net::TcpListener>,
+    name: &'static str,
+) -> Result<Vec<TcpListener>, Failure> {
+    if !inherited.is_empty() {
+        return adopt(inherited, name);
+    }
+    let mut listeners = Vec::new();
+    for address in addresses {
+        listeners.extend(bind_loopback(*address, key).await?);
+    }
+    Ok(listeners)
 }
 
 async fn bind_loopback(

@@ -161,14 +161,20 @@ async fn run(
         .server_identity(clock.now())
         .map_err(Failure::state)?;
 
+    let browser_identity = local_ca
+        .server_identity(clock.now())
+        .map_err(Failure::state)?;
+
     let Bound {
         native,
         metrics,
+        browser,
         control,
         access,
     } = bind::all(&config, inherited).await?;
     let native_addresses = addresses(&native)?;
     let metrics_addresses = addresses(&metrics)?;
+    let browser_addresses = addresses(&browser)?;
 
     let devices = Devices::start(config.devices(), &config.state_directory, clock.clone())
         .await
@@ -204,7 +210,9 @@ async fn run(
 
     let roots = tls::roots([local_ca.certificate().der().to_vec().into()])
         .map_err(|error| Failure::state(crate::api::local_ca::LocalCaError::from(error)))?;
-    let tls = tls::mutual(identity, roots)
+    let tls = tls::mutual(identity, roots.clone())
+        .map_err(|error| Failure::state(crate::api::local_ca::LocalCaError::from(error)))?;
+    let browser_tls = tls::browser(browser_identity, roots)
         .map_err(|error| Failure::state(crate::api::local_ca::LocalCaError::from(error)))?;
     let watchdog = Watchdog::wanted(&devices, &registry, &clock);
     let configuration = reload.state(clock.now());
@@ -226,6 +234,9 @@ async fn run(
         metrics: metrics_addresses.clone(),
         configuration: configuration.clone(),
         failures: Failures::default(),
+        browser: browser_addresses.clone(),
+        origins: config.browser.origins.clone(),
+        asker: asker.clone(),
     });
     for warning in app.policy().warnings() {
         tracing::warn!(%warning, "policy");
@@ -253,6 +264,20 @@ async fn run(
         limits: config.metrics.limits.clone(),
         router: doors::monitoring(app.clone()),
     }));
+    doors.extend(
+        browser
+            .into_iter()
+            .zip(&browser_addresses)
+            .map(|(listener, address)| Door {
+                name: "browser",
+                listener: Listener::Pages {
+                    listener,
+                    tls: browser_tls.clone(),
+                },
+                limits: config.browser.limits.clone(),
+                router: doors::browser(app.clone(), address.port()),
+            }),
+    );
     let (control, guard) = control.into_parts();
     doors.push(Door {
         name: "control",
@@ -261,7 +286,7 @@ async fn run(
         router: doors::control(app.clone(), access),
     });
     let server = Server::start(doors);
-    tracing::info!(native = ?native_addresses, metrics = ?metrics_addresses, control = %config.control_socket().display(), "ready");
+    tracing::info!(native = ?native_addresses, browser = ?browser_addresses, metrics = ?metrics_addresses, control = %config.control_socket().display(), "ready");
     manager::tell(Notice::Ready);
     let watchdog = watchdog.map(|watchdog| tokio::spawn(watchdog.run()));
 

@@ -116,6 +116,7 @@ impl Reload {
         }
         for (door, now, then) in [
             ("native", &mut running.native.limits, &read.native.limits),
+            ("browser", &mut running.browser.limits, &read.browser.limits),
             ("control", &mut running.control.limits, &read.control.limits),
             ("metrics", &mut running.metrics.limits, &read.metrics.limits),
         ] {
@@ -168,6 +169,14 @@ fn takes_a_restart(running: &Config, read: &Config) -> Vec<&'static str> {
         (
             "native.addresses",
             running.native.addresses == read.native.addresses,
+        ),
+        (
+            "browser.addresses",
+            running.browser.addresses == read.browser.addresses,
+        ),
+        (
+            "browser.origins",
+            running.browser.origins == read.browser.origins,
         ),
         ("control.group", running.control.group == read.control.group),
         (

@@ -39,7 +39,7 @@ use crate::base::x509::{
     verify_operating_certificate,
 };
 use crate::device::{DeviceError, Devices};
-use crate::policy::{self, Caller, Consent, ConsentMethod, Decision, Purpose, Refusal};
+use crate::policy::{self, Caller, Consent, Decision, Purpose, Refusal};
 use crate::statement::{Origin, ServiceError, Ticket};
 
 /// At most this many enrolments may be under way; past it the oldest must be ended first.
@@ -131,6 +131,8 @@ pub struct Begin {
     pub token: Option<TokenUri>,
     /// The kind of key.
     pub key_type: KeySpec,
+    /// How consent to it came about: a local user's own command, or a person's answer.
+    pub consent: Consent,
 }
 
 /// How far an enrolment is.
@@ -226,6 +228,17 @@ impl Enroller {
         })
     }
 
+    /// Whom the ticket of `begin` would make a key speak for, to be shown to a person; `None`
+    /// where the ticket began its enrolment before. [`Enroller::begin`] checks it all again.
+    pub fn preview(&self, begin: &Begin) -> Result<Option<OperatingIdentity>, EnrolError> {
+        let (ticket, _) = self.admit(begin, self.clock.now())?;
+        let known = self
+            .list()?
+            .iter()
+            .any(|known| known.ticket_jti == *ticket.jti() && known.step == Step::Requested);
+        Ok((!known).then(|| ticket.identity().clone()))
+    }
+
     /// Begins an enrolment, or finds the one this ticket began, and brings it to the point where
     /// the certification request is signed.
     pub async fn begin(
@@ -280,7 +293,7 @@ impl Enroller {
             .await?;
         self.save(&enrolment)?;
         match self
-            .make_request(caller, &enrolment, ticket.identity())
+            .make_request(caller, &begin.consent, &enrolment, ticket.identity())
             .await
         {
             Ok(signed) => {
@@ -457,6 +470,7 @@ impl Enroller {
     async fn make_request(
         &self,
         caller: &Caller,
+        consent: &Consent,
         enrolment: &Enrolment,
         identity: &OperatingIdentity,
     ) -> Result<Vec<u8>, EnrolError> {
@@ -475,14 +489,10 @@ impl Enroller {
             vec![identity.alternative_name()?],
             RemoteKey::new(generated.public_key),
         )?;
-        let now = self.clock.now();
         let decision = policy::decide_own(caller, &enrolment.key, Purpose::CertificateRequest);
         let permit = match decision {
             Decision::Refused(refusal) => return Err(refusal.into()),
-            Decision::Granted(grant) => grant.permit(&Consent {
-                method: ConsentMethod::Policy,
-                at: now.as_second(),
-            })?,
+            Decision::Granted(grant) => grant.permit(consent)?,
         };
         let signature = self
             .devices

@@ -12,10 +12,12 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tower_service::Service;
 use tracing::{debug, trace};
 
@@ -44,16 +46,59 @@ enum Protocol {
     Http2,
 }
 
+/// The first byte of a TLS connection: a handshake record (RFC 8446 section 5.1).
+const TLS_HANDSHAKE: u8 = 22;
+
+/// The answer to whoever speaks HTTP without TLS. It is the same for everybody and does nothing. A
+/// page that cannot read it, but can tell it from no answer, knows that the daemon runs and its
+/// certificate is what its browser does not trust.
+const SPEAK_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\n\
+    content-length: 24\r\nconnection: close\r\n\r\nThis port speaks HTTPS.\n";
+
+/// What becomes of a peer of a TLS door that speaks no TLS.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum WithoutTls {
+    /// It gets an alert and the end of the connection.
+    Close,
+    /// It gets [`SPEAK_TLS`].
+    Explain,
+}
+
+async fn accept_tls(
+    mut stream: TcpStream,
+    acceptor: TlsAcceptor,
+    without_tls: WithoutTls,
+) -> io::Result<TlsStream<TcpStream>> {
+    if without_tls == WithoutTls::Close {
+        return acceptor.accept(stream).await;
+    }
+    let mut first = [0];
+    if stream.peek(&mut first).await? == 1 && first != [TLS_HANDSHAKE] {
+        // Unread bytes at the close would make the kernel reset the connection and lose the answer.
+        let mut head = [0; 1024];
+        let _ = stream.read(&mut head).await?;
+        stream.write_all(SPEAK_TLS).await?;
+        stream.shutdown().await?;
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the peer does not speak TLS",
+        ));
+    }
+    acceptor.accept(stream).await
+}
+
 /// Serves a TLS connection.
-pub(super) async fn serve_tls<S>(
-    stream: S,
+pub(super) async fn serve_tls(
+    stream: TcpStream,
     address: std::net::SocketAddr,
     acceptor: TlsAcceptor,
+    without_tls: WithoutTls,
     mut setting: Setting,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let handshake = timeout(setting.limits.handshake_timeout(), acceptor.accept(stream));
+) {
+    let handshake = timeout(
+        setting.limits.handshake_timeout(),
+        accept_tls(stream, acceptor, without_tls),
+    );
     let stream = tokio::select! {
         outcome = handshake => match outcome {
             Ok(Ok(stream)) => stream,

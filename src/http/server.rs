@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
-use super::connection::{self, Setting};
+use super::connection::{self, Setting, WithoutTls};
 use super::{Limits, Peer};
 use crate::telemetry::metrics::{DoorCells, metrics};
 
@@ -31,6 +31,14 @@ pub enum Listener {
         listener: TcpListener,
         /// TLS settings; none for a plain listener.
         tls: Option<Arc<ServerConfig>>,
+    },
+    /// TCP with TLS, for pages in browsers: who speaks no TLS is told so, as a page can tell no
+    /// answer from one it does not trust by that alone.
+    Pages {
+        /// The bound socket.
+        listener: TcpListener,
+        /// TLS settings.
+        tls: Arc<ServerConfig>,
     },
     /// A Unix socket.
     Unix {
@@ -158,7 +166,12 @@ async fn accept(door: Door, limits: Arc<ArcSwap<Limits>>, mut phase: watch::Rece
     };
     let acceptor = match &listener {
         Listener::Tcp { tls, .. } => tls.clone().map(TlsAcceptor::from),
+        Listener::Pages { tls, .. } => Some(TlsAcceptor::from(tls.clone())),
         Listener::Unix { .. } => None,
+    };
+    let without_tls = match &listener {
+        Listener::Pages { .. } => WithoutTls::Explain,
+        Listener::Tcp { .. } | Listener::Unix { .. } => WithoutTls::Close,
     };
     loop {
         let accepted = tokio::select! {
@@ -189,7 +202,7 @@ async fn accept(door: Door, limits: Arc<ArcSwap<Limits>>, mut phase: watch::Rece
             (Accepted::Tcp(stream, address), Some(acceptor)) => {
                 let acceptor = acceptor.clone();
                 tokio::spawn(async move {
-                    connection::serve_tls(stream, address, acceptor, setting).await;
+                    connection::serve_tls(stream, address, acceptor, without_tls, setting).await;
                     drop(place);
                 });
             }
@@ -221,7 +234,7 @@ enum Accepted {
 
 async fn next(listener: &Listener) -> io::Result<Accepted> {
     match listener {
-        Listener::Tcp { listener, .. } => {
+        Listener::Tcp { listener, .. } | Listener::Pages { listener, .. } => {
             let (stream, address) = listener.accept().await?;
             // Answers are one small write each; waiting to merge them only adds delay.
             stream.set_nodelay(true)?;

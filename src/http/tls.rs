@@ -127,6 +127,28 @@ pub fn mutual(identity: Identity, clients: RootCertStore) -> Result<Arc<ServerCo
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(clients), provider.clone())
         .build()
         .map_err(|source| TlsError::Verifier { source })?;
+    door(identity, provider, verifier)
+}
+
+/// A door for browsers: as [`mutual`], but a client without a certificate gets as far as HTTP, where
+/// it is refused with a reason that a page can read.
+///
+/// A certificate of another authority still ends the handshake. Browsers send no certificate with
+/// a preflight (Fetch section 4.8), so a door that requires one serves no page.
+pub fn browser(identity: Identity, clients: RootCertStore) -> Result<Arc<ServerConfig>, TlsError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(clients), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|source| TlsError::Verifier { source })?;
+    door(identity, provider, verifier)
+}
+
+fn door(
+    identity: Identity,
+    provider: Arc<rustls::crypto::CryptoProvider>,
+    verifier: Arc<dyn rustls::server::danger::ClientCertVerifier>,
+) -> Result<Arc<ServerConfig>, TlsError> {
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .map_err(|source| TlsError::Identity { source })?

@@ -427,6 +427,13 @@ pub fn decide_own(caller: &Caller, key: &KeyRef, purpose: Purpose) -> Decision {
         (Purpose::CertificateRequest | Purpose::SelfTest, Caller::Unix { .. }) => {
             granted("administrator")
         }
+        // A page asks through its browser; the person before the screen decides.
+        (Purpose::CertificateRequest, Caller::Client(_)) => Decision::Granted(Grant {
+            key: key.clone(),
+            purpose,
+            consent: ConsentRule::Confirm,
+            rule: "page".into(),
+        }),
         _ => refuse("not-yours", "only the program itself signs this"),
     }
 }

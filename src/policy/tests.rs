@@ -418,10 +418,16 @@ fn nobody_signs_an_approval_without_a_statement() {
     let root = Caller::Unix { uid: 0 };
     assert_eq!(rule(root.clone(), Purpose::Certificate), "not-yours");
     assert_eq!(rule(root, Purpose::CertificateRequest), "administrator");
-    assert_eq!(
-        rule(client("till"), Purpose::CertificateRequest),
-        "not-yours"
-    );
+    assert_eq!(rule(client("till"), Purpose::CertificateRequest), "page");
+    let Decision::Granted(grant) = decide_own(&client("till"), &key(), Purpose::CertificateRequest)
+    else {
+        panic!("a page may ask a person");
+    };
+    let unasked = Consent {
+        method: ConsentMethod::Policy,
+        at: 0,
+    };
+    assert_eq!(grant.permit(&unasked).unwrap_err().rule, "consent");
     assert_eq!(rule(Caller::Itself, Purpose::Crl), "own");
 }
 

@@ -281,8 +281,17 @@ impl Daemon {
         status["computer"].as_str().unwrap().to_owned()
     }
 
-    /// Registers a client with `policy`.
+    /// Registers a program with `policy`.
     pub fn add_client(&self, name: &str, policy: &Value) -> ClientIdentity {
+        self.register(name, "program", policy)
+    }
+
+    /// Registers a browser with `policy`.
+    pub fn add_browser(&self, name: &str, policy: &Value) -> ClientIdentity {
+        self.register(name, "browser", policy)
+    }
+
+    fn register(&self, name: &str, kind: &str, policy: &Value) -> ClientIdentity {
         let pkcs8 = aws_lc_rs::signature::EcdsaKeyPair::generate_pkcs8(
             &aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED_SIGNING,
             &aws_lc_rs::rand::SystemRandom::new(),
@@ -305,7 +314,7 @@ impl Daemon {
             .unwrap();
         let signature = opcert::base::key::Signature::from_jose(raw.as_ref().to_vec());
         let csr = base64(&draft.assemble(&signature).unwrap());
-        let body = json!({ "name": name, "csr": csr, "policy": policy });
+        let body = json!({ "name": name, "csr": csr, "kind": kind, "policy": policy });
         let answer = self.control(Method::POST, "/v1/clients", &body).ok();
         let pem = |member: &str| answer[member].as_str().unwrap().to_owned();
         ClientIdentity {

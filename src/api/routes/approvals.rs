@@ -9,7 +9,6 @@ use crate::api::problem::{Code, Problem};
 use crate::api::types::{Approval, RequestApproval};
 use crate::base::encoding::base64;
 use crate::base::ids::{Jti, RequestId};
-use crate::policy::Caller;
 use crate::signing::{ApprovalAnswer, ApprovalRequest, Cms};
 use crate::statement::Language;
 
@@ -29,19 +28,13 @@ pub(super) async fn request_approval(
     Extension(id): Extension<RequestId>,
     Json(body): Json<RequestApproval>,
 ) -> Result<Json<Approval>, Problem> {
-    let shown_as = match &identified.caller {
-        Caller::Client(name) => name.to_string(),
-        Caller::Unix { uid } => format!("local user {uid}"),
-        Caller::Itself => "opcert".to_owned(),
-    };
     let request = ApprovalRequest {
         id,
+        shown_as: identified.shown_as(),
         caller: identified.caller,
         policy: identified.policy,
-        shown_as,
         challenge: body.challenge,
-        // Neither door serves pages; a page's origin is set by the door that does.
-        origin: None,
+        origin: identified.page,
         cms: if body.cms { Cms::Include } else { Cms::Omit },
         language: Language::default(),
     };

@@ -1,4 +1,4 @@
-//! `/v1/clients`: programs that may use the native door. Control socket only.
+//! `/v1/clients`: programs and browsers that may use the doors. Control socket only.
 
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
@@ -47,7 +47,12 @@ pub(super) async fn add_client(
     Extension(request_id): Extension<RequestId>,
     Json(body): Json<AddClient>,
 ) -> Result<(StatusCode, Json<AddedClient>), Problem> {
-    let AddClient { name, csr, policy } = body;
+    let AddClient {
+        name,
+        csr,
+        kind,
+        policy,
+    } = body;
     let request = read_request(&csr)?;
     let now = app.clock().now();
     if app.clients().by_name(&name).is_some() {
@@ -61,6 +66,7 @@ pub(super) async fn add_client(
         &json!({
             "client": name,
             "sha256": hex(&certificate.fingerprint()),
+            "kind": kind,
             "policy": policy,
             "by": { "uid": administrator.uid },
         }),
@@ -74,7 +80,7 @@ pub(super) async fn add_client(
         expires: certificate.not_after().to_string(),
     };
     let clients = app.clients().clone();
-    blocking(move || clients.add(name, &certificate, policy, now)).await??;
+    blocking(move || clients.add(name, &certificate, kind, policy, now)).await??;
     Ok((StatusCode::CREATED, Json(answer)))
 }
 
@@ -126,6 +132,7 @@ fn view(client: &RegisteredClient) -> Client {
         fingerprint: hex(&client.fingerprint),
         added: client.added.to_string(),
         expires: client.expires.to_string(),
+        kind: client.kind,
         policy: client.policy.clone(),
     }
 }

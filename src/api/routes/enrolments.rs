@@ -4,7 +4,7 @@ use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 
 use super::{App, certificates};
-use crate::api::caller::{Administrator, Identified};
+use crate::api::caller::{Courier, Identified};
 use crate::api::extract::{Json, Path};
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{
@@ -12,9 +12,10 @@ use crate::api::types::{
 };
 use crate::base::encoding::from_base64;
 use crate::base::ids::{EnrolmentId, RequestId};
+use crate::consent::Prompt;
 use crate::enrol::{self, Begin, Step};
-use crate::policy::Caller;
-use crate::statement::Origin;
+use crate::policy::{Caller, Consent, ConsentMethod};
+use crate::statement::{Language, Origin};
 
 /// The enrolments that have no certificate yet.
 #[utoipa::path(
@@ -31,6 +32,12 @@ pub(super) async fn list_enrolments(
     Ok(Json(Enrolments {
         enrolments: enrolments
             .iter()
+            .filter(|one| {
+                identified
+                    .page
+                    .as_ref()
+                    .is_none_or(|page| one.origin == *page)
+            })
             .map(|one| view(&app, one, &identified.caller))
             .collect(),
     }))
@@ -38,7 +45,8 @@ pub(super) async fn list_enrolments(
 
 /// Begins an enrolment, or finds the one that this ticket began.
 ///
-/// The token makes a key and signs a certification request. Control socket only.
+/// The token makes a key and signs a certification request. Control socket, and pages of the service
+/// itself: then a person is asked first.
 #[utoipa::path(
     post,
     path = "/v1/enrolments",
@@ -48,7 +56,7 @@ pub(super) async fn list_enrolments(
 )]
 pub(super) async fn begin_enrolment(
     State(app): State<App>,
-    administrator: Administrator,
+    courier: Courier,
     Extension(request_id): Extension<RequestId>,
     Json(body): Json<BeginEnrolment>,
 ) -> Result<(StatusCode, Json<Enrolment>), Problem> {
@@ -70,24 +78,31 @@ pub(super) async fn begin_enrolment(
         .map(|text| from_base64(text.as_bytes()))
         .collect::<Option<Vec<_>>>()
         .ok_or_else(|| malformed("service.ca: not base64"))?;
-    let begin = Begin {
+    courier.carries_for(&origin)?;
+    let mut begin = Begin {
         ticket: body.ticket,
         origin,
         keys: body.service.keys,
         authorities,
         token,
         key_type: body.key_type,
+        consent: Consent {
+            method: ConsentMethod::Policy,
+            at: app.clock().now().as_second(),
+        },
     };
-    let caller = Caller::Unix {
-        uid: administrator.uid,
-    };
+    if courier.0.page.is_some() {
+        begin.consent.method = ask(&app, &courier, &begin).await?;
+        begin.consent.at = app.clock().now().as_second();
+    }
+    let caller = courier.0.caller;
     let enrolment = app.0.enroller.begin(request_id, &caller, begin).await?;
     Ok((StatusCode::CREATED, Json(view(&app, &enrolment, &caller))))
 }
 
 /// Ends an enrolment; its key is deleted.
 ///
-/// Control socket only.
+/// Control socket, and pages of the service itself.
 #[utoipa::path(
     delete,
     path = "/v1/enrolments/{id}",
@@ -97,20 +112,19 @@ pub(super) async fn begin_enrolment(
 )]
 pub(super) async fn cancel_enrolment(
     State(app): State<App>,
-    administrator: Administrator,
+    courier: Courier,
     Extension(request_id): Extension<RequestId>,
     Path(id): Path<EnrolmentId>,
 ) -> Result<StatusCode, Problem> {
-    let caller = Caller::Unix {
-        uid: administrator.uid,
-    };
+    own(&app, &courier, &id)?;
+    let caller = courier.0.caller;
     app.0.enroller.cancel(request_id, &caller, &id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Installs the certificate that the account service issued.
 ///
-/// Control socket only.
+/// Control socket, and pages of the service itself.
 #[utoipa::path(
     put,
     path = "/v1/enrolments/{id}/certificate",
@@ -121,11 +135,12 @@ pub(super) async fn cancel_enrolment(
 )]
 pub(super) async fn complete_enrolment(
     State(app): State<App>,
-    _: Administrator,
+    courier: Courier,
     Extension(request_id): Extension<RequestId>,
     Path(id): Path<EnrolmentId>,
     Json(body): Json<CompleteEnrolment>,
 ) -> Result<Json<OperatingCertificate>, Problem> {
+    own(&app, &courier, &id)?;
     let certificates = body
         .certificates
         .iter()
@@ -143,6 +158,51 @@ pub(super) async fn complete_enrolment(
         &installed,
         app.clock().now(),
     )))
+}
+
+/// A page sees and touches the enrolments with its own service only.
+fn own(app: &App, courier: &Courier, id: &EnrolmentId) -> Result<(), Problem> {
+    let Some(page) = &courier.0.page else {
+        return Ok(());
+    };
+    let enrolments = app.0.enroller.list()?;
+    let known = enrolments
+        .iter()
+        .any(|enrolment| enrolment.id == *id && enrolment.origin == *page);
+    if known {
+        Ok(())
+    } else {
+        Err(enrol::EnrolError::Unknown { id: id.clone() }.into())
+    }
+}
+
+/// Asks the person whether a page may have a key made. A ticket that began its enrolment before
+/// is not asked about again.
+async fn ask(app: &App, courier: &Courier, begin: &Begin) -> Result<ConsentMethod, Problem> {
+    let Some(identity) = app.0.enroller.preview(begin)? else {
+        // Should it be gone by then, this is not consent enough for a new key.
+        return Ok(ConsentMethod::Policy);
+    };
+    let token = match &begin.token {
+        Some(token) => token.to_string(),
+        None => "the only one".to_owned(),
+    };
+    let prompt = Prompt {
+        title: "Install an operating certificate".to_owned(),
+        client: courier.0.shown_as(),
+        lines: vec![
+            (
+                "Operation".into(),
+                "install an operating certificate".into(),
+            ),
+            ("Service".into(), begin.origin.to_string()),
+            ("Account".into(), identity.account.to_string()),
+            ("Operator".into(), identity.operator.to_string()),
+            ("Token".into(), token),
+        ],
+        language: Language::default(),
+    };
+    Ok(app.0.asker.ask(prompt).await?)
 }
 
 fn view(app: &App, enrolment: &enrol::Enrolment, caller: &Caller) -> Enrolment {

@@ -25,10 +25,12 @@ use super::problem::{self, Code, Problem};
 use super::throttle::Failures;
 use crate::audit::Audit;
 use crate::base::Clock;
+use crate::consent::Asker;
 use crate::device::Devices;
 use crate::enrol::{Enroller, Registry};
 use crate::policy::{Administration, Caller, PolicySet};
 use crate::signing::Pipeline;
+use crate::statement::Origin;
 
 /// What the routes work with. Cloning shares it.
 #[derive(Clone)]
@@ -64,6 +66,12 @@ pub struct Parts {
     pub configuration: Configuration,
     /// Failed authentications.
     pub failures: Failures,
+    /// Addresses that the browser door is bound to.
+    pub browser: Vec<SocketAddr>,
+    /// The origins whose pages are served.
+    pub origins: Vec<Origin>,
+    /// Asks the person.
+    pub asker: Asker,
 }
 
 /// Reads and checks the policy that is configured; waits for the disk. Where its files are is not
@@ -89,6 +97,14 @@ impl App {
     /// Failed authentications.
     pub fn failures(&self) -> &Failures {
         &self.0.failures
+    }
+
+    /// Whether pages of this origin are served; compared byte for byte.
+    pub fn serves(&self, origin: &[u8]) -> Option<&Origin> {
+        self.0
+            .origins
+            .iter()
+            .find(|known| known.as_str().as_bytes() == origin)
     }
 
     /// Whether policy lets `caller` change this.

@@ -15,7 +15,7 @@ use crate::device::TokenState;
     tag = "daemon",
     responses((status = 200, description = "The daemon is up.", body = Status))
 )]
-pub(super) async fn get_status(State(app): State<App>, _: Identified) -> Json<Status> {
+pub(super) async fn get_status(State(app): State<App>, identified: Identified) -> Json<Status> {
     let parts = &app.0;
     let tokens = parts.devices.tokens().await;
     let present = tokens
@@ -28,6 +28,13 @@ pub(super) async fn get_status(State(app): State<App>, _: Identified) -> Json<St
         addresses: Addresses {
             native: parts.native.iter().map(ToString::to_string).collect(),
             metrics: parts.metrics.iter().map(ToString::to_string).collect(),
+            origins: parts
+                .origins
+                .iter()
+                .filter(|origin| identified.page.as_ref().is_none_or(|page| page == *origin))
+                .map(ToString::to_string)
+                .collect(),
+            browser: parts.browser.iter().map(ToString::to_string).collect(),
         },
         audit: AuditStatus {
             records: parts.audit.records(),
