@@ -1,4 +1,4 @@
-//! SMS codes: sent to the number of an operator who knows his password, handed in once.
+//! SMS codes: sent to the number of an operator who knows the password, handed in once.
 //!
 //! A code has six digits, so everything around it is counted: how often one may be asked for, how
 //! often it may be tried, how long it lasts. Each count is kept in the database and changed by the
@@ -6,6 +6,7 @@
 //! stored is an HMAC with a key that is not in the database: whoever reads the database cannot
 //! try a million codes against it.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
@@ -13,15 +14,16 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::config::Sms;
-use super::passwords::{PasswordError, Passwords};
+use super::logins::{LoginError, Logins};
 use super::records::Records;
-use super::sms::{self, Gateway, SmsError};
-use super::store::codes::{self, Binding, Code};
-use super::store::{Store, StoreError, accounts};
+use super::sms::{self, SmsError, Texts};
+use super::store::accounts::Operator;
+use super::store::codes::{self, Code, CodeUse};
+use super::store::{Store, StoreError};
 use crate::audit::AuditError;
 use crate::base::Clock;
 use crate::base::encoding::base64url;
-use crate::base::ids::{RequestId, random};
+use crate::base::ids::{AccountId, OperatorId, RequestId, random};
 use crate::base::secret::{SecretBytes, SecretText};
 
 /// The window of the daily cap.
@@ -33,9 +35,9 @@ const DOMAIN: &[u8] = b"opcert-sms-code\0";
 /// Why a code was not sent or not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum CodeError {
-    /// Account, operator or password is wrong; which of them is not said.
-    #[error("account, operator or password is wrong")]
-    Login,
+    /// The log-in failed.
+    #[error(transparent)]
+    Login(#[from] LoginError),
     /// Another code went to this number a moment ago, or too many did in a day.
     #[error("no code can be sent to this number for {} s", retry_after.as_secs())]
     TooSoon {
@@ -57,9 +59,6 @@ pub enum CodeError {
     /// The code was used, or tried too often.
     #[error("the code is used up")]
     Spent,
-    /// The password could not be checked.
-    #[error("the password could not be checked")]
-    Password(#[from] PasswordError),
     /// The gateway failed.
     #[error("the code could not be sent")]
     Sms(#[from] SmsError),
@@ -87,10 +86,10 @@ pub struct Sent {
 pub struct Codes {
     store: Store,
     clock: Clock,
-    passwords: Passwords,
+    logins: Logins,
     records: Records,
     key: hmac::Key,
-    gateway: Gateway,
+    texts: Texts,
     rules: Sms,
 }
 
@@ -99,87 +98,100 @@ impl Codes {
     pub fn new(
         store: Store,
         clock: Clock,
-        passwords: Passwords,
+        logins: Logins,
         records: Records,
         key: &SecretBytes,
-        gateway: Gateway,
+        texts: Texts,
         rules: Sms,
     ) -> Self {
         Self {
             store,
             clock,
-            passwords,
+            logins,
             records,
             key: hmac::Key::new(hmac::HMAC_SHA256, key.expose()),
-            gateway,
+            texts,
             rules,
         }
     }
 
-    /// Checks the log-in and sends a code for an installation to the operator's number.
+    /// Checks the log-in and sends a code to the operator's number.
     pub async fn send(
         &self,
-        binding: Binding,
+        account: &AccountId,
+        operator: &OperatorId,
         password: SecretText,
+        purpose: CodeUse,
+        source: IpAddr,
         request: &RequestId,
     ) -> Result<Sent, CodeError> {
-        let who = &binding;
         let operator = self
-            .store
-            .read("find operator", move |tx| {
-                Box::pin(async move { accounts::operator(tx, &who.account, &who.operator).await })
-            })
-            .await
-            .map_err(|error: StoreError| error)?;
-        let stored = operator.as_ref().map(|known| known.password_hash.clone());
-        let matches = self.passwords.verify(password, stored).await?;
-        let Some(operator) = operator.filter(|_| matches) else {
-            return Err(CodeError::Login);
-        };
+            .logins
+            .operator(account, operator, password, source)
+            .await?;
+        self.send_to(&operator, purpose, request).await
+    }
 
+    /// Sends a code to an operator whose password was checked.
+    pub async fn send_to(
+        &self,
+        operator: &Operator,
+        purpose: CodeUse,
+        request: &RequestId,
+    ) -> Result<Sent, CodeError> {
         let now = self.clock.now();
-        let secret = six_digits();
+        let secret = &six_digits();
         let id = base64url(&random::<16>());
-        let code = Code {
-            mac: self.mac(&id, &secret).as_ref().to_vec(),
+        let code = &Code {
+            mac: self.mac(&id, secret).as_ref().to_vec(),
             id,
-            binding,
-            mobile: operator.mobile,
+            account: operator.account.clone(),
+            operator: operator.id.clone(),
+            purpose,
+            mobile: operator.mobile.clone(),
             created_at: now,
             expires_at: now + self.rules.lifetime(),
             tries_left: self.rules.tries.into(),
             spent_at: None,
         };
-        let row = &code;
-        self.store
+        let minutes = self.rules.lifetime_seconds.div_ceil(60);
+        let outgoing = self
+            .store
             .transaction("keep code", move |tx| {
                 Box::pin(async move {
-                    codes::take_turn(tx, &row.mobile).await?;
-                    self.check_rate(tx, row).await?;
-                    codes::insert(tx, row).await?;
-                    self.records
-                        .write(
-                            "code-sent",
-                            request,
-                            &json!({
-                                "account": row.binding.account,
-                                "operator": row.binding.operator,
-                                "computer": row.binding.computer,
-                                "purpose": "install",
-                                "sent_to": row.mobile.masked(),
-                                "code_id": row.id,
-                            }),
-                        )
+                    codes::take_turn(tx, &code.mobile).await?;
+                    self.check_rate(tx, code).await?;
+                    codes::insert(tx, code).await?;
+                    let text = sms::code_text(
+                        secret,
+                        &code.purpose,
+                        &code.account,
+                        operator.language,
+                        minutes,
+                    );
+                    let outgoing = self
+                        .texts
+                        .prepare(tx, &code.mobile, code.purpose.name(), text, code.expires_at)
                         .await?;
-                    Ok::<_, CodeError>(())
+                    let mut body = json!({
+                        "operator": code.operator,
+                        "purpose": code.purpose.name(),
+                        "sent_to": code.mobile.masked(),
+                        "code_id": code.id,
+                    });
+                    if let CodeUse::Install { computer, .. } = &code.purpose {
+                        body["computer"] = json!(computer);
+                    }
+                    self.records
+                        .note::<CodeError>(tx, &code.account, "code-sent", request, body)
+                        .await?;
+                    Ok::<_, CodeError>(outgoing)
                 })
             })
             .await?;
-        let minutes = self.rules.lifetime_seconds.div_ceil(60);
-        let text = sms::text(&secret, &code.binding, minutes);
-        self.gateway.send(&code.mobile, &text)?;
+        self.texts.send(outgoing).await?;
         Ok(Sent {
-            id: code.id,
+            id: code.id.clone(),
             expires_at: code.expires_at,
             sent_to: code.mobile.masked(),
         })
@@ -188,7 +200,7 @@ impl Codes {
     /// Takes one try of the code `id`: what it was sent for, if `secret` is right.
     ///
     /// The code is not spent yet: [`codes::spend`] does that together with what it is spent on.
-    pub async fn check(&self, id: &str, secret: &SecretText) -> Result<Binding, CodeError> {
+    pub async fn check(&self, id: &str, secret: &SecretText) -> Result<Code, CodeError> {
         let now = self.clock.now();
         self.store
             .transaction("try code", move |tx| {
@@ -210,7 +222,7 @@ impl Codes {
                     }
                     let message = message(id, secret);
                     Ok(match hmac::verify(&self.key, &message, &code.mac) {
-                        Ok(()) => Ok(code.binding),
+                        Ok(()) => Ok(code),
                         Err(_) => Err(CodeError::Wrong {
                             tries_left: code.tries_left - 1,
                         }),
@@ -227,7 +239,8 @@ impl Codes {
         code: &Code,
     ) -> Result<(), CodeError> {
         let now = code.created_at;
-        let (in_a_day, first, latest) = codes::sent(tx, &code.mobile, now - DAY).await?;
+        let (in_a_day, first, latest) =
+            codes::sent(tx, &code.mobile, code.purpose.name(), now - DAY).await?;
         let wait = |since: Timestamp, span: Duration| {
             let elapsed = Duration::try_from(now.duration_since(since)).unwrap_or_default();
             span.saturating_sub(elapsed)

@@ -11,7 +11,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::sms::GatewayKind;
-use super::store::Store;
+use super::store::{Store, with_password};
+use crate::base::files::{FileError, Readers, read_checked};
 use crate::base::pkcs11::TokenUri;
 use crate::config::{ConfigError, Loaded, load};
 use crate::device;
@@ -33,9 +34,18 @@ pub struct Config {
     /// The addresses to listen on; port 0 takes a free one.
     #[schemars(with = "Vec<String>")]
     pub listen: Vec<SocketAddr>,
-    /// The database: `sqlite:PATH`. Default: `account.db` in the state directory.
+    /// Addresses where clients may present a TLS certificate: the platform's backend, and EST
+    /// clients that renew. Apart from the others, so that no browser asks people for one.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub certificate_listen: Vec<SocketAddr>,
+    /// The database: `sqlite:PATH`, or `postgres://USER@HOST/DATABASE` where several instances
+    /// share it. Default: `account.db` in the state directory.
     #[serde(default)]
     pub database: Option<String>,
+    /// A file with the password for PostgreSQL, closed to everybody else.
+    #[serde(default)]
+    pub database_password_file: Option<PathBuf>,
     /// The token that holds the keys of the service; used by `init`.
     #[schemars(with = "String")]
     pub token: TokenUri,
@@ -45,6 +55,9 @@ pub struct Config {
     /// SMS.
     #[serde(default)]
     pub sms: Sms,
+    /// Sessions at the portal.
+    #[serde(default)]
+    pub sessions: Sessions,
     /// How much an account may have.
     #[serde(default)]
     pub quotas: Quotas,
@@ -99,6 +112,8 @@ impl Default for Tls {
 pub struct Sms {
     /// How texts are sent. Default: `console`.
     pub gateway: GatewayKind,
+    /// The address of the gateway `webhook`.
+    pub webhook: Option<Webhook>,
     /// How long a code works, 60 to 900. Default: 300.
     pub lifetime_seconds: u64,
     /// Wrong codes that are taken before it stops working, 1 to 5. Default: 3.
@@ -113,10 +128,30 @@ impl Default for Sms {
     fn default() -> Self {
         Self {
             gateway: GatewayKind::Console,
+            webhook: None,
             lifetime_seconds: 300,
             tries: 3,
             interval_seconds: 60,
             daily: 10,
+        }
+    }
+}
+
+/// `[sessions]`.
+#[derive(Debug, Clone, Copy, Deserialize, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Sessions {
+    /// How long a session lasts without use, 60 to 86,400. Default: 900.
+    pub idle_seconds: u64,
+    /// How long a session lasts at most, 60 to 604,800. Default: 28,800.
+    pub absolute_seconds: u64,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            idle_seconds: 15 * 60,
+            absolute_seconds: 8 * 60 * 60,
         }
     }
 }
@@ -178,7 +213,7 @@ impl Default for Operations {
     }
 }
 
-/// `[webhook]`: where the platform learns of approvals.
+/// `[webhook]`, where the platform learns of approvals, and `[sms.webhook]`, the SMS gateway.
 #[derive(Debug, Clone, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Webhook {
@@ -189,6 +224,17 @@ pub struct Webhook {
     /// PEM certificates to trust instead of the operating system's.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
+}
+
+/// Why there is no database address.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// The file with the password cannot be used.
+    #[error("cannot read the database's password")]
+    File(#[from] FileError),
+    /// The password is no text, or the address names no user or has a password already.
+    #[error("database-password-file needs a database address postgres://USER@HOST/DATABASE")]
+    Password,
 }
 
 impl Config {
@@ -212,12 +258,20 @@ impl Config {
         }
     }
 
-    /// The database address.
-    pub fn database(&self) -> String {
-        match &self.database {
+    /// The database address, with the password where a file holds one.
+    pub fn database(&self) -> Result<String, DatabaseError> {
+        let url = match &self.database {
             Some(url) => url.clone(),
-            None => Store::sqlite_url(&self.state_directory.join("account.db")),
-        }
+            None => return Ok(Store::sqlite_url(&self.state_directory.join("account.db"))),
+        };
+        let Some(path) = &self.database_password_file else {
+            return Ok(url);
+        };
+        let bytes = read_checked(path, Readers::Owner, 1024)?;
+        std::str::from_utf8(bytes.trim_ascii_end())
+            .ok()
+            .and_then(|password| with_password(&url, password))
+            .ok_or(DatabaseError::Password)
     }
 
     /// A path of the file: relative ones are in the state directory.
@@ -243,6 +297,9 @@ impl Loaded<Config> {
         if !(1..=16).contains(&config.listen.len()) {
             return Err(self.refuse("listen", "must name 1 to 16 addresses"));
         }
+        if config.certificate_listen.len() > 16 {
+            return Err(self.refuse("certificate-listen", "must name at most 16 addresses"));
+        }
         let (sms, quotas) = (&config.sms, &config.quotas);
         let (certificates, operations) = (&config.certificates, &config.operations);
         for (key, value, low, high) in [
@@ -250,6 +307,18 @@ impl Loaded<Config> {
             ("sms.tries", sms.tries.into(), 1, 5),
             ("sms.interval-seconds", sms.interval_seconds, 10, 3600),
             ("sms.daily", sms.daily.into(), 1, 100),
+            (
+                "sessions.idle-seconds",
+                config.sessions.idle_seconds,
+                60,
+                86_400,
+            ),
+            (
+                "sessions.absolute-seconds",
+                config.sessions.absolute_seconds,
+                60,
+                604_800,
+            ),
             ("quotas.computers", quotas.computers.into(), 1, 10_000),
             (
                 "quotas.certificates",
@@ -285,6 +354,9 @@ impl Loaded<Config> {
             if !(low..=high).contains(&value) {
                 return Err(self.refuse(key, format!("must be {low} to {high}, not {value}")));
             }
+        }
+        if sms.gateway == GatewayKind::Webhook && sms.webhook.is_none() {
+            return Err(self.refuse("sms.webhook", "is needed where sms.gateway is webhook"));
         }
         if let Some(limits) = &config.limits {
             limits.check().map_err(|error| {
@@ -348,7 +420,7 @@ mod tests {
         assert_eq!((config.sms.tries, config.sms.daily), (3, 10));
         assert_eq!(config.limits().body_bytes, 65_536);
         assert_eq!(
-            config.database(),
+            config.database().unwrap(),
             "sqlite:/var/lib/opcert-account/account.db"
         );
     }

@@ -9,6 +9,15 @@
 //! The certificate is signed before the transaction, which therefore waits for no token; if the
 //! transaction then finds the quota full, the certificate is dropped and never leaves. The audit
 //! record is durable before the transaction commits, so no certificate exists without its record.
+//!
+//! **Later installations.** Where the account wants it, a ticket given while the account has a
+//! certificate in force is held: an administrator's certificate must approve the installation
+//! before the ticket can be spent.
+//!
+//! **Renewal.** In the last third of its validity a certificate gets one successor. Who has the
+//! old key proves it: by an approval of a renewal challenge, which yields a ticket, or by TLS as
+//! an EST client. Old and new are both good until the old one expires, and the pair counts once
+//! against the quota of certificates.
 
 use jiff::Timestamp;
 use serde_json::json;
@@ -16,20 +25,28 @@ use serde_json::json;
 use super::codes::{CodeError, Codes};
 use super::config::Quotas;
 use super::issuing::{Issuer, IssuingError};
+use super::operations::{NewOperation, OperationError, Operations};
 use super::records::Records;
 use super::signer::{ChallengeKey, SignError};
-use super::store::certificates::{self, Certificate};
-use super::store::codes::{self, Ticket as TicketRow};
-use super::store::{Store, StoreError, Tx};
+use super::sms::{self, News, Outgoing, Texts};
+use super::store::certificates::{self, Certificate, Ground};
+use super::store::codes::{self, Binding, CodeUse, Ticket as TicketRow, TicketGround};
+use super::store::notices::Audience;
+use super::store::operations::{
+    self as operation_rows, Challenge, Creator, Effect, Operation, State,
+};
+use super::store::{Store, StoreError, Tx, accounts};
 use crate::audit::AuditError;
 use crate::base::Clock;
 use crate::base::encoding::{hex, sha256};
-use crate::base::ids::{AccountId, RequestId};
+use crate::base::ids::{AccountId, Jti, OperationId, RequestId};
 use crate::base::key::KeyFamily;
 use crate::base::secret::SecretText;
-use crate::base::x509::{CertificateRequest, OperatingIdentity, X509Error};
+use crate::base::x509::{
+    Certificate as X509Certificate, CertificateRequest, OperatingIdentity, X509Error,
+};
 use crate::policy::Purpose;
-use crate::statement::{ServiceError, Ticket, TicketClaims, TicketPurpose};
+use crate::statement::{Facts, ServiceError, Ticket, TicketClaims, TicketPurpose};
 
 /// How many certificates an answer at the quota names.
 const NAMED: i64 = 20;
@@ -49,6 +66,30 @@ pub enum EnrolmentError {
     /// The ticket was spent on another request.
     #[error("the ticket was spent on another request")]
     TicketSpent,
+    /// An administrator has to approve the installation first.
+    #[error("the installation waits for an administrator of the account")]
+    Held,
+    /// The code was sent for something else.
+    #[error("the code was not sent for an installation")]
+    CodePurpose,
+    /// There is no such certificate in force.
+    #[error("there is no certificate {serial} in force")]
+    NotInForce {
+        /// Its serial number.
+        serial: String,
+    },
+    /// It is too early for a successor.
+    #[error("the certificate can be renewed from {from} on")]
+    TooEarly {
+        /// When it can.
+        from: Timestamp,
+    },
+    /// The certificate has a successor already.
+    #[error("the certificate has a successor already")]
+    Renewed,
+    /// The renewal could not be asked for or approved.
+    #[error(transparent)]
+    Operation(#[from] Box<OperationError>),
     /// The request is malformed or does not prove possession.
     #[error("the certificate request is refused: {0}")]
     Request(#[source] X509Error),
@@ -95,6 +136,8 @@ pub struct IssuedTicket {
     pub ticket: SecretText,
     /// When it stops working.
     pub expires_at: Timestamp,
+    /// Whether an administrator has to approve first.
+    pub held: bool,
 }
 
 /// Gives tickets and certificates.
@@ -112,6 +155,10 @@ pub struct Enrolment {
     pub challenge_key: ChallengeKey,
     /// Signs certificates.
     pub issuer: Issuer,
+    /// Renewal challenges.
+    pub operations: Operations,
+    /// Texts to administrators.
+    pub texts: Texts,
     /// How much an account may have.
     pub quotas: Quotas,
     /// How long a ticket is valid, in seconds.
@@ -126,60 +173,330 @@ impl Enrolment {
         code: &SecretText,
         request: &RequestId,
     ) -> Result<IssuedTicket, EnrolmentError> {
-        let binding = self.codes.check(code_id, code).await?;
+        let checked = self.codes.check(code_id, code).await?;
+        let CodeUse::Install {
+            computer,
+            computer_name,
+            token_serial,
+        } = checked.purpose
+        else {
+            return Err(EnrolmentError::CodePurpose);
+        };
+        let binding = Binding {
+            account: checked.account,
+            operator: checked.operator,
+            computer,
+            computer_name,
+            token_serial,
+        };
         let now = self.clock.now();
-        let identity = OperatingIdentity {
-            account: binding.account.clone(),
-            operator: binding.operator.clone(),
-            computer: binding.computer.clone(),
-        };
-        let claims = TicketClaims::new(
-            self.challenge_key.origin().clone(),
-            &identity,
-            TicketPurpose::Install,
-            now,
-            i64::try_from(self.ticket_lifetime).unwrap_or(i64::MAX),
-        );
-        let row = TicketRow {
-            jti: claims.jti.clone(),
-            binding,
-            created_at: now,
-            expires_at: Timestamp::from_second(claims.exp).unwrap_or(now),
-            request_hash: None,
-        };
-        let input = claims
-            .signing_input(self.challenge_key.kid())
-            .map_err(SignError::from)?;
-        let ticket = self.challenge_key.sign(Purpose::Ticket, input).await?;
-        let kept = &row;
-        self.store
+        let ground = TicketGround::Code(code_id.to_owned());
+        let (row, ticket) = self.sign_ticket(binding, ground, now).await?;
+        let drafted = &row;
+        let held = self
+            .store
             .transaction("give ticket", move |tx| {
                 Box::pin(async move {
                     if !codes::spend(tx, code_id, now).await? {
                         return Err(CodeError::Spent.into());
                     }
-                    codes::insert_ticket(tx, kept, code_id).await?;
-                    self.records
-                        .write(
-                            "ticket-given",
-                            request,
-                            &json!({
-                                "account": kept.binding.account,
-                                "operator": kept.binding.operator,
-                                "computer": kept.binding.computer,
-                                "code_id": code_id,
-                                "jti": kept.jti,
-                            }),
-                        )
-                        .await?;
-                    Ok::<_, EnrolmentError>(())
+                    let mut kept = drafted.clone();
+                    kept.held = must_wait(tx, &kept.binding, now).await?;
+                    codes::insert_ticket(tx, &kept).await?;
+                    let body = json!({
+                        "operator": kept.binding.operator,
+                        "computer": kept.binding.computer,
+                        "computer_name": kept.binding.computer_name,
+                        "code_id": code_id,
+                        "jti": kept.jti,
+                        "held": kept.held,
+                    });
+                    let account = &kept.binding.account;
+                    if kept.held {
+                        let audience = &[Audience::Administrators];
+                        self.records
+                            .tell::<EnrolmentError>(
+                                tx,
+                                account,
+                                audience,
+                                "installation-held",
+                                request,
+                                body,
+                            )
+                            .await?;
+                    } else {
+                        self.records
+                            .note::<EnrolmentError>(tx, account, "ticket-given", request, body)
+                            .await?;
+                    }
+                    Ok::<_, EnrolmentError>(kept.held)
                 })
             })
             .await?;
         Ok(IssuedTicket {
             ticket: SecretText::new(ticket),
             expires_at: row.expires_at,
+            held,
         })
+    }
+
+    /// A ticket for `binding`, to be kept, and its compact form.
+    async fn sign_ticket(
+        &self,
+        binding: Binding,
+        ground: TicketGround,
+        now: Timestamp,
+    ) -> Result<(TicketRow, String), EnrolmentError> {
+        let purpose = match ground {
+            TicketGround::Code(_) => TicketPurpose::Install,
+            TicketGround::Operation(_) => TicketPurpose::Renew,
+        };
+        let claims = TicketClaims::new(
+            self.challenge_key.origin().clone(),
+            &identity_of(&binding),
+            purpose,
+            now,
+            i64::try_from(self.ticket_lifetime).unwrap_or(i64::MAX),
+        );
+        let input = claims
+            .signing_input(self.challenge_key.kid())
+            .map_err(SignError::from)?;
+        let ticket = self.challenge_key.sign(Purpose::Ticket, input).await?;
+        let row = TicketRow {
+            jti: claims.jti.clone(),
+            short_hash: short_hash(&ticket),
+            ground,
+            binding,
+            held: false,
+            created_at: now,
+            expires_at: Timestamp::from_second(claims.exp).unwrap_or(now),
+            request_hash: None,
+        };
+        Ok((row, ticket))
+    }
+
+    /// Asks the holder of a certificate to approve its renewal: an operation of the service and
+    /// its challenge. While one is open it is gone on with, under a fresh challenge.
+    pub async fn begin_renewal(
+        &self,
+        serial: &str,
+        request: &RequestId,
+    ) -> Result<(Operation, Challenge), EnrolmentError> {
+        let now = self.clock.now();
+        let (certificate, open) = self
+            .store
+            .read("find certificate", move |tx| {
+                Box::pin(async move {
+                    let certificate = renewable(tx, serial, now).await?;
+                    let open = operation_rows::open_effect(
+                        tx,
+                        Effect::RenewCertificate,
+                        serial,
+                        &certificate.operator,
+                        now,
+                    )
+                    .await?;
+                    Ok::<_, EnrolmentError>((certificate, open))
+                })
+            })
+            .await?;
+        if let Some(operation) = open {
+            let challenge = self
+                .operations
+                .challenge(&operation.id, &certificate.operator, request)
+                .await
+                .map_err(Box::new)?;
+            return Ok((operation, challenge));
+        }
+        let new = NewOperation {
+            kind: service_kind("certificate-renewal")?,
+            account: certificate.account.clone(),
+            operator: certificate.operator.clone(),
+            facts: Facts {
+                payee: Some(certificate.serial.clone()),
+                reference: Some(certificate.computer.to_string()),
+                ..Facts::default()
+            },
+            origin: None,
+            maker: None,
+            creator: Creator::Service(Effect::RenewCertificate, certificate.serial.clone()),
+        };
+        Ok(self
+            .operations
+            .begin(new, request)
+            .await
+            .map_err(Box::new)?)
+    }
+
+    /// Takes the approval of a renewal and gives the ticket for the successor. The same approval
+    /// again gets the same ticket, signed anew, as long as it is good.
+    pub async fn finish_renewal(
+        &self,
+        operation: &OperationId,
+        approval: &str,
+        request: &RequestId,
+    ) -> Result<IssuedTicket, EnrolmentError> {
+        let approved = self
+            .operations
+            .approve(operation, approval, request)
+            .await
+            .map_err(Box::new)?;
+        let Creator::Service(Effect::RenewCertificate, serial) = &approved.creator else {
+            return Err(Box::new(OperationError::State {
+                state: State::Approved,
+            })
+            .into());
+        };
+        let now = self.clock.now();
+        let (certificate, name) = self
+            .store
+            .read("find certificate", move |tx| {
+                Box::pin(async move {
+                    let certificate = renewable(tx, serial, now).await?;
+                    let name = certificates::computer_name(
+                        tx,
+                        &certificate.account,
+                        &certificate.computer,
+                    )
+                    .await?;
+                    Ok::<_, EnrolmentError>((certificate, name))
+                })
+            })
+            .await?;
+        let binding = Binding {
+            computer_name: name.unwrap_or_else(|| certificate.computer.to_string()),
+            account: certificate.account,
+            operator: certificate.operator,
+            computer: certificate.computer,
+            token_serial: certificate.token_serial,
+        };
+        let ground = TicketGround::Operation(operation.clone());
+        let (row, ticket) = self.sign_ticket(binding, ground, now).await?;
+        let kept = &row;
+        self.store
+            .transaction("give ticket", move |tx| {
+                Box::pin(async move {
+                    if codes::ticket_of_operation(tx, operation).await?.is_some() {
+                        return Err(EnrolmentError::TicketSpent);
+                    }
+                    codes::insert_ticket(tx, kept).await?;
+                    let body = json!({
+                        "operator": kept.binding.operator,
+                        "computer": kept.binding.computer,
+                        "operation": operation,
+                        "jti": kept.jti,
+                    });
+                    self.records
+                        .note::<EnrolmentError>(
+                            tx,
+                            &kept.binding.account,
+                            "ticket-given",
+                            request,
+                            body,
+                        )
+                        .await
+                })
+            })
+            .await?;
+        Ok(IssuedTicket {
+            ticket: SecretText::new(ticket),
+            expires_at: row.expires_at,
+            held: false,
+        })
+    }
+
+    /// Issues the successor of the certificate that a TLS client proved to hold (RFC 7030
+    /// section 4.2.2).
+    pub async fn reenrol(
+        &self,
+        presented: &[u8],
+        csr: &[u8],
+        request: &RequestId,
+    ) -> Result<Vec<u8>, EnrolmentError> {
+        let now = self.clock.now();
+        let unknown = || EnrolmentError::NotInForce {
+            serial: "of the TLS client".into(),
+        };
+        let presented = &X509Certificate::from_der(presented).map_err(|_| unknown())?;
+        let serial = &hex(presented.serial());
+        let csr = read_request(csr)?;
+        let (request_hash, key_fingerprint) = (
+            &hex(&sha256(csr.der())),
+            &hex(&csr.public_key().fingerprint()),
+        );
+        let earlier = self
+            .store
+            .read("find certificate", move |tx| {
+                Box::pin(async move {
+                    let known = certificates::find(tx, serial).await?.ok_or_else(unknown)?;
+                    if known.der != presented.der() {
+                        return Err(unknown());
+                    }
+                    succeed(tx, &known, request_hash, key_fingerprint, now).await
+                })
+            })
+            .await?;
+        let old = match earlier {
+            Succession::Issued(der) => return Ok(der),
+            Succession::Open(old) => *old,
+        };
+        let identity = OperatingIdentity {
+            account: old.account.clone(),
+            operator: old.operator.clone(),
+            computer: old.computer.clone(),
+        };
+        let certificate = self.issuer.certify(&identity, csr.public_key()).await?;
+        let row = &Certificate {
+            token_serial: old.token_serial.clone(),
+            replaces: Some(old.serial.clone()),
+            ..self.row(&identity, &certificate, key_fingerprint, now)
+        };
+        let (der, texts) = self
+            .store
+            .transaction("renew certificate", move |tx| {
+                Box::pin(async move {
+                    certificates::take_turn(tx, &row.account).await?;
+                    let known = certificates::find(tx, serial).await?.ok_or_else(unknown)?;
+                    match succeed(tx, &known, request_hash, key_fingerprint, now).await? {
+                        Succession::Issued(der) => return Ok((der, Vec::new())),
+                        Succession::Open(_) => (),
+                    }
+                    let ground = Ground::Predecessor(request_hash);
+                    let texts = self.keep(tx, row, ground, None, request).await?;
+                    Ok::<_, EnrolmentError>((row.der.clone(), texts))
+                })
+            })
+            .await?;
+        self.texts.send_all(texts).await;
+        Ok(der)
+    }
+
+    /// Whose ticket this is, if it is one of ours and its time is not over.
+    ///
+    /// The last part of the token alone, its signature, is taken as well: EST clients have little
+    /// room for a password. Nobody can know it without the ticket, as nothing else holds it.
+    async fn open_ticket(
+        &self,
+        ticket: &SecretText,
+        now: Timestamp,
+    ) -> Result<(Jti, OperatingIdentity), EnrolmentError> {
+        if ticket.expose().contains('.') {
+            let opened = Ticket::open(ticket.expose(), now, |issuer, kid| {
+                self.challenge_key.find(issuer, kid)
+            })?;
+            return Ok((opened.jti().clone(), opened.identity().clone()));
+        }
+        let hash = &short_hash(ticket.expose());
+        let row = self
+            .store
+            .read("find ticket", move |tx| {
+                Box::pin(codes::ticket_by_hash(tx, hash))
+            })
+            .await
+            .map_err(|error: StoreError| error)?
+            .filter(|row| row.expires_at > now)
+            .ok_or(EnrolmentError::TicketUnknown)?;
+        Ok((row.jti, identity_of(&row.binding)))
     }
 
     /// Issues the certificate that `ticket` allows, for the key of the request `csr` (DER).
@@ -190,18 +507,11 @@ impl Enrolment {
         request: &RequestId,
     ) -> Result<Vec<u8>, EnrolmentError> {
         let now = self.clock.now();
-        let ticket = Ticket::open(ticket.expose(), now, |issuer, kid| {
-            self.challenge_key.find(issuer, kid)
-        })?;
-        let csr = CertificateRequest::from_der(csr).map_err(EnrolmentError::Request)?;
-        // RSA of other lengths verifies, but no token of ours makes such keys.
-        if let KeyFamily::Rsa(bits) = csr.public_key().family()
-            && ![2048, 3072].contains(&bits)
-        {
-            return Err(EnrolmentError::RequestKey);
-        }
+        let (jti, identity) = self.open_ticket(ticket, now).await?;
+        let csr = read_request(csr)?;
         let claim = &Claim {
-            ticket,
+            jti,
+            identity,
             request_hash: hex(&sha256(csr.der())),
             key_fingerprint: hex(&csr.public_key().fingerprint()),
             now,
@@ -217,26 +527,43 @@ impl Enrolment {
             return Ok(certificate);
         }
 
-        let identity = claim.ticket.identity();
+        let identity = &claim.identity;
         let certificate = self.issuer.certify(identity, csr.public_key()).await?;
-        let row = &Certificate {
+        let row = &self.row(identity, &certificate, &claim.key_fingerprint, now);
+        let (der, texts) = self
+            .store
+            .transaction("issue certificate", move |tx| {
+                Box::pin(self.issue(tx, claim, row, request))
+            })
+            .await?;
+        self.texts.send_all(texts).await;
+        Ok(der)
+    }
+
+    /// A new certificate as the store keeps it.
+    fn row(
+        &self,
+        identity: &OperatingIdentity,
+        certificate: &X509Certificate,
+        key_fingerprint: &str,
+        now: Timestamp,
+    ) -> Certificate {
+        Certificate {
             serial: hex(certificate.serial()),
             account: identity.account.clone(),
             operator: identity.operator.clone(),
             computer: identity.computer.clone(),
-            key_fingerprint: claim.key_fingerprint.clone(),
+            token_serial: None,
+            replaces: None,
+            key_fingerprint: key_fingerprint.to_owned(),
             der: certificate.der().to_vec(),
             not_before: certificate.not_before(),
             not_after: certificate.not_after(),
             issued_at: now,
             last_used_at: None,
             revoked: None,
-        };
-        self.store
-            .transaction("issue certificate", move |tx| {
-                Box::pin(self.issue(tx, claim, row, request))
-            })
-            .await
+            revoked_by: None,
+        }
     }
 
     /// The body of the transaction that issues.
@@ -246,39 +573,84 @@ impl Enrolment {
         claim: &Claim,
         row: &Certificate,
         request: &RequestId,
-    ) -> Result<Vec<u8>, EnrolmentError> {
+    ) -> Result<(Vec<u8>, Vec<Outgoing>), EnrolmentError> {
         certificates::take_turn(tx, &row.account).await?;
-        let name = match self.admit(tx, claim).await? {
-            Admission::Issued(certificate) => return Ok(certificate),
-            Admission::Open { computer_name } => computer_name,
+        let (binding, replaces) = match self.admit(tx, claim).await? {
+            Admission::Issued(certificate) => return Ok((certificate, Vec::new())),
+            Admission::Open { binding, replaces } => (binding, replaces),
         };
-        let jti = claim.ticket.jti();
+        let row = &Certificate {
+            token_serial: binding.token_serial.clone(),
+            replaces,
+            ..row.clone()
+        };
+        let jti = &claim.jti;
         if !codes::spend_ticket(tx, jti, &claim.request_hash, claim.now).await? {
             return Err(EnrolmentError::TicketSpent);
         }
-        certificates::upsert_computer(tx, &row.account, &row.computer, &name, claim.now).await?;
-        certificates::insert(tx, row, jti).await?;
-        self.records
-            .write(
-                "certificate-issued",
+        let texts = self
+            .keep(
+                tx,
+                row,
+                Ground::Ticket(jti),
+                Some(&binding.computer_name),
                 request,
-                &json!({
-                    "serial": row.serial,
-                    "account": row.account,
-                    "operator": row.operator,
-                    "computer": row.computer,
-                    "key": row.key_fingerprint,
-                    "not_after": row.not_after.to_string(),
-                    "ticket": jti,
-                }),
             )
             .await?;
-        Ok(row.der.clone())
+        Ok((row.der.clone(), texts))
+    }
+
+    /// Keeps a certificate, with its record and the notices to the administrators.
+    async fn keep(
+        &self,
+        tx: &mut Tx<'_>,
+        row: &Certificate,
+        ground: Ground<'_>,
+        name: Option<&str>,
+        request: &RequestId,
+    ) -> Result<Vec<Outgoing>, EnrolmentError> {
+        let now = row.issued_at;
+        if let Some(name) = name {
+            certificates::upsert_computer(tx, &row.account, &row.computer, name, now).await?;
+        }
+        certificates::insert(tx, row, ground).await?;
+        let ticket = match ground {
+            Ground::Ticket(jti) => Some(jti),
+            Ground::Predecessor(_) => None,
+        };
+        let body = json!({
+            "serial": row.serial,
+            "operator": row.operator,
+            "computer": row.computer,
+            "key": row.key_fingerprint,
+            "not_after": row.not_after.to_string(),
+            "ticket": ticket,
+            "replaces": row.replaces,
+        });
+        let audience = &[Audience::Administrators];
+        self.records
+            .tell::<EnrolmentError>(
+                tx,
+                &row.account,
+                audience,
+                "certificate-issued",
+                request,
+                body,
+            )
+            .await?;
+        // A renewal is no news worth a text.
+        let Some(computer_name) = name.filter(|_| row.replaces.is_none()) else {
+            return Ok(Vec::new());
+        };
+        let news = News::Installed {
+            computer_name: computer_name.to_owned(),
+        };
+        Ok(sms::to_administrators(tx, &self.texts, &row.account, &news, now).await?)
     }
 
     /// Whether a certificate may be issued, or was for the very same request.
     async fn admit(&self, tx: &mut Tx<'_>, claim: &Claim) -> Result<Admission, EnrolmentError> {
-        let jti = claim.ticket.jti();
+        let jti = &claim.jti;
         let row = codes::find_ticket(tx, jti)
             .await?
             .ok_or(EnrolmentError::TicketUnknown)?;
@@ -293,10 +665,26 @@ impl Enrolment {
                 })?;
             return Ok(Admission::Issued(issued.der));
         }
+        if row.held {
+            return Err(EnrolmentError::Held);
+        }
         if certificates::key_known(tx, &claim.key_fingerprint).await? {
             return Err(EnrolmentError::KeyReused);
         }
-        let identity = claim.ticket.identity();
+        // A successor takes the place of its predecessor, which counts until it expires.
+        if let TicketGround::Operation(operation) = &row.ground {
+            let replaced = operation_rows::find(tx, operation).await?;
+            let Some(Creator::Service(_, serial)) = replaced.map(|operation| operation.creator)
+            else {
+                return Err(EnrolmentError::TicketUnknown);
+            };
+            renewable(tx, &serial, claim.now).await?;
+            return Ok(Admission::Open {
+                binding: row.binding,
+                replaces: Some(serial),
+            });
+        }
+        let identity = &claim.identity;
         let (held, others) =
             certificates::active(tx, &identity.account, &identity.computer, claim.now).await?;
         if others >= i64::from(self.quotas.computers) {
@@ -312,14 +700,16 @@ impl Enrolment {
             });
         }
         Ok(Admission::Open {
-            computer_name: row.binding.computer_name,
+            binding: row.binding,
+            replaces: None,
         })
     }
 }
 
 /// A ticket and what is asked with it, both checked as far as they speak for themselves.
 struct Claim {
-    ticket: Ticket,
+    jti: Jti,
+    identity: OperatingIdentity,
     /// SHA-256 of the request, hexadecimal.
     request_hash: String,
     /// SHA-256 of the request's key, hexadecimal.
@@ -329,7 +719,12 @@ struct Claim {
 
 enum Admission {
     /// A certificate may be issued.
-    Open { computer_name: String },
+    Open {
+        /// What the ticket was given for.
+        binding: Binding,
+        /// The certificate it takes the place of.
+        replaces: Option<String>,
+    },
     /// It was, for the same request: here it is again.
     Issued(Vec<u8>),
 }
@@ -340,4 +735,107 @@ async fn candidates(
     now: Timestamp,
 ) -> Result<Vec<Certificate>, StoreError> {
     certificates::candidates(tx, account, now, NAMED).await
+}
+
+/// Reads a certificate request: it is signed by its own key, which is of a kind tokens make.
+fn read_request(csr: &[u8]) -> Result<CertificateRequest, EnrolmentError> {
+    let csr = CertificateRequest::from_der(csr).map_err(EnrolmentError::Request)?;
+    // RSA of other lengths verifies, but no token of ours makes such keys.
+    if let KeyFamily::Rsa(bits) = csr.public_key().family()
+        && ![2048, 3072].contains(&bits)
+    {
+        return Err(EnrolmentError::RequestKey);
+    }
+    Ok(csr)
+}
+
+/// SHA-256 of the last part of a ticket, hexadecimal.
+fn short_hash(ticket: &str) -> String {
+    let signature = ticket.rsplit('.').next().unwrap_or_default();
+    hex(&sha256(signature.as_bytes()))
+}
+
+fn identity_of(binding: &Binding) -> OperatingIdentity {
+    OperatingIdentity {
+        account: binding.account.clone(),
+        operator: binding.operator.clone(),
+        computer: binding.computer.clone(),
+    }
+}
+
+/// Whether an administrator has to release a ticket given now: where the account wants that for
+/// all installations but the first.
+async fn must_wait(tx: &mut Tx<'_>, binding: &Binding, now: Timestamp) -> Result<bool, StoreError> {
+    let wanted = accounts::account(tx, &binding.account)
+        .await?
+        .is_some_and(|account| account.later_installs_held);
+    if !wanted {
+        return Ok(false);
+    }
+    let (held, _) = certificates::active(tx, &binding.account, &binding.computer, now).await?;
+    Ok(held > 0)
+}
+
+/// When a certificate can be renewed: in the last third of its validity.
+pub fn renewable_from(certificate: &Certificate) -> Timestamp {
+    let validity = certificate
+        .not_after
+        .duration_since(certificate.not_before)
+        .unsigned_abs();
+    certificate.not_after - validity / 3
+}
+
+/// The certificate, if it is in force, near its end, and without a successor.
+async fn renewable(
+    tx: &mut Tx<'_>,
+    serial: &str,
+    now: Timestamp,
+) -> Result<Certificate, EnrolmentError> {
+    let certificate = certificates::find(tx, serial)
+        .await?
+        .filter(|known| known.state(now) == "active")
+        .ok_or_else(|| EnrolmentError::NotInForce {
+            serial: serial.to_owned(),
+        })?;
+    if certificates::successor(tx, serial).await?.is_some() {
+        return Err(EnrolmentError::Renewed);
+    }
+    let from = renewable_from(&certificate);
+    if now < from {
+        return Err(EnrolmentError::TooEarly { from });
+    }
+    Ok(certificate)
+}
+
+enum Succession {
+    /// A successor may be issued for this certificate.
+    Open(Box<Certificate>),
+    /// It was, for the same request.
+    Issued(Vec<u8>),
+}
+
+/// Whether a successor without a ticket may be issued, or was for the very same request.
+async fn succeed(
+    tx: &mut Tx<'_>,
+    known: &Certificate,
+    request_hash: &str,
+    key_fingerprint: &str,
+    now: Timestamp,
+) -> Result<Succession, EnrolmentError> {
+    if let Some((successor, hash)) = certificates::successor(tx, &known.serial).await?
+        && hash.as_deref() == Some(request_hash)
+    {
+        return Ok(Succession::Issued(successor.der));
+    }
+    let certificate = renewable(tx, &known.serial, now).await?;
+    if certificates::key_known(tx, key_fingerprint).await? {
+        return Err(EnrolmentError::KeyReused);
+    }
+    Ok(Succession::Open(Box::new(certificate)))
+}
+
+fn service_kind(name: &'static str) -> Result<crate::statement::Kind, StoreError> {
+    name.parse().map_err(|_| StoreError::Malformed {
+        column: "the kinds of operations",
+    })
 }

@@ -3,8 +3,8 @@
 //! **Profile of an operating certificate.** Subject: O is the account, OU the computer, CN the
 //! operator; the same as a URN in the subject alternative name. Key usage: digital signature and
 //! non-repudiation. Extended key usage: document signing (RFC 9336), and e-mail protection because
-//! CMS software asks for it. Not a CA; both key identifiers; a CRL distribution point at the
-//! service. Names come from the service, never from the request; from the request only the key is
+//! CMS software asks for it. Not a CA; both key identifiers; a CRL distribution point and the
+//! address of OCSP answers at the service. Names come from the service, never from the request; from the request only the key is
 //! taken.
 //!
 //! **Revocation.** A revoked certificate stops working here at once, since the service looks it up
@@ -18,13 +18,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use const_oid::db::rfc5280::ID_KP_EMAIL_PROTECTION;
+use const_oid::db::rfc5912::ID_AD_OCSP;
 use der::asn1::Ia5String;
 use jiff::Timestamp;
 use x509_cert::ext::pkix::crl::dp::DistributionPoint;
 use x509_cert::ext::pkix::name::{DistributionPointName, GeneralName};
 use x509_cert::ext::pkix::{
-    BasicConstraints, CrlDistributionPoints, CrlReason, ExtendedKeyUsage, KeyUsage, KeyUsages,
-    SubjectAltName,
+    AccessDescription, AuthorityInfoAccessSyntax, BasicConstraints, CrlDistributionPoints,
+    CrlReason, ExtendedKeyUsage, KeyUsage, KeyUsages, SubjectAltName,
 };
 
 use super::signer::{SignError, Signer};
@@ -51,6 +52,9 @@ const BACKDATE: Duration = Duration::from_secs(5 * 60);
 
 /// Where the list is, below the origin.
 pub const CRL_PATH: &str = "/pki/issuing.crl";
+
+/// Where OCSP answers are, below the origin.
+pub const OCSP_PATH: &str = "/ocsp";
 
 /// Why nothing was issued.
 #[derive(Debug, thiserror::Error)]
@@ -114,7 +118,7 @@ impl RevocationReason {
     }
 
     /// As a list states it; RFC 5280 wants "unspecified" left out.
-    fn entry(self) -> Option<CrlReason> {
+    pub(super) fn entry(self) -> Option<CrlReason> {
         match self {
             Self::Unspecified => None,
             Self::KeyCompromise => Some(CrlReason::KeyCompromise),
@@ -144,7 +148,9 @@ struct Inner {
     clock: Clock,
     signer: Signer,
     certificate: Certificate,
+    earlier: Vec<Certificate>,
     crl_url: String,
+    ocsp_url: String,
     validity_days: u16,
     refresh: tokio::sync::Mutex<()>,
 }
@@ -156,6 +162,7 @@ impl Issuer {
         clock: Clock,
         signer: Signer,
         certificate: Certificate,
+        earlier: Vec<Certificate>,
         origin: &Origin,
         validity_days: u16,
     ) -> Self {
@@ -164,7 +171,9 @@ impl Issuer {
             clock,
             signer,
             certificate,
+            earlier,
             crl_url: format!("{origin}{CRL_PATH}"),
+            ocsp_url: format!("{origin}{OCSP_PATH}"),
             validity_days,
             refresh: tokio::sync::Mutex::default(),
         }))
@@ -173,6 +182,14 @@ impl Issuer {
     /// The authority's certificate.
     pub fn certificate(&self) -> &Certificate {
         &self.0.certificate
+    }
+
+    /// The authorities whose certificates are good: this one, and those before it while their
+    /// certificates last.
+    pub fn anchors(&self) -> Vec<Certificate> {
+        let mut anchors = vec![self.0.certificate.clone()];
+        anchors.extend(self.0.earlier.iter().cloned());
+        anchors
     }
 
     /// Signs an operating certificate for `identity` over `key`. It never outlives the authority.
@@ -220,6 +237,13 @@ impl Issuer {
                 ])),
                 reasons: None,
                 crl_issuer: None,
+            }]))
+            .map_err(extension)?;
+        let url = Ia5String::new(&inner.ocsp_url).map_err(extension)?;
+        builder
+            .add_extension(&AuthorityInfoAccessSyntax(vec![AccessDescription {
+                access_method: ID_AD_OCSP,
+                access_location: GeneralName::UniformResourceIdentifier(url),
             }]))
             .map_err(extension)?;
         let draft = Draft::new(builder, RemoteKey::new(inner.signer.public_key().clone()))?;

@@ -7,13 +7,14 @@
 //! | [`serve`] | the life of the running service: open, bind, tell, serve, drain |
 //! | [`routes`] | the HTTP interface and what each error is to the outside |
 //! | [`service`] | everything opened, as request handlers have it |
+//! | [`logins`], [`sessions`], [`passwords`] | who somebody is: throttled log-in, sessions, Argon2id |
 //! | [`codes`], [`sms`] | SMS codes: limits, keyed hashes, the gateway |
 //! | [`enrolment`] | a code becomes a ticket, a ticket a certificate |
-//! | [`issuing`] | the authority: certificate profile, revocation lists |
-//! | [`operations`] | sensitive operations, their challenges and approvals |
-//! | [`webhooks`] | telling the platform of approvals |
-//! | [`signer`] | the service's own keys, on a token |
-//! | [`passwords`] | Argon2id within limits |
+//! | [`manage`] | what people see of their account, and delete |
+//! | [`issuing`], [`ocsp`] | the authority: certificate profile, revocation lists, OCSP answers |
+//! | [`operations`], [`effects`] | sensitive operations, their challenges and approvals |
+//! | [`webhooks`], [`outgoing`] | telling the platform of approvals |
+//! | [`signer`], [`seal`] | the service's own keys, on a token; what is sealed |
 //! | [`records`] | the audit trail |
 //! | [`store`] | SQL |
 //! | [`config`] | the configuration file |
@@ -27,14 +28,21 @@
 pub mod admin;
 pub mod codes;
 pub mod config;
+mod effects;
 pub mod enrolment;
 pub mod issuing;
+pub mod logins;
+pub mod manage;
+pub mod ocsp;
 pub mod operations;
+pub mod outgoing;
 pub mod passwords;
 pub mod records;
 pub mod routes;
+pub mod seal;
 pub mod serve;
 pub mod service;
+pub mod sessions;
 pub mod signer;
 pub mod sms;
 pub mod store;

@@ -5,6 +5,13 @@
 //! statement with a life of two minutes; each challenge yields at most one approval, which is a
 //! unique constraint. What an approval is checked for is [`Operations::approve`], read from top
 //! to bottom.
+//!
+//! **Four eyes.** The account's rules say how many operators must approve an operation of a kind
+//! from an amount on. They are distinct people, and none of them is the one who entered it. Who
+//! approves signs the same facts, as the statement names each approver in turn.
+//!
+//! **Effects.** Where the service itself asks for an approval (deleting a certificate of somebody
+//! else, say), what it does is done in the transaction that approves: [`super::effects`].
 
 use std::time::Duration;
 
@@ -12,14 +19,15 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::config;
+use super::effects;
 use super::issuing::Issuer;
 use super::records::Records;
 use super::signer::{ChallengeKey, SignError};
 use super::store::operations::{
-    self, Approval as ApprovalRow, Challenge, KeptAnswer, Operation, State,
+    self, Approval as ApprovalRow, Challenge, Creator, Effect, KeptAnswer, Operation, Search, State,
 };
 use super::store::outbox::{self, Notice};
-use super::store::{Store, StoreError, Tx, certificates};
+use super::store::{Store, StoreError, Tx, accounts, certificates};
 use crate::audit::AuditError;
 use crate::base::Clock;
 use crate::base::encoding::hex;
@@ -70,6 +78,30 @@ pub enum OperationError {
     /// The operation is for another operator.
     #[error("the operation is for another operator")]
     OtherOperator,
+    /// Who entered an operation does not approve it.
+    #[error("operator {operator} entered the operation and may not approve it")]
+    Maker {
+        /// Who.
+        operator: OperatorId,
+    },
+    /// Only administrators approve this.
+    #[error("operator {operator} is no administrator")]
+    NotAdministrator {
+        /// Who.
+        operator: OperatorId,
+    },
+    /// This operator has approved already.
+    #[error("operator {operator} has approved already")]
+    ApprovedAlready {
+        /// Who.
+        operator: OperatorId,
+    },
+    /// What was approved cannot be done any more.
+    #[error("what was approved cannot be done: {reason}")]
+    Effect {
+        /// Why.
+        reason: &'static str,
+    },
     /// The operation has had too many challenges.
     #[error("the operation has had {CHALLENGES} challenges, as many as it may")]
     TooManyChallenges,
@@ -130,11 +162,17 @@ pub struct NewOperation {
     pub facts: Facts,
     /// The page that may relay the challenge.
     pub origin: Option<Origin>,
+    /// Who entered it, where that is known.
+    pub maker: Option<OperatorId>,
+    /// Who asks for it, and what for.
+    pub creator: Creator,
 }
 
 /// Where a repeatable request keeps its answer.
 #[derive(Debug, Clone)]
 pub struct Idempotency {
+    /// Whose key it is.
+    pub principal: String,
     /// The `Idempotency-Key`.
     pub key: String,
     /// SHA-256 of the request, hexadecimal.
@@ -176,35 +214,21 @@ impl Operations {
     pub async fn create(
         &self,
         new: NewOperation,
-        platform_key: &str,
         idempotency: Option<Idempotency>,
         request: &RequestId,
         answer: impl Fn(&Operation, &Challenge) -> Result<String, serde_json::Error> + Send + Sync,
     ) -> Result<String, OperationError> {
-        if let Some(kept) = self.kept(platform_key, idempotency.as_ref()).await? {
+        if let Some(kept) = self.kept(idempotency.as_ref()).await? {
             return Ok(kept);
         }
-        let now = self.clock.now();
-        let statement = Statement::new(new.kind, new.account, new.operator, new.facts)?;
-        let operation = &Operation {
-            id: OperationId::random(),
-            statement,
-            origin: new.origin.map(|origin| origin.to_string()),
-            state: State::Created,
-            platform_key: platform_key.to_owned(),
-            created_at: now,
-            expires_at: now + Duration::from_secs(self.rules.lifetime_seconds),
-            closed_at: None,
-        };
-        self.check_operator(operation).await?;
-        let challenge = &self.sign_challenge(operation).await?;
+        let (operation, challenge) = &self.draft(new).await?;
         let body = &answer(operation, challenge)?;
         let idempotency = idempotency.as_ref();
         self.store
             .transaction("create operation", move |tx| {
                 Box::pin(async move {
                     if let Some(idempotency) = idempotency {
-                        if let Some(kept) = find_kept(tx, platform_key, idempotency).await? {
+                        if let Some(kept) = find_kept(tx, idempotency).await? {
                             return Ok(kept);
                         }
                         let kept = KeptAnswer {
@@ -212,27 +236,86 @@ impl Operations {
                             status: 201,
                             body: body.clone(),
                         };
-                        operations::keep_answer(tx, platform_key, &idempotency.key, &kept, now)
-                            .await?;
-                    }
-                    operations::insert(tx, operation).await?;
-                    operations::insert_challenge(tx, challenge).await?;
-                    self.records
-                        .write(
-                            "operation-created",
-                            request,
-                            &json!({
-                                "operation": operation.id,
-                                "statement": operation.statement.to_json(),
-                                "platform_key": platform_key,
-                                "challenge_jti": challenge.jti,
-                            }),
+                        operations::keep_answer(
+                            tx,
+                            &idempotency.principal,
+                            &idempotency.key,
+                            &kept,
+                            operation.created_at,
                         )
                         .await?;
+                    }
+                    self.keep(tx, operation, challenge, request).await?;
                     Ok::<_, OperationError>(body.clone())
                 })
             })
             .await
+    }
+
+    /// Checks what is asked and signs the first challenge; nothing is kept yet.
+    async fn draft(&self, new: NewOperation) -> Result<(Operation, Challenge), OperationError> {
+        let now = self.clock.now();
+        let statement = Statement::new(new.kind, new.account, new.operator, new.facts)?;
+        let mut operation = Operation {
+            id: OperationId::random(),
+            statement,
+            origin: new.origin.map(|origin| origin.to_string()),
+            state: State::Created,
+            creator: new.creator,
+            maker: new.maker,
+            needed: 1,
+            created_at: now,
+            expires_at: now + Duration::from_secs(self.rules.lifetime_seconds),
+            closed_at: None,
+        };
+        operation.needed = self.check_operator(&operation).await?;
+        let operator = operation.statement.operator();
+        let challenge = self.sign_challenge(&operation, operator).await?;
+        Ok((operation, challenge))
+    }
+
+    async fn keep(
+        &self,
+        tx: &mut Tx<'_>,
+        operation: &Operation,
+        challenge: &Challenge,
+        request: &RequestId,
+    ) -> Result<(), OperationError> {
+        operations::insert(tx, operation).await?;
+        operations::insert_challenge(tx, challenge).await?;
+        let mut facts = json!({
+            "operation": operation.id,
+            "statement": operation.statement.to_json(),
+            "maker": operation.maker,
+            "needed": operation.needed,
+            "challenge_jti": challenge.jti,
+        });
+        match &operation.creator {
+            Creator::Platform(key) => facts["platform_key"] = json!(key),
+            Creator::Service(effect, on) => {
+                facts["effect"] = json!(effect.as_str());
+                facts["effect_on"] = json!(on);
+            }
+        }
+        let account = operation.statement.account();
+        self.records
+            .note(tx, account, "operation-created", request, facts)
+            .await
+    }
+
+    /// Creates an operation of the service itself, with its first challenge.
+    pub async fn begin(
+        &self,
+        new: NewOperation,
+        request: &RequestId,
+    ) -> Result<(Operation, Challenge), OperationError> {
+        let (operation, challenge) = &self.draft(new).await?;
+        self.store
+            .transaction("create operation", move |tx| {
+                Box::pin(self.keep(tx, operation, challenge, request))
+            })
+            .await?;
+        Ok((operation.clone(), challenge.clone()))
     }
 
     /// A further challenge for an operation that still waits.
@@ -242,16 +325,24 @@ impl Operations {
         operator: &OperatorId,
         request: &RequestId,
     ) -> Result<Challenge, OperationError> {
-        let operation = self.find(id).await?.0;
-        if operation.state != State::Created {
-            return Err(OperationError::State {
-                state: operation.state,
-            });
-        }
-        if operation.statement.operator() != operator {
-            return Err(OperationError::OtherOperator);
-        }
-        let challenge = &self.sign_challenge(&operation).await?;
+        let now = self.clock.now();
+        let operation = &self
+            .store
+            .read("find operation", move |tx| {
+                Box::pin(async move {
+                    let operation = find_at(tx, id, now).await?;
+                    if operation.state != State::Created {
+                        return Err(OperationError::State {
+                            state: operation.state,
+                        });
+                    }
+                    let accepted = operations::approvals(tx, id).await?;
+                    may_approve(tx, &operation, &accepted, operator).await?;
+                    Ok(operation)
+                })
+            })
+            .await?;
+        let challenge = &self.sign_challenge(operation, operator).await?;
         self.store
             .transaction("add challenge", move |tx| {
                 Box::pin(async move {
@@ -259,14 +350,15 @@ impl Operations {
                         return Err(OperationError::TooManyChallenges);
                     }
                     operations::insert_challenge(tx, challenge).await?;
+                    let facts = json!({
+                        "operation": id,
+                        "operator": operator,
+                        "challenge_jti": challenge.jti,
+                    });
+                    let account = operation.statement.account();
                     self.records
-                        .write(
-                            "challenge-made",
-                            request,
-                            &json!({ "operation": id, "challenge_jti": challenge.jti }),
-                        )
-                        .await?;
-                    Ok(())
+                        .note::<OperationError>(tx, account, "challenge-made", request, facts)
+                        .await
                 })
             })
             .await?;
@@ -285,6 +377,49 @@ impl Operations {
                     let operation = find_at(tx, id, now).await?;
                     let approvals = operations::approvals(tx, id).await?;
                     Ok((operation, approvals))
+                })
+            })
+            .await
+    }
+
+    /// Operations, newest first; at most `limit`.
+    pub async fn list(
+        &self,
+        search: &Search,
+        limit: i64,
+    ) -> Result<Vec<Operation>, OperationError> {
+        let now = self.clock.now();
+        self.store
+            .read("list operations", move |tx| {
+                Box::pin(async move {
+                    let mut found = operations::list(tx, search, now, limit).await?;
+                    for operation in &mut found {
+                        settle_time(operation, now);
+                    }
+                    Ok(found)
+                })
+            })
+            .await
+    }
+
+    /// Marks operations whose time is over and tells of them; gives their number. Readers take
+    /// such operations as expired in any case.
+    pub async fn expire(&self) -> Result<u64, OperationError> {
+        let now = self.clock.now();
+        self.store
+            .transaction("expire operations", move |tx| {
+                Box::pin(async move {
+                    let mut expired = 0;
+                    for operation in operations::overdue(tx, now, 1000).await? {
+                        let at = operation.expires_at;
+                        if operations::close(tx, &operation.id, State::Expired, at).await? {
+                            expired += 1;
+                            let operation = find_at(tx, &operation.id, now).await?;
+                            self.emit(tx, &operation, "operation.expired", None, now)
+                                .await?;
+                        }
+                    }
+                    Ok(expired)
                 })
             })
             .await
@@ -310,9 +445,18 @@ impl Operations {
                         return Err(state_now(tx, id, now).await?);
                     }
                     self.records
-                        .write("operation-cancelled", request, &json!({ "operation": id }))
+                        .note::<OperationError>(
+                            tx,
+                            operation.statement.account(),
+                            "operation-cancelled",
+                            request,
+                            json!({ "operation": id }),
+                        )
                         .await?;
-                    find_at(tx, id, now).await
+                    let cancelled = find_at(tx, id, now).await?;
+                    self.emit(tx, &cancelled, "operation.cancelled", None, now)
+                        .await?;
+                    Ok(cancelled)
                 })
             })
             .await
@@ -330,8 +474,8 @@ impl Operations {
         let now = self.clock.now();
         // Signature, certificate path, validity and usage. Revocation is looked up below, in the
         // database, where it is newer than in any list.
-        let anchors = std::slice::from_ref(self.issuer.certificate());
-        let approval = &Approval::verify(compact, anchors, None, now).map_err(path_error)?;
+        let anchors = self.issuer.anchors();
+        let approval = &Approval::verify(compact, &anchors, None, now).map_err(path_error)?;
         self.store
             .transaction("approve operation", move |tx| {
                 Box::pin(self.take_approval(tx, id, compact, approval, now, request))
@@ -349,6 +493,7 @@ impl Operations {
         now: Timestamp,
         request: &RequestId,
     ) -> Result<Operation, OperationError> {
+        operations::take_turn(tx, id).await?;
         let operation = find_at(tx, id, now).await?;
         let accepted = operations::approvals(tx, id).await?;
         if accepted.iter().any(|earlier| earlier.approval == compact) {
@@ -371,6 +516,9 @@ impl Operations {
             });
         }
 
+        // Whoever approved may do so, and is not one who has.
+        may_approve(tx, &operation, &accepted, &challenge.operator).await?;
+
         // The certificate is one that was issued here, and is in force at this instant.
         let serial = hex(approval.certificate.serial());
         let certificate = certificates::find(tx, &serial)
@@ -381,10 +529,8 @@ impl Operations {
             return Err(OperationError::CertificateRevoked { at });
         }
 
-        // Single use: the state is left once, the challenge is unique among approvals.
-        if !operations::close(tx, id, State::Approved, now).await? {
-            return Err(state_now(tx, id, now).await?);
-        }
+        // Single use: the challenge is unique among approvals, and so is the operator; with the
+        // last approval that is needed the state is left, once.
         let row = ApprovalRow {
             operation: id.clone(),
             operator: challenge.operator.clone(),
@@ -394,29 +540,111 @@ impl Operations {
             accepted_at: now,
         };
         operations::insert_approval(tx, &row).await?;
-        certificates::used(tx, &serial, now).await?;
-        let approved = find_at(tx, id, now).await?;
-        if self.notify == Notify::Outbox {
-            let notice = approval_notice(&approved, &row)?;
-            outbox::insert(tx, &notice, now).await?;
+        if !certificates::used(tx, &serial, now).await? {
+            return Err(OperationError::CertificateRevoked { at: now });
         }
+        let count = i64::try_from(accepted.len() + 1).unwrap_or(i64::MAX);
+        let last = count >= operation.needed;
+        if last && !operations::close(tx, id, State::Approved, now).await? {
+            return Err(state_now(tx, id, now).await?);
+        }
+        let approved = find_at(tx, id, now).await?;
+        let kind = if last {
+            "operation-approved"
+        } else {
+            "operation-approved-in-part"
+        };
+        let facts = json!({
+            "operation": id,
+            "statement": approved.statement.to_json(),
+            "challenge_jti": challenge.jti,
+            "approval_jti": approval.jti,
+            "operator": challenge.operator,
+            "certificate": serial,
+            "client": approval.client,
+            "consent": approval.consent.method,
+            "approvals": count,
+            "needed": operation.needed,
+        });
+        let account = approved.statement.account();
         self.records
-            .write(
-                "operation-approved",
+            .note::<OperationError>(tx, account, kind, request, facts)
+            .await?;
+        let event = if last {
+            "operation.approved"
+        } else {
+            "operation.approval"
+        };
+        self.emit(tx, &approved, event, Some(&row), now).await?;
+        if let (true, Creator::Service(effect, on)) = (last, &approved.creator) {
+            effects::apply(
+                tx,
+                &self.records,
+                &approved,
+                *effect,
+                on,
+                &row,
                 request,
-                &json!({
-                    "operation": id,
-                    "statement": approved.statement.to_json(),
-                    "challenge_jti": challenge.jti,
-                    "approval_jti": approval.jti,
-                    "operator": challenge.operator,
-                    "certificate": serial,
-                    "client": approval.client,
-                    "consent": approval.consent.method,
-                }),
+                now,
             )
             .await?;
+        }
         Ok(approved)
+    }
+
+    /// Writes what the platform is told, for each receiver, in the order of the operation.
+    async fn emit(
+        &self,
+        tx: &mut Tx<'_>,
+        operation: &Operation,
+        event: &'static str,
+        approval: Option<&ApprovalRow>,
+        now: Timestamp,
+    ) -> Result<(), OperationError> {
+        let Creator::Platform(_) = operation.creator else {
+            return Ok(());
+        };
+        let mut receivers: Vec<Option<String>> = outbox::subscriptions(tx)
+            .await?
+            .into_iter()
+            .map(|subscription| Some(subscription.id))
+            .collect();
+        if self.notify == Notify::Outbox {
+            receivers.push(None);
+        }
+        if receivers.is_empty() {
+            return Ok(());
+        }
+        let place = operations::next_place(tx, &operation.id).await?;
+        let id = Jti::random().to_string();
+        let mut body = json!({
+            "id": id,
+            "event": event,
+            "place": place,
+            "operation": operation.id,
+            "state": operation.state,
+            "statement": operation.statement.to_json(),
+        });
+        if let Some(approval) = approval {
+            body["operator"] = json!(approval.operator);
+            body["certificate"] = json!(approval.certificate);
+            body["approved_at"] = json!(approval.accepted_at.to_string());
+            body["approval"] = json!(approval.approval);
+        }
+        let body = serde_json::to_string(&body)?;
+        for subscription in receivers {
+            let notice = Notice {
+                id: Jti::random().to_string(),
+                event: id.clone(),
+                subscription,
+                operation: operation.id.clone(),
+                place,
+                body: body.clone(),
+                attempts: 0,
+            };
+            outbox::insert(tx, &notice, now).await?;
+        }
+        Ok(())
     }
 
     /// Whether the approval says what the challenge asked, of whom it asked.
@@ -430,7 +658,10 @@ impl Operations {
         let checks = [
             ("aud", approval.audience == *self.challenge_key.origin()),
             ("challenge", approval.is_for(&challenge.challenge)),
-            ("statement", approval.statement == operation.statement),
+            (
+                "statement",
+                approval.statement == operation.statement.for_operator(challenge.operator.clone()),
+            ),
             (
                 "origin",
                 approval
@@ -452,7 +683,11 @@ impl Operations {
         }
     }
 
-    async fn sign_challenge(&self, operation: &Operation) -> Result<Challenge, OperationError> {
+    async fn sign_challenge(
+        &self,
+        operation: &Operation,
+        operator: &OperatorId,
+    ) -> Result<Challenge, OperationError> {
         let now = self.clock.now();
         let origin = operation
             .origin
@@ -465,7 +700,7 @@ impl Operations {
         let lifetime = self.rules.challenge_lifetime_seconds;
         let claims = ChallengeClaims::new(
             self.challenge_key.origin().clone(),
-            &operation.statement,
+            &operation.statement.for_operator(operator.clone()),
             origin,
             now,
             i64::try_from(lifetime).unwrap_or(i64::MAX),
@@ -477,36 +712,36 @@ impl Operations {
         Ok(Challenge {
             jti: claims.jti,
             operation: operation.id.clone(),
-            operator: operation.statement.operator().clone(),
+            operator: operator.clone(),
             challenge,
             created_at: now,
             expires_at: Timestamp::from_second(claims.exp).unwrap_or(now),
         })
     }
 
-    async fn check_operator(&self, operation: &Operation) -> Result<(), OperationError> {
-        let account = operation.statement.account();
-        let operator = operation.statement.operator();
-        let exists = self
-            .store
+    /// Whether there is such an operator, and how many must approve.
+    async fn check_operator(&self, operation: &Operation) -> Result<i64, OperationError> {
+        self.store
             .read("find operator", move |tx| {
-                Box::pin(operations::operator_exists(tx, account, operator))
+                Box::pin(async move {
+                    let statement = &operation.statement;
+                    let account = statement.account();
+                    if !operations::operator_exists(tx, account, statement.operator()).await? {
+                        return Err(OperationError::OperatorUnknown {
+                            account: account.clone(),
+                            operator: statement.operator().clone(),
+                        });
+                    }
+                    let needed = needed(tx, operation).await?;
+                    may_approve(tx, operation, &[], statement.operator()).await?;
+                    Ok(needed)
+                })
             })
             .await
-            .map_err(|error: StoreError| error)?;
-        if exists {
-            Ok(())
-        } else {
-            Err(OperationError::OperatorUnknown {
-                account: account.clone(),
-                operator: operator.clone(),
-            })
-        }
     }
 
     async fn kept(
         &self,
-        platform_key: &str,
         idempotency: Option<&Idempotency>,
     ) -> Result<Option<String>, OperationError> {
         let Some(idempotency) = idempotency else {
@@ -514,7 +749,7 @@ impl Operations {
         };
         self.store
             .read("find kept answer", move |tx| {
-                Box::pin(find_kept(tx, platform_key, idempotency))
+                Box::pin(find_kept(tx, idempotency))
             })
             .await
     }
@@ -522,17 +757,76 @@ impl Operations {
 
 async fn find_kept(
     tx: &mut Tx<'_>,
-    platform_key: &str,
     idempotency: &Idempotency,
 ) -> Result<Option<String>, OperationError> {
-    match operations::kept_answer(tx, platform_key, &idempotency.key).await? {
+    match operations::kept_answer(tx, &idempotency.principal, &idempotency.key).await? {
         None => Ok(None),
         Some(kept) if kept.request_hash == idempotency.request_hash => Ok(Some(kept.body)),
         Some(_) => Err(OperationError::IdempotencyConflict),
     }
 }
 
-/// The operation as it stands at `now`: one whose time is over is expired, noted or not.
+/// How many operators must approve: by the account's rules for what the platform asks, by its
+/// quorum for what replaces a business representative's decision.
+async fn needed(tx: &mut Tx<'_>, operation: &Operation) -> Result<i64, StoreError> {
+    let statement = &operation.statement;
+    match operation.creator {
+        Creator::Platform(_) => {
+            let (currency, amount) = match statement.amount() {
+                Some(money) => (money.currency(), money.minor_units()),
+                None => ("", 0),
+            };
+            let kind = statement.kind().name();
+            accounts::approvals_needed(tx, statement.account(), kind, currency, amount).await
+        }
+        Creator::Service(Effect::DecideRequest, _) => {
+            Ok(accounts::account(tx, statement.account())
+                .await?
+                .map_or(1, |account| account.quorum.max(1)))
+        }
+        Creator::Service(..) => Ok(1),
+    }
+}
+
+/// Whether `operator` may approve: the one the operation names, or with four eyes another one;
+/// never the one who entered it, nobody twice, and administrators only where that is asked.
+async fn may_approve(
+    tx: &mut Tx<'_>,
+    operation: &Operation,
+    accepted: &[ApprovalRow],
+    operator: &OperatorId,
+) -> Result<(), OperationError> {
+    if operation.maker.as_ref() == Some(operator) {
+        return Err(OperationError::Maker {
+            operator: operator.clone(),
+        });
+    }
+    if accepted.iter().any(|earlier| earlier.operator == *operator) {
+        return Err(OperationError::ApprovedAlready {
+            operator: operator.clone(),
+        });
+    }
+    if operation.needed == 1 && operation.statement.operator() != operator {
+        return Err(OperationError::OtherOperator);
+    }
+    let account = operation.statement.account();
+    let known = accounts::operator(tx, account, operator)
+        .await?
+        .ok_or_else(|| OperationError::OperatorUnknown {
+            account: account.clone(),
+            operator: operator.clone(),
+        })?;
+    match operation.creator {
+        Creator::Service(effect, _) if effect.is_for_administrators() && !known.role.manages() => {
+            Err(OperationError::NotAdministrator {
+                operator: operator.clone(),
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The operation as it stands at `now`.
 async fn find_at(
     tx: &mut Tx<'_>,
     id: &OperationId,
@@ -541,11 +835,16 @@ async fn find_at(
     let mut operation = operations::find(tx, id)
         .await?
         .ok_or_else(|| OperationError::Unknown { id: id.clone() })?;
+    settle_time(&mut operation, now);
+    Ok(operation)
+}
+
+/// One whose time is over is expired, noted or not.
+fn settle_time(operation: &mut Operation, now: Timestamp) {
     if operation.state == State::Created && operation.expires_at <= now {
         operation.state = State::Expired;
         operation.closed_at = Some(operation.expires_at);
     }
-    Ok(operation)
 }
 
 /// The error for an operation that left its state while we looked.
@@ -556,31 +855,6 @@ async fn state_now(
 ) -> Result<OperationError, OperationError> {
     let state = find_at(tx, id, now).await?.state;
     Ok(OperationError::State { state })
-}
-
-/// What the platform is told of an approval.
-fn approval_notice(
-    operation: &Operation,
-    approval: &ApprovalRow,
-) -> Result<Notice, OperationError> {
-    let id = Jti::random().to_string();
-    let body = serde_json::to_string(&json!({
-        "id": id,
-        "event": "operation.approved",
-        "operation": operation.id,
-        "state": operation.state,
-        "statement": operation.statement.to_json(),
-        "operator": approval.operator,
-        "certificate": approval.certificate,
-        "approved_at": approval.accepted_at.to_string(),
-        "approval": approval.approval,
-    }))?;
-    Ok(Notice {
-        id,
-        operation: operation.id.clone(),
-        body,
-        attempts: 0,
-    })
 }
 
 /// Expiry of the certificate has an error of its own.

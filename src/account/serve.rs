@@ -9,10 +9,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
 use super::config::Config;
+use super::logins;
 use super::operations::ANSWERS_KEPT;
+use super::operations::OperationError;
+use super::outgoing::EndpointError;
 use super::service::{Service, StartError};
-use super::store::StoreError;
-use super::store::operations;
+use super::sms::Gateway;
+use super::store::{StoreError, messages, operations, sessions};
 use super::{routes, webhooks};
 use crate::base::Clock;
 use crate::base::files::{FileError, Readers, read_checked};
@@ -40,9 +43,9 @@ pub enum ServeError {
     /// Certificate and key do not make a TLS server.
     #[error("cannot set up TLS")]
     Tls(#[from] TlsError),
-    /// Webhooks cannot be set up.
-    #[error("cannot set up the webhook")]
-    Webhook(#[from] webhooks::WebhookError),
+    /// A webhook or the SMS gateway cannot be set up.
+    #[error("cannot set up a webhook")]
+    Webhook(#[from] EndpointError),
     /// An address cannot be bound.
     #[error("cannot listen on {address}")]
     Bind {
@@ -61,7 +64,8 @@ pub enum ServeError {
 
 /// Runs the service until it is told to stop.
 pub async fn serve(config: &Config) -> Result<(), ServeError> {
-    let service = Service::open(config, Clock::system(), config.sms.gateway.into()).await?;
+    let gateway = Gateway::open(&config.sms)?;
+    let service = Service::open(config, Clock::system(), gateway).await?;
     let result = run(config, &service).await;
     service.close().await;
     result
@@ -74,18 +78,21 @@ async fn run(config: &Config, service: &Service) -> Result<(), ServeError> {
         &read_checked(&certificate, Readers::Anybody, TLS_LIMIT)?,
         &read_checked(&key, Readers::Owner, TLS_LIMIT)?,
     )?;
+    let with_certificates = tls::offered(identity.duplicate())?;
     let settings = tls::public(identity)?;
-    let courier = match &config.webhook {
-        Some(webhook) => Some(webhooks::Courier::new(webhook, service.clone())?),
-        None => None,
-    };
+    let courier = webhooks::Courier::new(config.webhook.as_ref(), service.clone())?;
     let signals = |source| ServeError::Signals { source };
     let mut stop = signal(SignalKind::terminate()).map_err(signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
 
     let mut doors = Vec::new();
     let mut addresses = Vec::new();
-    for &address in &config.listen {
+    let public = config.listen.iter().map(|address| (address, &settings));
+    let offered = config
+        .certificate_listen
+        .iter()
+        .map(|address| (address, &with_certificates));
+    for (&address, settings) in public.chain(offered) {
         let bind = |source| ServeError::Bind { address, source };
         let listener = TcpListener::bind(address).await.map_err(bind)?;
         addresses.push(listener.local_addr().map_err(bind)?);
@@ -102,9 +109,7 @@ async fn run(config: &Config, service: &Service) -> Result<(), ServeError> {
     let server = Server::start(doors);
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(sweep(service.clone()));
-    if let Some(courier) = courier {
-        tasks.spawn(courier.run());
-    }
+    tasks.spawn(courier.run());
     for address in &addresses {
         announce(address);
     }
@@ -141,30 +146,41 @@ async fn wait(stop: &mut Signal, interrupt: &mut Signal) {
     }
 }
 
-/// Marks operations whose time is over, and drops kept answers that are too old. Readers take
-/// such operations as expired in any case; this keeps the table honest for whoever reads it
-/// directly.
+/// How long rows of texts are kept.
+const TEXTS_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Marks operations whose time is over, and drops what is too old to matter: kept answers, ended
+/// sessions, counts of failed log-ins, rows of texts.
 async fn sweep(service: Service) {
     let mut turns = tokio::time::interval(SWEEP);
     turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         turns.tick().await;
-        let now = service.clock().now();
-        let swept: Result<(u64, u64), StoreError> = service
-            .store()
-            .transaction("sweep", move |tx| {
-                Box::pin(async move {
-                    Ok((
-                        operations::expire(tx, now).await?,
-                        operations::forget_answers(tx, now - ANSWERS_KEPT).await?,
-                    ))
-                })
-            })
-            .await;
-        match swept {
+        match sweep_once(&service).await {
             Ok((0, 0)) => (),
             Ok((expired, forgotten)) => info!(expired, forgotten, "swept"),
-            Err(error) => error!(%error, "cannot mark expired operations"),
+            Err(error) => error!(error = %crate::telemetry::Chain(&error), "cannot sweep"),
         }
     }
+}
+
+async fn sweep_once(service: &Service) -> Result<(u64, u64), OperationError> {
+    let now = service.clock().now();
+    let expired = service.operations().expire().await?;
+    if expired > 0 {
+        service.outbox_changed();
+    }
+    let (failures, sources) = logins::forgettable(now);
+    let forgotten = service
+        .store()
+        .transaction("sweep", move |tx| {
+            Box::pin(async move {
+                let answers = operations::forget_answers(tx, now - ANSWERS_KEPT).await?;
+                let people = sessions::forget(tx, now, failures, sources).await?;
+                let texts = messages::forget(tx, now - TEXTS_KEPT).await?;
+                Ok::<_, StoreError>(answers + people + texts)
+            })
+        })
+        .await?;
+    Ok((expired, forgotten))
 }

@@ -6,14 +6,19 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use super::codes::Codes;
-use super::config::Config;
+use super::config::{Config, DatabaseError};
 use super::enrolment::Enrolment;
 use super::issuing::Issuer;
+use super::logins::Logins;
+use super::manage::Manage;
+use super::ocsp::Responder;
 use super::operations::{Notify as Notices, Operations};
 use super::passwords::{PasswordError, Passwords};
 use super::records::Records;
+use super::seal::Sealer;
+use super::sessions::Sessions;
 use super::signer::{ChallengeKey, Signer};
-use super::sms::Gateway;
+use super::sms::{Gateway, Texts};
 use super::store::keys::{self, KeyPurpose, ServiceKey};
 use super::store::{Store, StoreError};
 use crate::audit::{Audit, AuditError};
@@ -36,6 +41,9 @@ pub enum StartError {
     /// The database cannot be used.
     #[error("cannot use the database")]
     Store(#[from] StoreError),
+    /// The address of the database cannot be made.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
     /// A key file cannot be used.
     #[error("cannot use a key file")]
     File(#[from] FileError),
@@ -81,6 +89,12 @@ struct Inner {
     enrolment: Enrolment,
     operations: Operations,
     issuer: Issuer,
+    responder: Responder,
+    logins: Logins,
+    sessions: Sessions,
+    manage: Manage,
+    texts: Texts,
+    sealer: Sealer,
     challenge_key: ChallengeKey,
     outbox: Notify,
 }
@@ -89,9 +103,10 @@ impl Service {
     /// Opens database, keys, devices and audit trail. A token that is not there is no reason to
     /// stay down: what needs it is refused until it is.
     pub async fn open(config: &Config, clock: Clock, gateway: Gateway) -> Result<Self, StartError> {
-        let store = Store::open(&config.database()).await?;
+        let store = Store::open(&config.database()?).await?;
         let code_key = read_code_key(&config.state_directory)?;
-        let (issuing, challenge) = find_keys(&store).await?;
+        let keys = find_keys(&store, clock.now()).await?;
+        let (issuing, challenge) = (keys.issuing, keys.challenge);
         let certificate = issuing
             .certificate
             .as_deref()
@@ -100,44 +115,51 @@ impl Service {
 
         let directory = config.state_directory.join("audit");
         let (audit, _) = Audit::open(&directory, config.audit.clone(), clock.clone())?;
-        let records = Records::new(audit.clone());
+        let records = Records::new(audit.clone(), clock.clone());
         let devices =
             Devices::start(config.devices(), &config.state_directory, clock.clone()).await?;
 
         let signer =
             |key: ServiceKey| Signer::new(devices.clone(), clock.clone(), key.key, key.public_key);
-        let challenge_key = ChallengeKey::new(signer(challenge), config.origin.clone())?;
+        let challenge_key = ChallengeKey::new(
+            signer(challenge),
+            config.origin.clone(),
+            keys.earlier_challenge.into_iter().map(|key| key.public_key),
+        )?;
+        let issuing = signer(issuing);
+        let responder = Responder::new(store.clone(), clock.clone(), issuing.clone(), &certificate);
         let issuer = Issuer::new(
             store.clone(),
             clock.clone(),
-            signer(issuing),
+            issuing,
             certificate,
+            keys.earlier_authorities,
             &config.origin,
             config.certificates.validity_days,
         );
+        let texts = Texts::new(store.clone(), clock.clone(), gateway);
+        let logins = Logins::new(store.clone(), clock.clone(), Passwords::new()?);
         let codes = Codes::new(
             store.clone(),
             clock.clone(),
-            Passwords::new()?,
+            logins.clone(),
             records.clone(),
             &code_key,
-            gateway,
+            texts.clone(),
             config.sms.clone(),
         );
-        let enrolment = Enrolment {
-            store: store.clone(),
-            clock: clock.clone(),
-            records: records.clone(),
-            codes: codes.clone(),
-            challenge_key: challenge_key.clone(),
-            issuer: issuer.clone(),
-            quotas: config.quotas,
-            ticket_lifetime: config.certificates.ticket_lifetime_seconds,
-        };
+        let sessions = Sessions::new(
+            store.clone(),
+            clock.clone(),
+            logins.clone(),
+            records.clone(),
+            &code_key,
+            config.sessions,
+        );
         let operations = Operations {
             store: store.clone(),
             clock: clock.clone(),
-            records,
+            records: records.clone(),
             challenge_key: challenge_key.clone(),
             issuer: issuer.clone(),
             rules: config.operations,
@@ -145,6 +167,26 @@ impl Service {
                 Some(_) => Notices::Outbox,
                 None => Notices::No,
             },
+        };
+        let manage = Manage {
+            store: store.clone(),
+            clock: clock.clone(),
+            records: records.clone(),
+            operations: operations.clone(),
+            texts: texts.clone(),
+            quotas: config.quotas,
+        };
+        let enrolment = Enrolment {
+            store: store.clone(),
+            clock: clock.clone(),
+            records,
+            codes: codes.clone(),
+            challenge_key: challenge_key.clone(),
+            issuer: issuer.clone(),
+            operations: operations.clone(),
+            texts: texts.clone(),
+            quotas: config.quotas,
+            ticket_lifetime: config.certificates.ticket_lifetime_seconds,
         };
         Ok(Self(Arc::new(Inner {
             store,
@@ -155,6 +197,12 @@ impl Service {
             enrolment,
             operations,
             issuer,
+            responder,
+            logins,
+            sessions,
+            manage,
+            texts,
+            sealer: Sealer::new(&code_key),
             challenge_key,
             outbox: Notify::new(),
         })))
@@ -195,6 +243,36 @@ impl Service {
         &self.0.issuer
     }
 
+    /// Whether certificates are good.
+    pub fn responder(&self) -> &Responder {
+        &self.0.responder
+    }
+
+    /// Log-in by password.
+    pub fn logins(&self) -> &Logins {
+        &self.0.logins
+    }
+
+    /// Sessions of people.
+    pub fn sessions(&self) -> &Sessions {
+        &self.0.sessions
+    }
+
+    /// What people see of their account, and delete.
+    pub fn manage(&self) -> &Manage {
+        &self.0.manage
+    }
+
+    /// Texts to people.
+    pub fn texts(&self) -> &Texts {
+        &self.0.texts
+    }
+
+    /// What seals with the key of the state directory.
+    pub fn sealer(&self) -> &Sealer {
+        &self.0.sealer
+    }
+
     /// The key of challenges and tickets.
     pub fn challenge_key(&self) -> &ChallengeKey {
         &self.0.challenge_key
@@ -230,19 +308,35 @@ fn read_code_key(state_directory: &Path) -> Result<SecretBytes, StartError> {
     }
 }
 
-async fn find_keys(store: &Store) -> Result<(ServiceKey, ServiceKey), StartError> {
-    let (issuing, challenge) = store
-        .read("find keys", |tx| {
+struct Keys {
+    issuing: ServiceKey,
+    challenge: ServiceKey,
+    earlier_challenge: Vec<ServiceKey>,
+    earlier_authorities: Vec<Certificate>,
+}
+
+async fn find_keys(store: &Store, now: jiff::Timestamp) -> Result<Keys, StartError> {
+    let (issuing, challenge, earlier_issuing, earlier_challenge) = store
+        .read("find keys", move |tx| {
             Box::pin(async move {
                 Ok::<_, StoreError>((
                     keys::current(tx, KeyPurpose::Issuing).await?,
                     keys::current(tx, KeyPurpose::Challenge).await?,
+                    keys::retired(tx, KeyPurpose::Issuing, now).await?,
+                    keys::retired(tx, KeyPurpose::Challenge, now).await?,
                 ))
             })
         })
         .await?;
-    Ok((
-        issuing.ok_or(StartError::KeyMissing { what: "issuing" })?,
-        challenge.ok_or(StartError::KeyMissing { what: "challenge" })?,
-    ))
+    let earlier_authorities = earlier_issuing
+        .iter()
+        .filter_map(|key| key.certificate.as_deref())
+        .map(Certificate::from_der)
+        .collect::<Result<_, _>>()?;
+    Ok(Keys {
+        issuing: issuing.ok_or(StartError::KeyMissing { what: "issuing" })?,
+        challenge: challenge.ok_or(StartError::KeyMissing { what: "challenge" })?,
+        earlier_challenge,
+        earlier_authorities,
+    })
 }

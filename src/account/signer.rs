@@ -79,16 +79,28 @@ pub struct ChallengeKey {
     signer: Signer,
     origin: Origin,
     jwk: Jwk,
+    /// Keys that sign no more, but whose signatures are still good, by key id.
+    earlier: Vec<(Jwk, PublicKey)>,
 }
 
 impl ChallengeKey {
-    /// Takes a P-256 key of the service known as `origin`.
-    pub fn new(signer: Signer, origin: Origin) -> Result<Self, InvalidJwk> {
+    /// Takes a P-256 key of the service known as `origin`, and those it had before that are still
+    /// published.
+    pub fn new(
+        signer: Signer,
+        origin: Origin,
+        earlier: impl IntoIterator<Item = PublicKey>,
+    ) -> Result<Self, InvalidJwk> {
         let jwk = Jwk::from_public_key(signer.public_key())?;
+        let earlier = earlier
+            .into_iter()
+            .map(|key| Ok((Jwk::from_public_key(&key)?, key)))
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             signer,
             origin,
             jwk,
+            earlier,
         })
     }
 
@@ -104,9 +116,9 @@ impl ChallengeKey {
 
     /// The key set of the service.
     pub fn set(&self) -> JwkSet {
-        JwkSet {
-            keys: vec![self.jwk.clone()],
-        }
+        let mut keys = vec![self.jwk.clone()];
+        keys.extend(self.earlier.iter().map(|(jwk, _)| jwk.clone()));
+        JwkSet { keys }
     }
 
     /// Signs a JWS signing input and gives the compact form.
@@ -121,11 +133,15 @@ impl ChallengeKey {
     /// The key for an issuer and key id, if they are this one's.
     pub fn find(&self, issuer: &Origin, kid: &str) -> Result<PublicKey, NoKey> {
         if *issuer != self.origin {
-            Err(NoKey::Issuer)
-        } else if kid != self.kid() {
-            Err(NoKey::Key)
-        } else {
-            Ok(self.signer.public_key().clone())
+            return Err(NoKey::Issuer);
         }
+        if kid == self.kid() {
+            return Ok(self.signer.public_key().clone());
+        }
+        self.earlier
+            .iter()
+            .find(|(jwk, _)| jwk.kid == kid)
+            .map(|(_, key)| key.clone())
+            .ok_or(NoKey::Key)
     }
 }

@@ -5,32 +5,21 @@
 //! of it. A try is counted before it is made; one cut short by a crash is made again after
 //! one minute. The receiver sees a notice at least once and knows a repetition by its id.
 //!
-//! A request is `POST`, `application/json`, with
-//! - `webhook-id`: the notice's id,
-//! - `webhook-timestamp`: Unix seconds of this try,
-//! - `webhook-signature`: `v1,` and the base64 HMAC-SHA-256, with the shared secret, over
-//!   `ID.TIMESTAMP.BODY` (the form of the Standard Webhooks specification).
+//! Receivers are the address in the configuration and the subscriptions of the platform. Notices of
+//! one operation go to one receiver in order: the next waits until the one before it was taken or
+//! given up. The requests are those of [`super::outgoing`].
 //!
 //! Any 2xx answer settles it. Otherwise it is tried again after 5 s, then twice as long each
 //! time, at most an hour; after [`TRIES`] tries it is given up and stays in the table.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use aws_lc_rs::hmac;
-use axum::body::Bytes;
-use http::header::CONTENT_TYPE;
-use http::{Request, Uri};
-
 use super::config::Webhook;
+use super::outgoing::{self, Endpoint, EndpointError};
+use super::seal::Sealer;
 use super::service::Service;
-use super::store::StoreError;
-use super::store::outbox::{self, Notice, Outcome};
-use crate::base::encoding::base64;
-use crate::base::files::{FileError, Readers, read_checked};
-use crate::http::client::{ClientLimits, Target};
-use crate::http::tls::{self, TlsError};
-use crate::http::{Client, ClientError};
+use super::store::outbox::{self, Notice, Outcome, Subscription};
+use super::store::{Store, StoreError};
 
 /// Tries before a notice is given up: with the delays below, a little more than ten hours.
 pub const TRIES: i64 = 20;
@@ -50,74 +39,31 @@ const BATCH: i64 = 16;
 /// How long to wait after the database failed.
 const STORE_DELAY: Duration = Duration::from_secs(5);
 
-/// Why webhooks cannot be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum WebhookError {
-    /// The secret or the certificates cannot be read.
-    #[error("cannot read a file")]
-    File(#[from] FileError),
-    /// The secret is too short.
-    #[error("{} must hold a secret of at least 32 bytes", path.display())]
-    Secret {
-        /// The file.
-        path: PathBuf,
-    },
-    /// No certificate to trust.
-    #[error("cannot trust any certificate")]
-    Tls(#[from] TlsError),
-    /// The URL is none, or not https.
-    #[error("the URL cannot be used")]
-    Url(#[from] ClientError),
-}
-
-/// Why one try failed.
-#[derive(Debug, thiserror::Error)]
-enum TryError {
-    #[error("no answer")]
-    Client(#[from] ClientError),
-    #[error("the request cannot be built")]
-    Request(#[from] http::Error),
-    #[error("the receiver answered {0}")]
-    Status(http::StatusCode),
-}
+/// Begins what seals the secret of a subscription.
+pub const SECRET_DOMAIN: &str = "subscription";
 
 /// Delivers notices.
 pub struct Courier {
     service: Service,
-    target: Target,
-    path: String,
-    key: hmac::Key,
+    configured: Option<Endpoint>,
+    trust: std::sync::Arc<rustls::ClientConfig>,
 }
 
 impl Courier {
-    /// Reads secret and trust.
-    pub fn new(config: &Webhook, service: Service) -> Result<Self, WebhookError> {
-        let secret = read_checked(&config.secret_file, Readers::Owner, 256)?;
-        let secret = secret.trim_ascii();
-        if secret.len() < 32 {
-            return Err(WebhookError::Secret {
-                path: config.secret_file.clone(),
-            });
-        }
-        let roots = match &config.ca_file {
-            Some(path) => {
-                let pem = read_checked(path, Readers::Anybody, 1024 * 1024)?;
-                tls::roots(tls::certificates(&pem)?)?
+    /// Reads secret and trust. `ca_file` of the configured address counts for subscriptions too.
+    pub fn new(config: Option<&Webhook>, service: Service) -> Result<Self, EndpointError> {
+        let trust = outgoing::trust(config.and_then(|config| config.ca_file.as_deref()))?;
+        let configured = match config {
+            Some(config) => {
+                let secret = outgoing::secret(&config.secret_file)?;
+                Some(Endpoint::new(&config.url, trust.clone(), &secret)?)
             }
-            None => tls::system_roots()?,
+            None => None,
         };
-        let target = Target::from_url(&config.url, tls::client(roots, None)?)?;
-        let path = config
-            .url
-            .parse::<Uri>()
-            .ok()
-            .and_then(|uri| uri.path_and_query().map(ToString::to_string))
-            .unwrap_or_else(|| "/".into());
         Ok(Self {
             service,
-            target,
-            path,
-            key: hmac::Key::new(hmac::HMAC_SHA256, secret),
+            configured,
+            trust,
         })
     }
 
@@ -166,74 +112,68 @@ impl Courier {
     }
 
     async fn deliver(&self, notice: &Notice) -> Result<(), StoreError> {
-        let tried = self.post(notice).await;
+        let tried = self.post(notice).await?;
         let now = self.service.clock().now();
-        let outcome = match tried {
-            Ok(()) => Outcome::Delivered,
+        let (outcome, error) = match tried {
+            Ok(()) => (Outcome::Delivered, None),
             Err(error) => {
                 tracing::warn!(notice = notice.id, attempt = notice.attempts, %error, "notice not delivered");
-                if notice.attempts >= TRIES {
+                let outcome = if notice.attempts >= TRIES {
                     Outcome::Abandoned
                 } else {
-                    Outcome::Retry(now + delay(notice.attempts))
-                }
+                    let wait = outgoing::delay(notice.attempts, FIRST_DELAY, LONGEST_DELAY);
+                    Outcome::Retry(now + wait)
+                };
+                (outcome, Some(error))
             }
         };
-        let id = notice.id.as_str();
+        let (id, error) = (notice.id.as_str(), error.as_deref());
         self.service
             .store()
             .transaction("settle notice", move |tx| {
-                Box::pin(outbox::settle(tx, id, outcome, now))
+                Box::pin(outbox::settle(tx, id, outcome, error, now))
             })
             .await
     }
 
-    async fn post(&self, notice: &Notice) -> Result<(), TryError> {
-        let timestamp = self.service.clock().now().as_second();
-        let signed = format!("{}.{timestamp}.{}", notice.id, notice.body);
-        let signature = hmac::sign(&self.key, signed.as_bytes());
-        let request = Request::post(&self.path)
-            .header(CONTENT_TYPE, "application/json")
-            .header("webhook-id", &notice.id)
-            .header("webhook-timestamp", timestamp)
-            .header(
-                "webhook-signature",
-                format!("v1,{}", base64(signature.as_ref())),
-            )
-            .body(Bytes::from(notice.body.clone()))?;
-        let limits = ClientLimits {
-            connect: Duration::from_secs(10),
-            request: Duration::from_secs(20),
-            body_bytes: 64 * 1024,
+    /// One try; what went wrong with it, in words.
+    async fn post(&self, notice: &Notice) -> Result<Result<(), String>, StoreError> {
+        let now = self.service.clock().now();
+        let made;
+        let endpoint = match (&notice.subscription, &self.configured) {
+            (None, Some(configured)) => configured,
+            (None, None) => return Ok(Err("no [webhook] is configured".into())),
+            (Some(id), _) => {
+                let found = find(self.service.store(), id).await?;
+                let Some(subscription) = found else {
+                    return Ok(Err("the subscription was ended".into()));
+                };
+                match self.endpoint(&subscription, self.service.sealer()) {
+                    Ok(endpoint) => {
+                        made = endpoint;
+                        &made
+                    }
+                    Err(reason) => return Ok(Err(reason)),
+                }
+            }
         };
-        let mut client = Client::connect(&self.target, limits).await?;
-        let status = client.send(request).await?.status();
-        if status.is_success() {
-            Ok(())
-        } else {
-            Err(TryError::Status(status))
-        }
+        let posted = endpoint.post(&notice.event, &notice.body, now).await;
+        Ok(posted.map_err(|error| crate::telemetry::Chain(&error).to_string()))
+    }
+
+    fn endpoint(&self, subscription: &Subscription, sealer: &Sealer) -> Result<Endpoint, String> {
+        let secret = sealer
+            .open(SECRET_DOMAIN, &subscription.id, &subscription.secret)
+            .map_err(|error| error.to_string())?;
+        Endpoint::new(&subscription.url, self.trust.clone(), secret.expose())
+            .map_err(|error| crate::telemetry::Chain(&error).to_string())
     }
 }
 
-/// The delay after the try of this number, from 1.
-fn delay(attempt: i64) -> Duration {
-    let doublings = u32::try_from(attempt.saturating_sub(1))
-        .unwrap_or(0)
-        .min(16);
-    (FIRST_DELAY * 2_u32.pow(doublings)).min(LONGEST_DELAY)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn delays_double_up_to_an_hour() {
-        assert_eq!(delay(1), Duration::from_secs(5));
-        assert_eq!(delay(2), Duration::from_secs(10));
-        assert_eq!(delay(10), Duration::from_secs(2560));
-        assert_eq!(delay(11), LONGEST_DELAY);
-        assert_eq!(delay(TRIES), LONGEST_DELAY);
-    }
+async fn find(store: &Store, id: &str) -> Result<Option<Subscription>, StoreError> {
+    store
+        .read("find subscription", move |tx| {
+            Box::pin(outbox::find_subscription(tx, id))
+        })
+        .await
 }

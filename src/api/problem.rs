@@ -154,6 +154,11 @@ codes! {
     SmsTooSoon "sms-too-soon" 429 "A code was sent a moment ago" "Wait for the time in `retry-after`, then ask again.";
     SmsUnavailable "sms-unavailable" 503 "The SMS cannot be sent" "Try again later; the operator of the service should check the SMS gateway.";
     LoginFailed "login-failed" 401 "Account, operator or password is wrong" "Check all three and try again.";
+    LoginThrottled "login-throttled" 429 "Too many log-ins failed" "Wait for the time in `retry-after`, then try again with the right password.";
+    SessionEnded "session-ended" 401 "The session has ended" "Log in again.";
+    CsrfRefused "csrf-refused" 403 "The request does not come from a page of this service" "Load the page again and repeat what you did.";
+    InstallationHeld "installation-held" 409 "The installation waits for an administrator" "Have an administrator of the account approve it, then try again.";
+    RenewalTooEarly "renewal-too-early" 409 "The certificate cannot be renewed yet" "Renew it in the last third of its validity.";
     TicketSpent "ticket-spent" 409 "The ticket was already used" "Ask for a new SMS code and ticket.";
     QuotaComputers "quota-computers" 409 "The account has as many computers as it may" "Delete the certificates of a computer that is no longer used.";
     QuotaCertificates "quota-certificates" 409 "The account has as many certificates as it may" "Delete a certificate that is no longer used.";

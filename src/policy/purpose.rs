@@ -24,6 +24,8 @@ pub enum Purpose {
     Certificate,
     /// A certificate revocation list (RFC 5280 section 5).
     Crl,
+    /// What an OCSP responder says of certificates (RFC 6960 section 4.2.1).
+    Ocsp,
     /// The self-test of a token: a fixed text behind [`SELF_TEST_PREFIX`].
     SelfTest,
     /// A request to WeChat Pay's interface version 3 ([`RequestMessage`]).
@@ -49,6 +51,7 @@ impl Purpose {
             Self::KeySet => "key-set",
             Self::Certificate => "certificate",
             Self::Crl => "crl",
+            Self::Ocsp => "ocsp",
             Self::SelfTest => "self-test",
             Self::WechatPayRequest => "wechat-pay-request",
             Self::WechatPayStart => "wechat-pay-start",
@@ -67,6 +70,7 @@ impl Purpose {
             | Self::CertificateRequest
             | Self::Certificate
             | Self::Crl
+            | Self::Ocsp
             | Self::SelfTest
             | Self::WechatPayRequest
             | Self::WechatPayStart
@@ -98,7 +102,7 @@ impl Purpose {
                 })
             }
             Self::ApprovalCms => message.first() == Some(&0x31),
-            Self::CertificateRequest | Self::Certificate | Self::Crl => {
+            Self::CertificateRequest | Self::Certificate | Self::Crl | Self::Ocsp => {
                 message.first() == Some(&0x30)
             }
             Self::SelfTest => message.starts_with(SELF_TEST_PREFIX),

@@ -287,6 +287,15 @@ impl Statement {
         self.kind
     }
 
+    /// The same facts, for another operator to approve.
+    #[must_use]
+    pub fn for_operator(&self, operator: OperatorId) -> Self {
+        Self {
+            operator,
+            ..self.clone()
+        }
+    }
+
     /// The account whose money or rights it is about.
     pub fn account(&self) -> &AccountId {
         &self.account

@@ -53,7 +53,7 @@ async fn list(
     output: &Output,
 ) -> Result<(), AdminError> {
     let now = Clock::system().now();
-    let store = Store::open(&config.database()).await?;
+    let store = Store::open(&config.database()?).await?;
     let account = account.as_ref();
     let found = store
         .read("list certificates", move |tx| {
@@ -112,7 +112,7 @@ async fn revoke(
     output: &Output,
 ) -> Result<(), AdminError> {
     let clock = Clock::system();
-    let store = Store::open(&config.database()).await?;
+    let store = Store::open(&config.database()?).await?;
     let trail = Trail::open(config, &clock)?;
     let serial = serial.to_ascii_lowercase().replace(':', "");
     let (wanted, now, record) = (serial.as_str(), clock.now(), &trail);
@@ -123,7 +123,8 @@ async fn revoke(
                     what: format!("certificate with serial number {wanted}"),
                 };
                 let known = certificates::find(tx, wanted).await?.ok_or_else(missing)?;
-                if !certificates::revoke(tx, wanted, reason.as_str(), now).await? {
+                if !certificates::revoke(tx, wanted, reason.as_str(), "administration", now).await?
+                {
                     return Err(AdminError::Exists {
                         what: format!("a revocation of certificate {wanted}"),
                     });

@@ -55,6 +55,13 @@ pub(super) struct Arguments {
     /// The worker executable. Default: `opcert-worker` beside this program.
     #[arg(long, value_name = "FILE")]
     worker: Option<PathBuf>,
+    /// The database: sqlite:PATH or postgres://USER@HOST/DATABASE, which must be there and empty.
+    /// Default: account.db in the state directory.
+    #[arg(long, value_name = "URL")]
+    database: Option<String>,
+    /// A file with the password for PostgreSQL, closed to everybody else.
+    #[arg(long, value_name = "FILE")]
+    database_password_file: Option<PathBuf>,
     /// The name of the issuing authority.
     #[arg(long, value_name = "NAME", default_value = "opcert issuing authority")]
     authority: Text,
@@ -195,12 +202,14 @@ async fn make(
     made.file(state.join("server-key.pem"), trial.key.as_bytes(), 0o600)?;
     made.file(state.join("ca.pem"), authority.to_pem()?.as_bytes(), 0o644)?;
 
-    // SQLite gives its other files the mode of this one.
-    made.file(database, b"", 0o600)?;
-    for suffix in ["-wal", "-shm"] {
-        made.files.push(state.join(format!("account.db{suffix}")));
+    if config.database.is_none() {
+        // SQLite gives its other files the mode of this one.
+        made.file(database, b"", 0o600)?;
+        for suffix in ["-wal", "-shm"] {
+            made.files.push(state.join(format!("account.db{suffix}")));
+        }
     }
-    let (store, _, _) = Store::migrate(&config.database()).await?;
+    let (store, _, _) = Store::migrate(&config.database()?).await?;
     let row = |key: Generated, certificate| ServiceKey {
         key: key.key,
         public_key: key.public_key,
@@ -266,12 +275,20 @@ fn config_text(arguments: &Arguments, state: &Path) -> String {
         Some(worker) => format!("worker = {}\n", path(worker)),
         None => String::new(),
     };
+    let mut database = String::new();
+    if let Some(url) = &arguments.database {
+        database.push_str(&format!("database = {}\n", quote(url)));
+    }
+    if let Some(file) = &arguments.database_password_file {
+        database.push_str(&format!("database-password-file = {}\n", path(file)));
+    }
     format!(
         "# The account service of opcert, made by `opcert-accountd init`.\n\
          state-directory = {state}\n\
          # How the service is known; it is in every challenge and certificate, so keep it.\n\
          origin = {origin}\n\
          listen = [{listen}]\n\
+         {database}\
          # The token with the keys of the authority and of challenges.\n\
          token = {token}\n\
          {worker}\

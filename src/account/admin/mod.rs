@@ -72,6 +72,12 @@ enum Command {
     /// Operators.
     #[command(subcommand)]
     Operator(accounts::OperatorCommand),
+    /// Business representatives.
+    #[command(subcommand)]
+    Representative(accounts::RepresentativeCommand),
+    /// How many must approve.
+    #[command(subcommand)]
+    ApprovalRule(accounts::ApprovalRuleCommand),
     /// Keys of the platform's backend.
     #[command(subcommand)]
     PlatformKey(accounts::PlatformKeyCommand),
@@ -94,6 +100,9 @@ pub enum AdminError {
     /// The configuration was refused.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The database has no address.
+    #[error(transparent)]
+    Database(#[from] config::DatabaseError),
     /// The service did not start or run.
     #[error(transparent)]
     Serve(#[from] ServeError),
@@ -159,7 +168,9 @@ impl AdminError {
     /// The exit code.
     fn exit(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Serve(ServeError::Tls(_) | ServeError::Webhook(_)) => EX_CONFIG,
+            Self::Config(_)
+            | Self::Database(_)
+            | Self::Serve(ServeError::Tls(_) | ServeError::Webhook(_)) => EX_CONFIG,
             Self::Serve(ServeError::Bind { .. }) => EX_UNAVAILABLE,
             Self::Serve(ServeError::Start(error)) => match error {
                 StartError::Store(StoreError::Schema { .. })
@@ -299,6 +310,12 @@ fn run(arguments: Arguments, output: &Output) -> Result<(), AdminError> {
             Command::Migrate => migrate(&config, output).await,
             Command::Account(command) => accounts::account(command, &config, output).await,
             Command::Operator(command) => accounts::operator(command, &config, output).await,
+            Command::Representative(command) => {
+                accounts::representative(command, &config, output).await
+            }
+            Command::ApprovalRule(command) => {
+                accounts::approval_rule(command, &config, output).await
+            }
             Command::PlatformKey(command) => accounts::platform_key(command, &config, output).await,
             Command::Certificate(command) => certificates::run(command, &config, output).await,
         }
@@ -332,7 +349,7 @@ fn show_config(
 }
 
 async fn migrate(config: &Config, output: &Output) -> Result<(), AdminError> {
-    let (store, before, after) = Store::migrate(&config.database()).await?;
+    let (store, before, after) = Store::migrate(&config.database()?).await?;
     store.close().await;
     let text = if before == after {
         format!("The database has schema version {after} already.")

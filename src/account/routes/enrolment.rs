@@ -1,17 +1,21 @@
 //! SMS codes and tickets.
 
+use crate::http::Peer;
 use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::operations::Jose;
+use super::people::ToApprove;
 use super::problem::Refused;
+use crate::account::enrolment::IssuedTicket;
 use crate::account::service::Service;
-use crate::account::store::codes::Binding;
-use crate::api::extract::Json;
+use crate::account::store::codes::CodeUse;
+use crate::api::extract::{Json, Path, Raw};
 use crate::api::problem::{Code, Problem, ProblemDocument};
-use crate::base::ids::{AccountId, ComputerId, OperatorId, RequestId};
+use crate::base::ids::{AccountId, ComputerId, OperationId, OperatorId, RequestId};
 use crate::base::secret::SecretText;
 use crate::statement::text::Text;
 
@@ -48,6 +52,9 @@ pub struct Computer {
     pub id: ComputerId,
     /// What the operator calls it; 1 to 120 characters that can be seen.
     pub name: String,
+    /// The serial number of the token that will hold the key; 1 to 120 characters.
+    #[serde(default)]
+    pub token_serial: Option<String>,
 }
 
 /// A code is on its way.
@@ -71,13 +78,14 @@ pub struct CodeAnswer {
     responses(
         (status = 202, body = CodeAnswer),
         (status = 401, description = "login-failed", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 429, description = "sms-too-soon", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 429, description = "sms-too-soon, login-throttled", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 503, description = "sms-unavailable, busy, audit-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub async fn send_code(
     State(service): State<Service>,
     Extension(request_id): Extension<RequestId>,
+    Extension(peer): Extension<Peer>,
     Json(body): Json<CodeRequest>,
 ) -> Result<(StatusCode, Json<CodeAnswer>), Refused> {
     let Purpose::Install = body.purpose;
@@ -86,15 +94,28 @@ pub async fn send_code(
         .name
         .parse()
         .map_err(|error| Problem::new(Code::Malformed, format!("computer.name {error}")))?;
-    let binding = Binding {
-        account: body.account,
-        operator: body.operator,
+    let token_serial = body
+        .computer
+        .token_serial
+        .map(|serial| serial.parse::<Text>())
+        .transpose()
+        .map_err(|error| Problem::new(Code::Malformed, format!("computer.token_serial {error}")))?;
+    let purpose = CodeUse::Install {
         computer: body.computer.id,
         computer_name: name.to_string(),
+        token_serial: token_serial.map(|serial| serial.to_string()),
     };
+    let source = super::people::source(&peer);
     let sent = service
         .codes()
-        .send(binding, body.password, &request_id)
+        .send(
+            &body.account,
+            &body.operator,
+            body.password,
+            purpose,
+            source,
+            &request_id,
+        )
         .await
         .map_err(Problem::from)?;
     let answer = CodeAnswer {
@@ -123,6 +144,18 @@ pub struct TicketAnswer {
     pub ticket: String,
     /// When it stops working, RFC 3339.
     pub expires_at: String,
+    /// Whether an administrator of the account has to approve the installation first.
+    pub held: bool,
+}
+
+impl From<IssuedTicket> for TicketAnswer {
+    fn from(issued: IssuedTicket) -> Self {
+        Self {
+            ticket: issued.ticket.expose().to_owned(),
+            expires_at: issued.expires_at.to_string(),
+            held: issued.held,
+        }
+    }
 }
 
 /// Exchanges a right code for an enrolment ticket.
@@ -147,9 +180,75 @@ pub async fn give_ticket(
         .ticket(&body.code_id, &body.code, &request_id)
         .await
         .map_err(Problem::from)?;
-    let answer = TicketAnswer {
-        ticket: issued.ticket.expose().to_owned(),
-        expires_at: issued.expires_at.to_string(),
-    };
-    Ok((StatusCode::CREATED, Json(answer)))
+    Ok((StatusCode::CREATED, Json(issued.into())))
+}
+
+/// A certificate to be renewed.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RenewalRequest {
+    /// Its serial number, hexadecimal.
+    pub certificate: String,
+}
+
+/// Asks for the renewal of a certificate in the last third of its validity. Whoever has its key
+/// proves that with the approval of the challenge; to anybody else the answer is of no use.
+#[utoipa::path(
+    post,
+    path = "/v1/enrolment/renewals",
+    tag = "enrolment",
+    request_body = RenewalRequest,
+    responses(
+        (status = 201, body = ToApprove),
+        (status = 404, description = "not-found", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, description = "renewal-too-early, operation-state", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "token-down, busy, audit-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+pub async fn begin_renewal(
+    State(service): State<Service>,
+    Extension(request_id): Extension<RequestId>,
+    Json(body): Json<RenewalRequest>,
+) -> Result<(StatusCode, Json<ToApprove>), Refused> {
+    let serial = body.certificate.to_ascii_lowercase();
+    let (operation, challenge) = service
+        .enrolment()
+        .begin_renewal(&serial, &request_id)
+        .await
+        .map_err(Problem::from)?;
+    Ok((
+        StatusCode::CREATED,
+        Json(ToApprove::new(&operation, challenge)),
+    ))
+}
+
+/// Takes the approval of a renewal and gives the ticket for the successor.
+#[utoipa::path(
+    post,
+    path = "/v1/enrolment/renewals/{id}/ticket",
+    tag = "enrolment",
+    params(("id" = OperationId, Path)),
+    request_body(content = String, description = "the approval, JWS compact", content_type = "application/jose"),
+    responses(
+        (status = 201, body = TicketAnswer),
+        (status = 404, description = "not-found", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, description = "operation-state, ticket-spent", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 422, description = "approval-invalid, challenge-expired, certificate-expired, certificate-revoked", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "token-down, busy, audit-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+pub async fn finish_renewal(
+    State(service): State<Service>,
+    Extension(request_id): Extension<RequestId>,
+    Path(id): Path<OperationId>,
+    body: Raw<Jose>,
+) -> Result<(StatusCode, Json<TicketAnswer>), Refused> {
+    let compact = std::str::from_utf8(&body.bytes)
+        .map_err(|_| Problem::new(Code::ApprovalInvalid, "the approval is not text"))?;
+    let issued = service
+        .enrolment()
+        .finish_renewal(&id, compact.trim_ascii_end(), &request_id)
+        .await
+        .map_err(Problem::from)?;
+    Ok((StatusCode::CREATED, Json(issued.into())))
 }

@@ -1,13 +1,15 @@
 //! Enrolment over Secure Transport (RFC 7030): the authority, attributes, enrolment with a ticket.
 //!
-//! Bodies are base64 in both directions, whatever `Content-Transfer-Encoding` says (RFC 8951).
-//! The ticket is the HTTP Basic password (any user name) or the Bearer token.
+//! Bodies are base64 in both directions, whatever `Content-Transfer-Encoding` says, and ours are one
+//! line (RFC 8951 section 3.2): some clients take no others.
+//! The ticket is the HTTP Basic password (any user name) or the Bearer token; for clients with
+//! little room its last part, behind the second dot, is enough.
 
 use axum::Extension;
 use axum::extract::{FromRequestParts, State};
-use axum::http::HeaderName;
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use const_oid::ObjectIdentifier;
 use const_oid::db::{rfc5912, rfc8410};
@@ -16,6 +18,7 @@ use der::asn1::{Any, SetOfVec};
 use x509_cert::attr::Attribute;
 
 use super::problem::Refused;
+use crate::account::enrolment::EnrolmentError;
 use crate::account::service::Service;
 use crate::api::extract::{MediaType, Raw};
 use crate::api::problem::{Code, Problem, ProblemDocument};
@@ -23,6 +26,7 @@ use crate::base::cms::certs_only;
 use crate::base::encoding::{base64, from_base64};
 use crate::base::ids::RequestId;
 use crate::base::secret::SecretText;
+use crate::http::Peer;
 
 /// What is asked of a client without credentials (RFC 7030 section 3.2.3).
 const SCHEMES: &str = "Basic realm=\"opcert enrolment\", charset=\"UTF-8\", Bearer";
@@ -45,14 +49,17 @@ impl<S: Sync> FromRequestParts<S> for TicketCredential {
     type Rejection = Refused;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refused> {
-        parts
-            .headers
-            .get(AUTHORIZATION)
-            .and_then(|value| value.to_str().ok())
-            .and_then(ticket)
+        ticket_in(&parts.headers)
             .map(Self)
             .ok_or_else(|| Refused::unauthenticated(SCHEMES, "an enrolment ticket must be sent"))
     }
+}
+
+fn ticket_in(headers: &HeaderMap) -> Option<SecretText> {
+    headers
+        .get(AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(ticket)
 }
 
 fn ticket(authorization: &str) -> Option<SecretText> {
@@ -96,7 +103,7 @@ pub async fn csrattrs() -> Result<Response, Refused> {
         (CONTENT_TYPE, "application/csrattrs"),
         (TRANSFER_ENCODING, "base64"),
     ];
-    Ok((headers, wrapped(&der)).into_response())
+    Ok((headers, base64(&der)).into_response())
 }
 
 /// Issues a certificate for the key of the request. Its names come from the ticket.
@@ -108,6 +115,7 @@ pub async fn csrattrs() -> Result<Response, Refused> {
     request_body(content = String, description = "PKCS#10, base64", content_type = "application/pkcs10"),
     responses(
         (status = 200, description = "the certificate, certs-only, base64", body = String, content_type = "application/pkcs7-mime"),
+        (status = 202, description = "an administrator has to approve first; ask again after `retry-after`", body = String, content_type = "text/plain"),
         (status = 401, description = "unauthenticated", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 409, description = "ticket-spent, quota-computers, quota-certificates", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 415, description = "unsupported-media-type", body = ProblemDocument, content_type = "application/problem+json"),
@@ -121,14 +129,77 @@ pub async fn simpleenroll(
     TicketCredential(ticket): TicketCredential,
     body: Raw<Pkcs10>,
 ) -> Result<Response, Refused> {
-    let csr = from_base64(&body.bytes)
-        .ok_or_else(|| Problem::new(Code::CsrInvalid, "the body is not base64"))?;
-    let certificate = service
-        .enrolment()
-        .enrol(&ticket, &csr, &request_id)
-        .await
-        .map_err(Problem::from)?;
-    pkcs7(certificate)
+    answer(
+        service
+            .enrolment()
+            .enrol(&ticket, &csr(&body)?, &request_id)
+            .await,
+    )
+}
+
+/// Issues the successor of a certificate: for a ticket that an approved renewal won, or for the
+/// TLS client certificate that is to be renewed.
+#[utoipa::path(
+    post,
+    path = "/.well-known/est/simplereenroll",
+    tag = "est",
+    security(("ticket-as-password" = []), ("ticket" = []), ("client-certificate" = [])),
+    request_body(content = String, description = "PKCS#10, base64", content_type = "application/pkcs10"),
+    responses(
+        (status = 200, description = "the certificate, certs-only, base64", body = String, content_type = "application/pkcs7-mime"),
+        (status = 401, description = "unauthenticated", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 404, description = "not-found", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, description = "ticket-spent, renewal-too-early, operation-state", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 415, description = "unsupported-media-type", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 422, description = "ticket-invalid, csr-invalid", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "token-down, busy, audit-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+pub async fn simplereenroll(
+    State(service): State<Service>,
+    Extension(request_id): Extension<RequestId>,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+    body: Raw<Pkcs10>,
+) -> Result<Response, Refused> {
+    let csr = csr(&body)?;
+    let enrolment = service.enrolment();
+    if let Some(ticket) = ticket_in(&headers) {
+        return answer(enrolment.enrol(&ticket, &csr, &request_id).await);
+    }
+    let Peer::Tls {
+        certificate: Some(certificate),
+        ..
+    } = peer
+    else {
+        return Err(Refused::unauthenticated(
+            SCHEMES,
+            "a ticket or the certificate to be renewed must be presented",
+        ));
+    };
+    answer(enrolment.reenrol(&certificate.der, &csr, &request_id).await)
+}
+
+fn csr(body: &Raw<Pkcs10>) -> Result<Vec<u8>, Problem> {
+    from_base64(&body.bytes).ok_or_else(|| Problem::new(Code::CsrInvalid, "the body is not base64"))
+}
+
+/// The certificate; or 202 where a person has to agree first and the client is to ask again
+/// (RFC 7030 section 4.2.3).
+fn answer(result: Result<Vec<u8>, EnrolmentError>) -> Result<Response, Refused> {
+    match result {
+        Ok(certificate) => pkcs7(certificate),
+        Err(EnrolmentError::Held) => {
+            let headers = [
+                (RETRY_AFTER, "60"),
+                (CONTENT_TYPE, "text/plain; charset=utf-8"),
+            ];
+            let text = "The installation waits for an administrator of the account. Ask again later \
+                        with the same ticket and request.\n";
+            Ok((StatusCode::ACCEPTED, headers, text).into_response())
+        }
+        Err(error) => Err(Problem::from(error).into()),
+    }
 }
 
 fn pkcs7(certificate: Vec<u8>) -> Result<Response, Refused> {
@@ -143,21 +214,7 @@ fn pkcs7(certificate: Vec<u8>) -> Result<Response, Refused> {
         ),
         (TRANSFER_ENCODING, "base64"),
     ];
-    Ok((headers, wrapped(&message)).into_response())
-}
-
-/// Base64 in lines of 76 characters, which every decoder takes.
-fn wrapped(bytes: &[u8]) -> String {
-    let text = base64(bytes);
-    let mut lines = String::with_capacity(text.len() + text.len() / 76 + 1);
-    for (index, character) in text.chars().enumerate() {
-        if index > 0 && index % 76 == 0 {
-            lines.push('\n');
-        }
-        lines.push(character);
-    }
-    lines.push('\n');
-    lines
+    Ok((headers, base64(&message)).into_response())
 }
 
 /// `CsrAttrs`: signature algorithms as OIDs, key types as attributes with their curves.
@@ -197,13 +254,5 @@ mod tests {
         for bad in ["", "Basic", "Basic !", "Basic eA==", "Digest x", "Bearer "] {
             assert_eq!(found(bad), None, "{bad}");
         }
-    }
-
-    #[test]
-    fn lines_have_76_characters() {
-        let text = wrapped(&[0; 100]);
-        assert!(text.ends_with('\n'));
-        assert!(text.lines().all(|line| line.len() <= 76));
-        assert_eq!(from_base64(text.as_bytes()).unwrap(), [0; 100]);
     }
 }

@@ -4,8 +4,9 @@
 //! | --- | --- | --- |
 //! | `/v1/enrolment/…` | an operator's courier | SMS code, ticket |
 //! | `/.well-known/est/…` | an EST client with a ticket (RFC 7030) | authority, certificate |
+//! | `/v1/sessions`, `/v1/session`, `/v1/certificates…`, `/v1/computers…`, `/v1/installations…`, `/v1/notices…`, `/v1/events`, `/v1/break-glass` | people, by cookie | their account |
 //! | `/v1/operations…` | the platform, with its key; an approval vouches for itself | operations |
-//! | `/.well-known/jwks.json`, `/pki/issuing.crl` | anybody | keys, revocation list |
+//! | `/.well-known/jwks.json`, `/pki/issuing.crl`, `/ocsp` | anybody | keys, revocation |
 //! | `/v1/openapi.json`, `/healthz` | anybody | this interface, health |
 //!
 //! Handlers parse and answer; what is decided is decided in the modules beside this one. Every
@@ -14,12 +15,13 @@
 pub mod enrolment;
 pub mod est;
 pub mod operations;
+pub mod people;
 pub mod problem;
 pub mod published;
 
 use axum::Router;
 use utoipa::OpenApi;
-use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -70,20 +72,47 @@ fn routes() -> OpenApiRouter<Service> {
     let components = document.components.get_or_insert_default();
     components.add_security_scheme("platform-key", bearer.clone());
     components.add_security_scheme("ticket", bearer);
+    let cookie = ApiKey::Cookie(ApiKeyValue::new(super::sessions::COOKIE));
+    components.add_security_scheme("session", SecurityScheme::ApiKey(cookie));
+    components.add_security_scheme(
+        "client-certificate",
+        SecurityScheme::MutualTls {
+            description: Some("the operating certificate to be renewed".into()),
+            deprecated: None,
+            extensions: None,
+        },
+    );
     components.add_security_scheme("ticket-as-password", basic);
     OpenApiRouter::with_openapi(document)
         .routes(routes!(enrolment::send_code))
         .routes(routes!(enrolment::give_ticket))
         .routes(routes!(est::cacerts))
         .routes(routes!(est::csrattrs))
+        .routes(routes!(enrolment::begin_renewal))
+        .routes(routes!(enrolment::finish_renewal))
         .routes(routes!(est::simpleenroll))
-        .routes(routes!(operations::create))
+        .routes(routes!(est::simplereenroll))
+        .routes(routes!(people::log_in))
+        .routes(routes!(people::session, people::log_out))
+        .routes(routes!(people::certificates))
+        .routes(routes!(people::delete_certificate))
+        .routes(routes!(people::computers))
+        .routes(routes!(people::delete_own_on))
+        .routes(routes!(people::break_glass))
+        .routes(routes!(people::installations))
+        .routes(routes!(people::release_installation))
+        .routes(routes!(people::notices))
+        .routes(routes!(people::read_notice))
+        .routes(routes!(people::events))
+        .routes(routes!(operations::create, operations::list))
         .routes(routes!(operations::read))
         .routes(routes!(operations::challenge))
         .routes(routes!(operations::approve))
         .routes(routes!(operations::cancel))
         .routes(routes!(published::jwks))
         .routes(routes!(published::crl))
+        .routes(routes!(published::ocsp))
+        .routes(routes!(published::ocsp_get))
         .routes(routes!(published::health))
 }
 
@@ -103,6 +132,8 @@ mod tests {
             "/.well-known/est/cacerts",
             "/.well-known/est/csrattrs",
             "/.well-known/est/simpleenroll",
+            "/v1/sessions",
+            "/v1/certificates",
             "/v1/operations",
             "/v1/operations/{id}",
             "/v1/operations/{id}/challenges",

@@ -12,12 +12,17 @@ use utoipa::ToSchema;
 use super::problem::Refused;
 use crate::account::operations::{Idempotency, NewOperation};
 use crate::account::service::Service;
-use crate::account::store::operations::{Approval, Challenge, Operation, State as OperationState};
+use crate::account::store::accounts::PlatformProof;
+use crate::account::store::operations::{
+    Approval, Challenge, Creator, Operation, Search, State as OperationState,
+};
 use crate::account::store::{StoreError, accounts};
 use crate::api::extract::{Json, MediaType, Path, Raw};
 use crate::api::problem::{Code, Problem, ProblemDocument};
 use crate::base::encoding::{hex, sha256};
 use crate::base::ids::{AccountId, OperationId, OperatorId, RequestId};
+use crate::base::x509::Certificate;
+use crate::http::Peer;
 use crate::statement::{Facts, Origin};
 
 const SCHEME: &str = "Bearer realm=\"opcert platform\"";
@@ -35,39 +40,107 @@ impl MediaType for Jose {
     const NAME: &'static str = "application/jose";
 }
 
-/// The platform, known by its key.
+/// What a platform key may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Scope {
+    /// Create, challenge and cancel operations.
+    #[value(name = "operations:write")]
+    OperationsWrite,
+    /// Read and list operations.
+    #[value(name = "operations:read")]
+    OperationsRead,
+    /// See, make and end webhook subscriptions, and replay deliveries.
+    #[value(name = "webhooks")]
+    Webhooks,
+}
+
+impl Scope {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::OperationsWrite, Self::OperationsRead, Self::Webhooks];
+
+    /// The stable name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::OperationsWrite => "operations:write",
+            Self::OperationsRead => "operations:read",
+            Self::Webhooks => "webhooks",
+        }
+    }
+}
+
+/// The platform, known by its key or its TLS client certificate.
 #[derive(Debug)]
 pub struct Platform {
     /// The name of the key.
     pub key: String,
+    scopes: String,
+}
+
+impl Platform {
+    /// Refuses what the key may not do.
+    pub fn may(&self, scope: Scope) -> Result<(), Problem> {
+        if self.scopes.split(' ').any(|held| held == scope.as_str()) {
+            return Ok(());
+        }
+        Err(Problem::new(
+            Code::Forbidden,
+            format!("platform key {} has no scope {}", self.key, scope.as_str()),
+        ))
+    }
 }
 
 impl FromRequestParts<Service> for Platform {
     type Rejection = Refused;
 
     async fn from_request_parts(parts: &mut Parts, service: &Service) -> Result<Self, Refused> {
-        let missing = || Refused::unauthenticated(SCHEME, "a platform key must be sent");
         let presented = parts
             .headers
             .get(AUTHORIZATION)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.split_once(' '))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map(|(_, key)| key.trim())
-            .ok_or_else(missing)?;
-        // The key is looked up by its hash, so the time this takes tells nothing about other keys.
-        let hash = hex(&sha256(presented.as_bytes()));
-        let hash = hash.as_str();
-        let name = service
+            .map(|(_, key)| hex(&sha256(key.trim().as_bytes())));
+        let certificate = match parts.extensions.get::<Peer>() {
+            Some(Peer::Tls {
+                certificate: Some(certificate),
+                ..
+            }) if in_time(&certificate.der, service.clock().now()) => {
+                Some(hex(&certificate.sha256))
+            }
+            _ => None,
+        };
+        // Keys are looked up by their hash, so the time this takes tells nothing about other keys.
+        let proof = match (&presented, &certificate) {
+            (Some(hash), _) => PlatformProof::Key(hash),
+            (None, Some(hash)) => PlatformProof::Certificate(hash),
+            (None, None) => {
+                return Err(Refused::unauthenticated(
+                    SCHEME,
+                    "a platform key must be sent",
+                ));
+            }
+        };
+        let found = service
             .store()
             .read("find platform key", move |tx| {
-                Box::pin(accounts::platform_key(tx, hash))
+                Box::pin(accounts::platform_key(tx, proof))
             })
             .await
             .map_err(|error: StoreError| error)?;
-        name.map(|key| Self { key })
+        found
+            .map(|key| Self {
+                key: key.name,
+                scopes: key.scopes,
+            })
             .ok_or_else(|| Refused::unauthenticated(SCHEME, "the platform key is not known"))
     }
+}
+
+/// Whether a certificate says that it is valid at `now`.
+fn in_time(der: &[u8], now: jiff::Timestamp) -> bool {
+    Certificate::from_der(der).is_ok_and(|certificate| {
+        (certificate.not_before()..=certificate.not_after()).contains(&now)
+    })
 }
 
 /// A new operation. Which facts it has depends on its kind.
@@ -101,10 +174,13 @@ pub struct OperationRequest {
     /// The page that may relay the challenge; none when absent.
     #[serde(default)]
     pub origin: Option<String>,
+    /// Who entered the operation; never one of those who approve it.
+    #[serde(default)]
+    pub maker: Option<OperatorId>,
 }
 
 impl OperationRequest {
-    fn parse(self) -> Result<NewOperation, Problem> {
+    fn parse(self, platform_key: String) -> Result<NewOperation, Problem> {
         let invalid = |field: &str, problem: &dyn std::fmt::Display| {
             Problem::new(Code::StatementInvalid, format!("{field}: {problem}"))
                 .with_action("Correct the field that is named and create the operation again.")
@@ -132,6 +208,8 @@ impl OperationRequest {
                 memo: self.memo,
             },
             origin,
+            maker: self.maker,
+            creator: Creator::Platform(platform_key),
         })
     }
 }
@@ -149,6 +227,11 @@ pub struct OperationView {
     /// The page that may relay the challenge.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
+    /// Distinct operators that must approve.
+    pub approvals_needed: i64,
+    /// Who entered it; never one of those who approve.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub maker: Option<OperatorId>,
     /// When it was created, RFC 3339.
     pub created_at: String,
     /// When it can no longer be approved, RFC 3339.
@@ -162,12 +245,14 @@ pub struct OperationView {
 }
 
 impl OperationView {
-    fn new(operation: &Operation) -> Self {
+    pub(super) fn new(operation: &Operation) -> Self {
         Self {
             id: operation.id.clone(),
             state: operation.state,
             statement: operation.statement.to_json(),
             origin: operation.origin.clone(),
+            approvals_needed: operation.needed,
+            maker: operation.maker.clone(),
             created_at: operation.created_at.to_string(),
             expires_at: operation.expires_at.to_string(),
             closed_at: operation.closed_at.map(|at| at.to_string()),
@@ -241,12 +326,12 @@ pub async fn create(
     headers: HeaderMap,
     Json(body): Json<OperationRequest>,
 ) -> Result<Response, Refused> {
-    let idempotency = idempotency(&headers, &body)?;
+    platform.may(Scope::OperationsWrite)?;
+    let idempotency = idempotency(&platform.key, &headers, "POST /v1/operations", &body)?;
     let answer = service
         .operations()
         .create(
-            body.parse()?,
-            &platform.key,
+            body.parse(platform.key)?,
             idempotency,
             &request_id,
             |operation, challenge| {
@@ -265,9 +350,11 @@ pub async fn create(
 
 /// The key and what it stands for: the request as it was understood, so that a repetition may
 /// order and space its fields in another way.
-fn idempotency(
+pub(super) fn idempotency(
+    principal: &str,
     headers: &HeaderMap,
-    body: &OperationRequest,
+    line: &str,
+    body: &impl Serialize,
 ) -> Result<Option<Idempotency>, Problem> {
     let Some(value) = headers.get(IDEMPOTENCY_KEY) else {
         return Ok(None);
@@ -285,12 +372,13 @@ fn idempotency(
                 "the idempotency-key header must be 1 to 128 visible ASCII characters",
             )
         })?;
-    let mut request = b"POST /v1/operations\n".to_vec();
+    let mut request = format!("{line}\n").into_bytes();
     serde_json::to_writer(&mut request, body).map_err(|error| {
         tracing::error!(%error, "cannot encode a request");
         Problem::new(Code::Internal, "the request could not be encoded")
     })?;
     Ok(Some(Idempotency {
+        principal: principal.to_owned(),
         key: key.to_owned(),
         request_hash: hex(&sha256(&request)),
     }))
@@ -311,9 +399,10 @@ fn idempotency(
 )]
 pub async fn read(
     State(service): State<Service>,
-    _: Platform,
+    platform: Platform,
     Path(id): Path<OperationId>,
 ) -> Result<Json<OperationAnswer>, Refused> {
+    platform.may(Scope::OperationsRead)?;
     let (operation, approvals) = service
         .operations()
         .find(&id)
@@ -322,6 +411,80 @@ pub async fn read(
     let mut view = OperationView::new(&operation);
     view.approvals = approvals.into_iter().map(ApprovalView::from).collect();
     Ok(Json(OperationAnswer { operation: view }))
+}
+
+/// Which operations a list shows.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct OperationQuery {
+    /// Of this account only.
+    #[serde(default)]
+    pub account: Option<AccountId>,
+    /// In this state only.
+    #[serde(default)]
+    pub state: Option<OperationState>,
+    /// `next` of the page before.
+    #[serde(default)]
+    pub after: Option<OperationId>,
+    /// How many at most, 1 to 200. Default: 50.
+    #[serde(default)]
+    pub limit: Option<i64>,
+}
+
+/// A page of operations.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct OperationsAnswer {
+    /// Newest first.
+    pub operations: Vec<OperationView>,
+    /// For `after`, where there may be more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<OperationId>,
+}
+
+/// Operations, newest first.
+#[utoipa::path(
+    get,
+    path = "/v1/operations",
+    tag = "operations",
+    security(("platform-key" = [])),
+    params(OperationQuery),
+    responses(
+        (status = 200, body = OperationsAnswer),
+        (status = 401, description = "unauthenticated", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 403, description = "forbidden", body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+pub async fn list(
+    State(service): State<Service>,
+    platform: Platform,
+    query: Result<axum::extract::Query<OperationQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<OperationsAnswer>, Refused> {
+    platform.may(Scope::OperationsRead)?;
+    let axum::extract::Query(query) = query.map_err(super::people::malformed_query)?;
+    let limit = query.limit.unwrap_or(50).clamp(1, 200);
+    let search = Search {
+        account: query.account,
+        state: query.state,
+        after: query.after,
+        ..Search::default()
+    };
+    let mut found = service
+        .operations()
+        .list(&search, limit + 1)
+        .await
+        .map_err(Problem::from)?;
+    let page = usize::try_from(limit).unwrap_or(usize::MAX);
+    let more = found.len() > page;
+    found.truncate(page);
+    let next = found
+        .last()
+        .filter(|_| more)
+        .map(|operation| operation.id.clone());
+    Ok(Json(OperationsAnswer {
+        operations: found.iter().map(OperationView::new).collect(),
+        next,
+    }))
 }
 
 /// A request for a further challenge.
@@ -369,10 +532,11 @@ impl From<Challenge> for ChallengeAnswer {
 pub async fn challenge(
     State(service): State<Service>,
     Extension(request_id): Extension<RequestId>,
-    _: Platform,
+    platform: Platform,
     Path(id): Path<OperationId>,
     Json(body): Json<ChallengeRequest>,
 ) -> Result<(StatusCode, Json<ChallengeAnswer>), Refused> {
+    platform.may(Scope::OperationsWrite)?;
     let challenge = service
         .operations()
         .challenge(&id, &body.operator, &request_id)
@@ -433,9 +597,10 @@ pub async fn approve(
 pub async fn cancel(
     State(service): State<Service>,
     Extension(request_id): Extension<RequestId>,
-    _: Platform,
+    platform: Platform,
     Path(id): Path<OperationId>,
 ) -> Result<Json<OperationAnswer>, Refused> {
+    platform.may(Scope::OperationsWrite)?;
     let operation = service
         .operations()
         .cancel(&id, &request_id)

@@ -10,8 +10,11 @@ use axum::response::{IntoResponse, Response};
 use crate::account::codes::CodeError;
 use crate::account::enrolment::EnrolmentError;
 use crate::account::issuing::IssuingError;
+use crate::account::logins::LoginError;
+use crate::account::manage::ManageError;
 use crate::account::operations::OperationError;
 use crate::account::passwords::PasswordError;
+use crate::account::sessions::SessionError;
 use crate::account::signer::SignError;
 use crate::account::store::StoreError;
 use crate::account::store::certificates::Certificate;
@@ -129,18 +132,66 @@ fn audit(error: &AuditError) -> Problem {
     .with_action("Try again later; the operator of the service finds the cause in its log.")
 }
 
+impl From<LoginError> for Problem {
+    fn from(error: LoginError) -> Self {
+        let text = error.to_string();
+        match error {
+            LoginError::Wrong => Self::new(Code::LoginFailed, text),
+            LoginError::Throttled { retry_after } => {
+                Self::new(Code::LoginThrottled, text).with_retry_after(whole_seconds(retry_after))
+            }
+            LoginError::Password(error) => error.into(),
+            LoginError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<SessionError> for Problem {
+    fn from(error: SessionError) -> Self {
+        let text = error.to_string();
+        match error {
+            SessionError::Login(error) => error.into(),
+            SessionError::Ended => Self::new(Code::SessionEnded, text),
+            SessionError::Csrf => Self::new(Code::CsrfRefused, text),
+            SessionError::Audit(error) => audit(&error),
+            SessionError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<ManageError> for Problem {
+    fn from(error: ManageError) -> Self {
+        let text = error.to_string();
+        match error {
+            ManageError::CertificateUnknown { .. }
+            | ManageError::NothingOnComputer { .. }
+            | ManageError::NoticeUnknown
+            | ManageError::InstallationUnknown => Self::new(Code::NotFound, text)
+                .with_action("See what there is in the list of the account."),
+            ManageError::RevokedAlready { .. } => {
+                Self::new(Code::CertificateRevoked, text).with_action("Nothing is left to do.")
+            }
+            ManageError::NotYours { .. } | ManageError::NotAdministrator => {
+                Self::new(Code::Forbidden, text).with_action("Ask an administrator of the account.")
+            }
+            ManageError::Operation(error) => error.into(),
+            ManageError::Audit(error) => audit(&error),
+            ManageError::Store(error) => error.into(),
+        }
+    }
+}
+
 impl From<CodeError> for Problem {
     fn from(error: CodeError) -> Self {
         let text = error.to_string();
         match error {
-            CodeError::Login => Self::new(Code::LoginFailed, text),
+            CodeError::Login(error) => error.into(),
             CodeError::TooSoon { retry_after } => {
                 Self::new(Code::SmsTooSoon, text).with_retry_after(whole_seconds(retry_after))
             }
             CodeError::Wrong { .. } => Self::new(Code::SmsCodeWrong, text),
             CodeError::Expired { .. } => Self::new(Code::SmsCodeExpired, text),
             CodeError::Spent => Self::new(Code::SmsCodeSpent, text),
-            CodeError::Password(error) => error.into(),
             CodeError::Sms(error) => fault(Code::SmsUnavailable, "the SMS cannot be sent", &error),
             CodeError::Audit(error) => audit(&error),
             CodeError::Store(error) => error.into(),
@@ -163,6 +214,15 @@ impl From<EnrolmentError> for Problem {
                 Self::new(Code::TicketInvalid, text)
             }
             EnrolmentError::TicketSpent => Self::new(Code::TicketSpent, text),
+            EnrolmentError::Held => Self::new(Code::InstallationHeld, text).with_retry_after(60),
+            EnrolmentError::CodePurpose => Self::new(Code::SmsCodeWrong, text)
+                .with_action("Ask for a code for an installation."),
+            EnrolmentError::NotInForce { .. } => Self::new(Code::NotFound, text)
+                .with_action("Install a new certificate with `opcert install`."),
+            EnrolmentError::TooEarly { .. } => Self::new(Code::RenewalTooEarly, text),
+            EnrolmentError::Renewed => Self::new(Code::OperationState, text)
+                .with_action("Use the successor; `opcert list` shows it."),
+            EnrolmentError::Operation(error) => (*error).into(),
             EnrolmentError::Request(_) | EnrolmentError::RequestKey => {
                 Self::new(Code::CsrInvalid, text)
             }
@@ -221,6 +281,13 @@ impl From<OperationError> for Problem {
             }
             OperationError::OtherOperator => Self::new(Code::Forbidden, text)
                 .with_action("Ask the operator whom the operation names."),
+            OperationError::Maker { .. }
+            | OperationError::NotAdministrator { .. }
+            | OperationError::ApprovedAlready { .. } => {
+                Self::new(Code::Forbidden, text).with_action("Ask another operator of the account.")
+            }
+            OperationError::Effect { .. } => Self::new(Code::OperationState, text)
+                .with_action("Begin again with what you wanted to do."),
             OperationError::Approval(_)
             | OperationError::Mismatch { .. }
             | OperationError::ChallengeUnknown

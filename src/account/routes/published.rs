@@ -7,9 +7,11 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::problem::Refused;
+use crate::account::ocsp::QUESTION_MAX;
 use crate::account::service::Service;
-use crate::api::extract::Json;
+use crate::api::extract::{Json, MediaType, Path, Raw};
 use crate::api::problem::{Code, Problem, ProblemDocument};
+use crate::base::encoding::from_base64;
 use crate::base::jose::JwkSet;
 
 /// The key set that challenges and tickets are signed with.
@@ -51,6 +53,65 @@ pub async fn crl(State(service): State<Service>) -> Result<Response, Refused> {
         (CACHE_CONTROL, "no-cache"),
     ];
     Ok((headers, der).into_response())
+}
+
+/// `application/ocsp-request` (RFC 6960 appendix C.1).
+#[derive(Debug)]
+pub struct OcspRequest;
+
+impl MediaType for OcspRequest {
+    const NAME: &'static str = "application/ocsp-request";
+}
+
+/// Whether certificates are good: OCSP by POST (RFC 6960 appendix A.1).
+#[utoipa::path(
+    post,
+    path = "/ocsp",
+    tag = "published",
+    request_body(content = Vec<u8>, content_type = "application/ocsp-request"),
+    responses(
+        (status = 200, body = Vec<u8>, content_type = "application/ocsp-response"),
+        (status = 415, description = "unsupported-media-type", body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+pub async fn ocsp(
+    State(service): State<Service>,
+    body: Raw<OcspRequest>,
+) -> Result<Response, Refused> {
+    Ok(ocsp_response(&service, &body.bytes).await)
+}
+
+/// Whether certificates are good: OCSP by GET, the question in base64 as the last part of the path
+/// (RFC 6960 appendix A.1, RFC 5019 section 5).
+#[utoipa::path(
+    get,
+    path = "/ocsp/{question}",
+    tag = "published",
+    params(("question" = String, Path, description = "base64, percent-encoded")),
+    responses((status = 200, body = Vec<u8>, content_type = "application/ocsp-response"))
+)]
+pub async fn ocsp_get(
+    State(service): State<Service>,
+    Path(question): Path<String>,
+) -> Result<Response, Refused> {
+    // What is no base64 is no question either, and is answered as such.
+    let question = from_base64(question.as_bytes()).unwrap_or_default();
+    Ok(ocsp_response(&service, &question).await)
+}
+
+async fn ocsp_response(service: &Service, question: &[u8]) -> Response {
+    let question = if question.len() > QUESTION_MAX {
+        &[]
+    } else {
+        question
+    };
+    let answer = service.responder().answer(question).await;
+    let headers = [
+        (CONTENT_TYPE, "application/ocsp-response"),
+        // A revocation must be seen at once, so nobody keeps an answer without asking.
+        (CACHE_CONTROL, "no-cache"),
+    ];
+    (headers, answer.der.to_vec()).into_response()
 }
 
 /// Whether the service can do its work.

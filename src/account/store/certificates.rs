@@ -16,6 +16,10 @@ pub struct Certificate {
     pub operator: OperatorId,
     /// Where its key lives.
     pub computer: ComputerId,
+    /// The serial number of the token that holds the key, where its daemon told it.
+    pub token_serial: Option<String>,
+    /// The certificate it takes the place of.
+    pub replaces: Option<String>,
     /// SHA-256 of the SubjectPublicKeyInfo, hexadecimal.
     pub key_fingerprint: String,
     /// The certificate.
@@ -30,6 +34,17 @@ pub struct Certificate {
     pub last_used_at: Option<Timestamp>,
     /// When and why it was revoked.
     pub revoked: Option<(Timestamp, String)>,
+    /// Who revoked it.
+    pub revoked_by: Option<String>,
+}
+
+/// What a certificate is issued for.
+#[derive(Debug, Clone, Copy)]
+pub enum Ground<'a> {
+    /// A ticket.
+    Ticket(&'a Jti),
+    /// The certificate it replaces and the SHA-256 of the request, hexadecimal.
+    Predecessor(&'a str),
 }
 
 impl Certificate {
@@ -50,7 +65,8 @@ macro_rules! select {
     ($rest:literal) => {
         concat!(
             "SELECT serial, account, operator, computer, key_fingerprint, der, not_before,
-                    not_after, issued_at, last_used_at, revoked_at, revocation_reason
+                    not_after, issued_at, last_used_at, revoked_at, revocation_reason,
+                    token_serial, replaces, revoked_by
              FROM certificates ",
             $rest
         )
@@ -66,7 +82,7 @@ pub async fn take_turn(tx: &mut Tx<'_>, account: &AccountId) -> Result<(), Store
     Ok(())
 }
 
-/// Certificates in force in this account, and computers other than `computer` that hold one.
+/// Certificates in force in this account, those with a successor left out, and computers other than `computer` that hold one.
 pub async fn active(
     tx: &mut Tx<'_>,
     account: &AccountId,
@@ -77,11 +93,36 @@ pub async fn active(
         .one(
             sqlx::query(
                 "SELECT COUNT(*), COUNT(DISTINCT CASE WHEN computer <> $2 THEN computer END)
-                 FROM certificates
-                 WHERE account = $1 AND revoked_at IS NULL AND not_after >= $3",
+                 FROM certificates c
+                 WHERE account = $1 AND revoked_at IS NULL AND not_after >= $3
+                   AND NOT EXISTS (SELECT 1 FROM certificates s
+                                   WHERE s.replaces = c.serial AND s.revoked_at IS NULL)",
             )
             .bind(account.as_str())
             .bind(computer.as_str())
+            .bind(millis(now)),
+        )
+        .await?;
+    Ok((row.get(0)?, row.get(1)?))
+}
+
+/// Certificates in force in this account, those with a successor left out, and computers that hold
+/// one.
+pub async fn counts(
+    tx: &mut Tx<'_>,
+    account: &AccountId,
+    now: Timestamp,
+) -> Result<(i64, i64), StoreError> {
+    let row = tx
+        .one(
+            sqlx::query(
+                "SELECT COUNT(*), COUNT(DISTINCT computer)
+                 FROM certificates c
+                 WHERE account = $1 AND revoked_at IS NULL AND not_after >= $2
+                   AND NOT EXISTS (SELECT 1 FROM certificates s
+                                   WHERE s.replaces = c.serial AND s.revoked_at IS NULL)",
+            )
+            .bind(account.as_str())
             .bind(millis(now)),
         )
         .await?;
@@ -121,28 +162,36 @@ pub async fn key_known(tx: &mut Tx<'_>, key_fingerprint: &str) -> Result<bool, S
         .is_some())
 }
 
-/// Adds a certificate issued for a ticket.
+/// Adds a certificate.
 pub async fn insert(
     tx: &mut Tx<'_>,
     certificate: &Certificate,
-    ticket: &Jti,
+    ground: Ground<'_>,
 ) -> Result<(), StoreError> {
+    let (ticket, request_hash) = match ground {
+        Ground::Ticket(jti) => (Some(jti.to_string()), None),
+        Ground::Predecessor(request_hash) => (None, Some(request_hash.to_owned())),
+    };
     tx.execute(
         sqlx::query(
             "INSERT INTO certificates (serial, account, operator, computer, ticket,
-                                       key_fingerprint, der, not_before, not_after, issued_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                                       key_fingerprint, der, not_before, not_after, issued_at,
+                                       token_serial, replaces, request_hash)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
         )
         .bind(certificate.serial.as_str())
         .bind(certificate.account.as_str())
         .bind(certificate.operator.as_str())
         .bind(certificate.computer.as_str())
-        .bind(ticket.as_str())
+        .bind(ticket)
         .bind(certificate.key_fingerprint.as_str())
         .bind(certificate.der.clone())
         .bind(millis(certificate.not_before))
         .bind(millis(certificate.not_after))
-        .bind(millis(certificate.issued_at)),
+        .bind(millis(certificate.issued_at))
+        .bind(certificate.token_serial.clone())
+        .bind(certificate.replaces.clone())
+        .bind(request_hash),
     )
     .await?;
     Ok(())
@@ -162,6 +211,228 @@ pub async fn find(tx: &mut Tx<'_>, serial: &str) -> Result<Option<Certificate>, 
         .await?
         .map(|row| certificate(&row))
         .transpose()
+}
+
+/// The successor of a certificate, with the SHA-256 of the request it was issued for where it was
+/// issued without a ticket.
+pub async fn successor(
+    tx: &mut Tx<'_>,
+    serial: &str,
+) -> Result<Option<(Certificate, Option<String>)>, StoreError> {
+    let Some(certificate) = tx
+        .optional(sqlx::query(select!("WHERE replaces = $1")).bind(serial))
+        .await?
+        .map(|row| certificate(&row))
+        .transpose()?
+    else {
+        return Ok(None);
+    };
+    let request_hash = tx
+        .one(
+            sqlx::query("SELECT request_hash FROM certificates WHERE serial = $1")
+                .bind(certificate.serial.as_str()),
+        )
+        .await?
+        .get(0)?;
+    Ok(Some((certificate, request_hash)))
+}
+
+/// Which certificates a list shows.
+#[derive(Debug, Clone, Default)]
+pub struct Search {
+    /// Part of an operator, computer, its name, or a serial number; any case.
+    pub text: Option<String>,
+    /// Of this operator only.
+    pub operator: Option<OperatorId>,
+    /// On this computer only.
+    pub computer: Option<ComputerId>,
+    /// Only those in force.
+    pub active: bool,
+    /// Behind this one in the list.
+    pub after: Option<String>,
+}
+
+/// Certificates of an account with the names of their computers, newest first; at most `limit`.
+pub async fn search(
+    tx: &mut Tx<'_>,
+    account: &AccountId,
+    search: &Search,
+    now: Timestamp,
+    limit: i64,
+) -> Result<Vec<(Certificate, String)>, StoreError> {
+    let start = match &search.after {
+        Some(serial) => tx
+            .optional(
+                sqlx::query(
+                    "SELECT issued_at FROM certificates WHERE serial = $1 AND account = $2",
+                )
+                .bind(serial.as_str())
+                .bind(account.as_str()),
+            )
+            .await?
+            .map(|row| row.get::<i64>(0))
+            .transpose()?
+            .map(|at| (at, serial.clone())),
+        None => None,
+    };
+    let (before, behind) = start.unwrap_or((i64::MAX, String::new()));
+    let text = search.text.as_deref().map(like);
+    tx.all(
+        sqlx::query(
+            "SELECT c.serial, c.account, c.operator, c.computer, c.key_fingerprint, c.der,
+                    c.not_before, c.not_after, c.issued_at, c.last_used_at, c.revoked_at,
+                    c.revocation_reason, c.token_serial, c.replaces, c.revoked_by, k.name
+             FROM certificates c
+             JOIN computers k ON k.account = c.account AND k.id = c.computer
+             WHERE c.account = $1
+               AND (c.issued_at < $2 OR (c.issued_at = $2 AND c.serial > $3))
+               AND ($4 = '' OR c.operator = $4)
+               AND ($5 = '' OR c.computer = $5)
+               AND ($6 = 0 OR (c.revoked_at IS NULL AND c.not_after >= $7))
+               AND ($8 = '' OR LOWER(c.operator) LIKE $8 ESCAPE '!'
+                            OR LOWER(c.computer) LIKE $8 ESCAPE '!'
+                            OR LOWER(k.name) LIKE $8 ESCAPE '!'
+                            OR c.serial LIKE $8 ESCAPE '!')
+             ORDER BY c.issued_at DESC, c.serial LIMIT $9",
+        )
+        .bind(account.as_str())
+        .bind(before)
+        .bind(behind)
+        .bind(search.operator.as_ref().map_or("", OperatorId::as_str))
+        .bind(search.computer.as_ref().map_or("", ComputerId::as_str))
+        .bind(i64::from(search.active))
+        .bind(millis(now))
+        .bind(text.unwrap_or_default())
+        .bind(limit),
+    )
+    .await?
+    .iter()
+    .map(|row| Ok((certificate(row)?, row.get(15)?)))
+    .collect()
+}
+
+/// A pattern that finds `text` anywhere, in any case.
+fn like(text: &str) -> String {
+    let mut pattern = String::from("%");
+    for character in text.to_lowercase().chars() {
+        if matches!(character, '%' | '_' | '!') {
+            pattern.push('!');
+        }
+        pattern.push(character);
+    }
+    pattern.push('%');
+    pattern
+}
+
+/// Certificates in force of one operator on one computer.
+pub async fn active_of(
+    tx: &mut Tx<'_>,
+    account: &AccountId,
+    operator: &OperatorId,
+    computer: Option<&ComputerId>,
+    now: Timestamp,
+) -> Result<Vec<Certificate>, StoreError> {
+    tx.all(
+        sqlx::query(select!(
+            "WHERE account = $1 AND operator = $2 AND ($3 = '' OR computer = $3)
+               AND revoked_at IS NULL AND not_after >= $4
+             ORDER BY issued_at, serial LIMIT 1000"
+        ))
+        .bind(account.as_str())
+        .bind(operator.as_str())
+        .bind(computer.map_or("", ComputerId::as_str))
+        .bind(millis(now)),
+    )
+    .await?
+    .iter()
+    .map(certificate)
+    .collect()
+}
+
+/// Certificates in force on one computer.
+pub async fn active_on(
+    tx: &mut Tx<'_>,
+    account: &AccountId,
+    computer: &ComputerId,
+    now: Timestamp,
+) -> Result<Vec<Certificate>, StoreError> {
+    tx.all(
+        sqlx::query(select!(
+            "WHERE account = $1 AND computer = $2 AND revoked_at IS NULL AND not_after >= $3
+             ORDER BY issued_at, serial LIMIT 1000"
+        ))
+        .bind(account.as_str())
+        .bind(computer.as_str())
+        .bind(millis(now)),
+    )
+    .await?
+    .iter()
+    .map(certificate)
+    .collect()
+}
+
+/// A computer of an account.
+#[derive(Debug, Clone)]
+pub struct Computer {
+    /// Its id.
+    pub id: ComputerId,
+    /// What its operator calls it.
+    pub name: String,
+    /// When its first certificate was issued.
+    pub created_at: Timestamp,
+    /// Certificates on it that are in force.
+    pub active: i64,
+    /// When an approval was last accepted from it.
+    pub last_used_at: Option<Timestamp>,
+}
+
+/// The computers of an account, by name; at most 1000.
+pub async fn computers(
+    tx: &mut Tx<'_>,
+    account: &AccountId,
+    now: Timestamp,
+) -> Result<Vec<Computer>, StoreError> {
+    tx.all(
+        sqlx::query(
+            "SELECT k.id, k.name, k.created_at,
+                    COUNT(CASE WHEN c.revoked_at IS NULL AND c.not_after >= $2 THEN 1 END),
+                    MAX(c.last_used_at)
+             FROM computers k
+             LEFT JOIN certificates c ON c.account = k.account AND c.computer = k.id
+             WHERE k.account = $1
+             GROUP BY k.id, k.name, k.created_at ORDER BY k.name, k.id LIMIT 1000",
+        )
+        .bind(account.as_str())
+        .bind(millis(now)),
+    )
+    .await?
+    .iter()
+    .map(|row| {
+        Ok(Computer {
+            id: row.parsed(0, "computers.id")?,
+            name: row.get(1)?,
+            created_at: row.time(2)?,
+            active: row.get(3)?,
+            last_used_at: row.optional_time(4)?,
+        })
+    })
+    .collect()
+}
+
+/// The name of a computer.
+pub async fn computer_name(
+    tx: &mut Tx<'_>,
+    account: &AccountId,
+    computer: &ComputerId,
+) -> Result<Option<String>, StoreError> {
+    tx.optional(
+        sqlx::query("SELECT name FROM computers WHERE account = $1 AND id = $2")
+            .bind(account.as_str())
+            .bind(computer.as_str()),
+    )
+    .await?
+    .map(|row| row.get(0))
+    .transpose()
 }
 
 /// The newest certificates, of one account where it is given; at most `limit`.
@@ -208,31 +479,37 @@ pub async fn revoke(
     tx: &mut Tx<'_>,
     serial: &str,
     reason: &str,
+    by: &str,
     now: Timestamp,
 ) -> Result<bool, StoreError> {
     let changed = tx
         .execute(
             sqlx::query(
-                "UPDATE certificates SET revoked_at = $2, revocation_reason = $3
+                "UPDATE certificates SET revoked_at = $2, revocation_reason = $3, revoked_by = $4
                  WHERE serial = $1 AND revoked_at IS NULL",
             )
             .bind(serial)
             .bind(millis(now))
-            .bind(reason),
+            .bind(reason)
+            .bind(by),
         )
         .await?;
     Ok(changed == 1)
 }
 
-/// Notes that an approval by this certificate was accepted.
-pub async fn used(tx: &mut Tx<'_>, serial: &str, now: Timestamp) -> Result<(), StoreError> {
-    tx.execute(
-        sqlx::query("UPDATE certificates SET last_used_at = $2 WHERE serial = $1")
+/// Notes that an approval by this certificate was accepted; `false` where it is revoked, also by
+/// a transaction that ended a moment ago.
+pub async fn used(tx: &mut Tx<'_>, serial: &str, now: Timestamp) -> Result<bool, StoreError> {
+    let changed = tx
+        .execute(
+            sqlx::query(
+                "UPDATE certificates SET last_used_at = $2 WHERE serial = $1 AND revoked_at IS NULL",
+            )
             .bind(serial)
             .bind(millis(now)),
-    )
-    .await?;
-    Ok(())
+        )
+        .await?;
+    Ok(changed == 1)
 }
 
 /// A revoked certificate, as a revocation list names it.
@@ -350,5 +627,8 @@ fn certificate(row: &Record) -> Result<Certificate, StoreError> {
         issued_at: row.time(8)?,
         last_used_at: row.optional_time(9)?,
         revoked,
+        token_serial: row.get(12)?,
+        replaces: row.get(13)?,
+        revoked_by: row.get(14)?,
     })
 }

@@ -1,12 +1,12 @@
-//! SMS codes and the tickets they are exchanged for.
+//! SMS codes, and enrolment tickets.
 
 use jiff::Timestamp;
 
 use super::accounts::Mobile;
 use super::{Record, StoreError, Tx, millis};
-use crate::base::ids::{AccountId, ComputerId, Jti, OperatorId};
+use crate::base::ids::{AccountId, ComputerId, Jti, OperationId, OperatorId};
 
-/// Who may enrol, and where: what a code and its ticket are bound to.
+/// Who may enrol, and where: what an installation code and a ticket are bound to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
     /// The account.
@@ -17,6 +17,43 @@ pub struct Binding {
     pub computer: ComputerId,
     /// The name the operator gave the computer.
     pub computer_name: String,
+    /// The serial number of its token, where the courier told it.
+    pub token_serial: Option<String>,
+}
+
+/// What a code is good for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CodeUse {
+    /// Installing an operating certificate on a computer.
+    Install {
+        /// The computer.
+        computer: ComputerId,
+        /// What the operator calls it.
+        computer_name: String,
+        /// Its token.
+        token_serial: Option<String>,
+    },
+    /// Changing the secret of this name.
+    SecretChange {
+        /// `api` or `apiv3`.
+        subject: String,
+    },
+    /// Asking for a way back in after a loss.
+    Recovery {
+        /// The kind of request.
+        subject: String,
+    },
+}
+
+impl CodeUse {
+    /// The stable name of the purpose.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Install { .. } => "install",
+            Self::SecretChange { .. } => "secret-change",
+            Self::Recovery { .. } => "recovery",
+        }
+    }
 }
 
 /// A code that was sent.
@@ -24,8 +61,12 @@ pub struct Binding {
 pub struct Code {
     /// Its id, which is public.
     pub id: String,
+    /// Whose.
+    pub account: AccountId,
+    /// Whose.
+    pub operator: OperatorId,
     /// What it is good for.
-    pub binding: Binding,
+    pub purpose: CodeUse,
     /// Where it went.
     pub mobile: Mobile,
     /// Keyed hash of id and code.
@@ -39,9 +80,6 @@ pub struct Code {
     /// When it was used.
     pub spent_at: Option<Timestamp>,
 }
-
-/// What a purpose is called in the table. Enrolment is the only one yet.
-const PURPOSE: &str = "install";
 
 /// Takes this number's turn: until the transaction ends nobody else sends to it.
 pub async fn take_turn(tx: &mut Tx<'_>, mobile: &Mobile) -> Result<(), StoreError> {
@@ -61,6 +99,7 @@ pub async fn take_turn(tx: &mut Tx<'_>, mobile: &Mobile) -> Result<(), StoreErro
 pub async fn sent(
     tx: &mut Tx<'_>,
     mobile: &Mobile,
+    purpose: &str,
     since: Timestamp,
 ) -> Result<(i64, Option<Timestamp>, Option<Timestamp>), StoreError> {
     let day = tx
@@ -77,7 +116,7 @@ pub async fn sent(
         .one(
             sqlx::query("SELECT MAX(created_at) FROM sms_codes WHERE mobile = $1 AND purpose = $2")
                 .bind(mobile.as_str())
-                .bind(PURPOSE),
+                .bind(purpose),
         )
         .await?;
     Ok((day.get(0)?, day.optional_time(1)?, latest.optional_time(0)?))
@@ -85,18 +124,36 @@ pub async fn sent(
 
 /// Adds a code.
 pub async fn insert(tx: &mut Tx<'_>, code: &Code) -> Result<(), StoreError> {
+    let (computer, computer_name, token_serial, subject) = match &code.purpose {
+        CodeUse::Install {
+            computer,
+            computer_name,
+            token_serial,
+        } => (
+            Some(computer.to_string()),
+            Some(computer_name.clone()),
+            token_serial.clone(),
+            None,
+        ),
+        CodeUse::SecretChange { subject } | CodeUse::Recovery { subject } => {
+            (None, None, None, Some(subject.clone()))
+        }
+    };
     tx.execute(
         sqlx::query(
             "INSERT INTO sms_codes (id, account, operator, purpose, computer, computer_name,
-                                    mobile, mac, created_at, expires_at, tries_left)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+                                    token_serial, subject, mobile, mac, created_at, expires_at,
+                                    tries_left)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
         )
         .bind(code.id.as_str())
-        .bind(code.binding.account.as_str())
-        .bind(code.binding.operator.as_str())
-        .bind(PURPOSE)
-        .bind(code.binding.computer.as_str())
-        .bind(code.binding.computer_name.as_str())
+        .bind(code.account.as_str())
+        .bind(code.operator.as_str())
+        .bind(code.purpose.name())
+        .bind(computer)
+        .bind(computer_name)
+        .bind(token_serial)
+        .bind(subject)
         .bind(code.mobile.as_str())
         .bind(code.mac.clone())
         .bind(millis(code.created_at))
@@ -112,8 +169,8 @@ pub async fn find(tx: &mut Tx<'_>, id: &str) -> Result<Option<Code>, StoreError>
     let Some(row) = tx
         .optional(
             sqlx::query(
-                "SELECT account, operator, computer, computer_name, mobile, mac, created_at,
-                        expires_at, tries_left, spent_at
+                "SELECT account, operator, purpose, computer, computer_name, token_serial, subject,
+                        mobile, mac, created_at, expires_at, tries_left, spent_at
                  FROM sms_codes WHERE id = $1",
             )
             .bind(id),
@@ -122,15 +179,35 @@ pub async fn find(tx: &mut Tx<'_>, id: &str) -> Result<Option<Code>, StoreError>
     else {
         return Ok(None);
     };
+    let malformed = || StoreError::Malformed {
+        column: "sms_codes.purpose",
+    };
+    let subject = || row.get::<Option<String>>(6)?.ok_or_else(malformed);
+    let purpose = match row.get::<String>(2)?.as_str() {
+        "install" => CodeUse::Install {
+            computer: row.parsed(3, "sms_codes.computer")?,
+            computer_name: row.get(4)?,
+            token_serial: row.get(5)?,
+        },
+        "secret-change" => CodeUse::SecretChange {
+            subject: subject()?,
+        },
+        "recovery" => CodeUse::Recovery {
+            subject: subject()?,
+        },
+        _ => return Err(malformed()),
+    };
     Ok(Some(Code {
         id: id.to_owned(),
-        binding: binding(&row)?,
-        mobile: row.parsed(4, "sms_codes.mobile")?,
-        mac: row.get(5)?,
-        created_at: row.time(6)?,
-        expires_at: row.time(7)?,
-        tries_left: row.get(8)?,
-        spent_at: row.optional_time(9)?,
+        account: row.parsed(0, "sms_codes.account")?,
+        operator: row.parsed(1, "sms_codes.operator")?,
+        purpose,
+        mobile: row.parsed(7, "sms_codes.mobile")?,
+        mac: row.get(8)?,
+        created_at: row.time(9)?,
+        expires_at: row.time(10)?,
+        tries_left: row.get(11)?,
+        spent_at: row.optional_time(12)?,
     }))
 }
 
@@ -160,13 +237,28 @@ pub async fn spend(tx: &mut Tx<'_>, id: &str, now: Timestamp) -> Result<bool, St
     Ok(changed == 1)
 }
 
+/// What a ticket was given for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TicketGround {
+    /// An SMS code: a first certificate on a computer.
+    Code(String),
+    /// An approved renewal: a successor.
+    Operation(OperationId),
+}
+
 /// A ticket that was given.
 #[derive(Debug, Clone)]
 pub struct Ticket {
     /// The token's id.
     pub jti: Jti,
+    /// SHA-256 of the last part of the token, hexadecimal.
+    pub short_hash: String,
+    /// What it was given for.
+    pub ground: TicketGround,
     /// What it is good for.
     pub binding: Binding,
+    /// Whether an administrator has to release it first, and has not.
+    pub held: bool,
     /// When it was given.
     pub created_at: Timestamp,
     /// When it stops working.
@@ -175,49 +267,134 @@ pub struct Ticket {
     pub request_hash: Option<String>,
 }
 
-/// Adds the ticket given for a code.
-pub async fn insert_ticket(tx: &mut Tx<'_>, ticket: &Ticket, code: &str) -> Result<(), StoreError> {
+/// Adds a ticket.
+pub async fn insert_ticket(tx: &mut Tx<'_>, ticket: &Ticket) -> Result<(), StoreError> {
+    let (purpose, code, operation) = match &ticket.ground {
+        TicketGround::Code(code) => ("install", Some(code.clone()), None),
+        TicketGround::Operation(operation) => ("renew", None, Some(operation.to_string())),
+    };
     tx.execute(
         sqlx::query(
-            "INSERT INTO tickets (jti, code, account, operator, computer, computer_name,
-                                  created_at, expires_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+            "INSERT INTO tickets (jti, purpose, code, operation, account, operator, computer,
+                                  computer_name, token_serial, held, created_at, expires_at,
+                                  short_hash)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
         )
         .bind(ticket.jti.as_str())
+        .bind(purpose)
         .bind(code)
+        .bind(operation)
         .bind(ticket.binding.account.as_str())
         .bind(ticket.binding.operator.as_str())
         .bind(ticket.binding.computer.as_str())
         .bind(ticket.binding.computer_name.as_str())
+        .bind(ticket.binding.token_serial.clone())
+        .bind(i64::from(ticket.held))
         .bind(millis(ticket.created_at))
-        .bind(millis(ticket.expires_at)),
+        .bind(millis(ticket.expires_at))
+        .bind(ticket.short_hash.as_str()),
     )
     .await?;
     Ok(())
 }
 
+const TICKET: &str = "SELECT account, operator, computer, computer_name, token_serial, jti, code,
+                             operation, held, released_at, created_at, expires_at, request_hash,
+                             short_hash
+                      FROM tickets ";
+
+fn ticket(row: &Record) -> Result<Ticket, StoreError> {
+    let ground = match (row.get::<Option<String>>(6)?, row.get::<Option<String>>(7)?) {
+        (Some(code), None) => TicketGround::Code(code),
+        (None, Some(_)) => TicketGround::Operation(row.parsed(7, "tickets.operation")?),
+        _ => {
+            return Err(StoreError::Malformed {
+                column: "tickets.code",
+            });
+        }
+    };
+    Ok(Ticket {
+        jti: row.parsed(5, "tickets.jti")?,
+        ground,
+        binding: binding(row)?,
+        held: row.get::<i64>(8)? == 1 && row.optional_time(9)?.is_none(),
+        created_at: row.time(10)?,
+        expires_at: row.time(11)?,
+        request_hash: row.get(12)?,
+        short_hash: row.get(13)?,
+    })
+}
+
 /// The ticket with this id.
 pub async fn find_ticket(tx: &mut Tx<'_>, jti: &Jti) -> Result<Option<Ticket>, StoreError> {
-    let Some(row) = tx
-        .optional(
-            sqlx::query(
-                "SELECT account, operator, computer, computer_name, created_at, expires_at,
-                        request_hash
-                 FROM tickets WHERE jti = $1",
-            )
-            .bind(jti.as_str()),
-        )
+    let sql = format!("{TICKET} WHERE jti = $1");
+    tx.optional(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(jti.as_str()))
         .await?
-    else {
-        return Ok(None);
-    };
-    Ok(Some(Ticket {
-        jti: jti.clone(),
-        binding: binding(&row)?,
-        created_at: row.time(4)?,
-        expires_at: row.time(5)?,
-        request_hash: row.get(6)?,
-    }))
+        .map(|row| ticket(&row))
+        .transpose()
+}
+
+/// The ticket whose last part has this SHA-256, hexadecimal.
+pub async fn ticket_by_hash(tx: &mut Tx<'_>, hash: &str) -> Result<Option<Ticket>, StoreError> {
+    let sql = format!("{TICKET} WHERE short_hash = $1");
+    tx.optional(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(hash))
+        .await?
+        .map(|row| ticket(&row))
+        .transpose()
+}
+
+/// The ticket given for an operation.
+pub async fn ticket_of_operation(
+    tx: &mut Tx<'_>,
+    operation: &OperationId,
+) -> Result<Option<Ticket>, StoreError> {
+    let sql = format!("{TICKET} WHERE operation = $1");
+    tx.optional(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(operation.as_str()))
+        .await?
+        .map(|row| ticket(&row))
+        .transpose()
+}
+
+/// Tickets of an account that wait for an administrator at `now`, oldest first.
+pub async fn held_tickets(
+    tx: &mut Tx<'_>,
+    account: &AccountId,
+    now: Timestamp,
+) -> Result<Vec<Ticket>, StoreError> {
+    let sql = format!(
+        "{TICKET} WHERE account = $1 AND held = 1 AND released_at IS NULL AND spent_at IS NULL
+         AND expires_at > $2 ORDER BY created_at, jti LIMIT 100"
+    );
+    tx.all(
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(account.as_str())
+            .bind(millis(now)),
+    )
+    .await?
+    .iter()
+    .map(ticket)
+    .collect()
+}
+
+/// Releases a held ticket; `false` where there is none.
+pub async fn release_ticket(
+    tx: &mut Tx<'_>,
+    jti: &Jti,
+    by: &OperatorId,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let changed = tx
+        .execute(
+            sqlx::query(
+                "UPDATE tickets SET released_at = $2, released_by = $3
+                 WHERE jti = $1 AND held = 1 AND released_at IS NULL AND expires_at > $2",
+            )
+            .bind(jti.as_str())
+            .bind(millis(now))
+            .bind(by.as_str()),
+        )
+        .await?;
+    Ok(changed == 1)
 }
 
 /// Spends the ticket on a request; `false` where it was spent before.
@@ -241,12 +418,13 @@ pub async fn spend_ticket(
     Ok(changed == 1)
 }
 
-/// The binding in the first four columns.
+/// The binding in the first five columns.
 fn binding(row: &Record) -> Result<Binding, StoreError> {
     Ok(Binding {
         account: row.parsed(0, "account")?,
         operator: row.parsed(1, "operator")?,
         computer: row.parsed(2, "computer")?,
         computer_name: row.get(3)?,
+        token_serial: row.get(4)?,
     })
 }

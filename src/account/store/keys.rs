@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{StoreError, Tx, millis};
+use super::{Record, StoreError, Tx, millis};
 use crate::base::key::PublicKey;
 use crate::base::pkcs11::{KeyId, KeyRef, TokenId};
 
@@ -68,18 +68,59 @@ pub async fn current(
     tx: &mut Tx<'_>,
     purpose: KeyPurpose,
 ) -> Result<Option<ServiceKey>, StoreError> {
-    let Some(row) = tx
-        .optional(
-            sqlx::query(
-                "SELECT module, label, serial, key_id, spki, certificate, created_at
-                 FROM service_keys WHERE purpose = $1 AND retired_at IS NULL",
-            )
-            .bind(purpose.as_str()),
-        )
+    let sql = format!("{SELECT} WHERE purpose = $1 AND retired_at IS NULL");
+    tx.optional(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(purpose.as_str()))
         .await?
-    else {
-        return Ok(None);
-    };
+        .map(|row| key(&row))
+        .transpose()
+}
+
+/// Keys of this purpose that sign no more but are still published at `now`, newest first.
+pub async fn retired(
+    tx: &mut Tx<'_>,
+    purpose: KeyPurpose,
+    now: Timestamp,
+) -> Result<Vec<ServiceKey>, StoreError> {
+    let sql = format!(
+        "{SELECT} WHERE purpose = $1 AND retired_at IS NOT NULL AND published_until > $2
+         ORDER BY retired_at DESC"
+    );
+    tx.all(
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(purpose.as_str())
+            .bind(millis(now)),
+    )
+    .await?
+    .iter()
+    .map(key)
+    .collect()
+}
+
+/// Ends the turn of the key that signs now; it stays published until `until`.
+pub async fn retire(
+    tx: &mut Tx<'_>,
+    purpose: KeyPurpose,
+    until: Timestamp,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let changed = tx
+        .execute(
+            sqlx::query(
+                "UPDATE service_keys SET retired_at = $2, published_until = $3
+                 WHERE purpose = $1 AND retired_at IS NULL",
+            )
+            .bind(purpose.as_str())
+            .bind(millis(now))
+            .bind(millis(until)),
+        )
+        .await?;
+    Ok(changed == 1)
+}
+
+const SELECT: &str = "SELECT module, label, serial, key_id, spki, certificate, created_at
+                      FROM service_keys ";
+
+fn key(row: &Record) -> Result<ServiceKey, StoreError> {
     let id = KeyId::try_from(row.get::<String>(3)?).map_err(|_| StoreError::Malformed {
         column: "service_keys.key_id",
     })?;
@@ -87,7 +128,7 @@ pub async fn current(
         PublicKey::from_spki(&row.get::<Vec<u8>>(4)?).map_err(|_| StoreError::Malformed {
             column: "service_keys.spki",
         })?;
-    Ok(Some(ServiceKey {
+    Ok(ServiceKey {
         key: KeyRef {
             token: TokenId {
                 module: row.get(0)?,
@@ -99,5 +140,5 @@ pub async fn current(
         public_key,
         certificate: row.get(5)?,
         created_at: row.time(6)?,
-    }))
+    })
 }

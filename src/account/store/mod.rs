@@ -1,26 +1,35 @@
 //! What the account service remembers, in SQL.
 //!
-//! One database holds everything: SQLite in a file by default. The queries are written for SQLite
-//! and PostgreSQL alike (`$1` placeholders, BIGINT milliseconds, TEXT identifiers); what differs
-//! is the migrations, which live in a folder for each database, and the few lines of this file
-//! that open a connection and begin a transaction.
+//! One database holds everything: SQLite in a file by default, PostgreSQL where several instances
+//! share it. The queries are written for both (`$1` placeholders, BIGINT milliseconds, TEXT
+//! identifiers); what differs is the migrations, which live in a folder for each database, and the
+//! few lines of [`backend`] that open a connection and begin a transaction.
 //!
-//! **How it changes.** Every change happens inside [`Store::transaction`], all or nothing. On
-//! SQLite a write transaction begins with `BEGIN IMMEDIATE`, so what it reads cannot change under
-//! it; writers of this process queue on a fair lock rather than poll the file's. On a database
-//! with finer locks each rule that counts (quotas, codes for a number) first changes one row that
-//! stands for what is counted, and what must be single has a unique constraint or a conditional
-//! UPDATE. A transaction that lost a race is run again, at most [`ATTEMPTS`] times.
+//! **How it changes.** Every change happens inside [`Store::transaction`], all or nothing. Each
+//! rule that counts (quotas, codes for a number, approvals of an operation) first changes one row
+//! that stands for what is counted, and what must be single has a unique constraint or a
+//! conditional UPDATE. On SQLite a write transaction begins with `BEGIN IMMEDIATE`, so what it
+//! reads cannot change under it; writers of this process queue on a fair lock rather than poll the
+//! file's. On PostgreSQL it is READ COMMITTED: a statement that waited for the row of its rule goes
+//! on with what the winner committed, where a stricter level would throw its work away and begin
+//! again. A transaction that lost a race is run again, at most [`ATTEMPTS`] times. Transactions
+//! that only read see one state: REPEATABLE READ on PostgreSQL.
 //!
-//! **What a crash does.** `journal_mode=WAL` with `synchronous=FULL` syncs the log at every
-//! commit: what was acknowledged is there after a power cut, what was not is gone as a whole.
+//! **What a crash does.** `journal_mode=WAL` with `synchronous=FULL` on SQLite, and
+//! `synchronous_commit` on PostgreSQL, sync the log at every commit: what was acknowledged is
+//! there after a power cut, what was not is gone as a whole.
 
 pub mod accounts;
+mod backend;
 pub mod certificates;
 pub mod codes;
+pub mod events;
 pub mod keys;
+pub mod messages;
+pub mod notices;
 pub mod operations;
 pub mod outbox;
+pub mod sessions;
 
 use std::future::Future;
 use std::marker::PhantomData;
@@ -35,27 +44,20 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::query::Query;
 use sqlx::{Any, AnyPool, Decode, Row, SqlSafeStr, Type};
 
+pub(super) use backend::with_password;
+use backend::{Backend, Mode};
+
 /// How often a transaction that lost a race is run.
 pub const ATTEMPTS: u32 = 5;
 
 /// Connections of one process. Writers queue for one of them, the rest read.
 const CONNECTIONS: u32 = 8;
 
-/// How long SQLite waits for another process's write lock.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The migrations for SQLite, in order: version, name, text.
-const SQLITE: &[(i64, &str, &str)] = &[(
-    1,
-    "accounts",
-    include_str!("migrations/sqlite/0001_accounts.sql"),
-)];
-
 /// Why the store could not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The database address is of no supported kind.
-    #[error("database {url:?} is not supported: use sqlite:PATH")]
+    #[error("database {url:?} is not supported: use sqlite:PATH or postgres://USER@HOST/DATABASE")]
     Unsupported {
         /// The address as configured.
         url: String,
@@ -100,54 +102,6 @@ pub enum StoreError {
     },
 }
 
-/// Which database it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Backend {
-    Sqlite,
-}
-
-impl Backend {
-    fn of(url: &str) -> Result<Self, StoreError> {
-        if url.starts_with("sqlite:") {
-            Ok(Self::Sqlite)
-        } else {
-            Err(StoreError::Unsupported { url: url.into() })
-        }
-    }
-
-    fn migrations(self) -> &'static [(i64, &'static str, &'static str)] {
-        match self {
-            Self::Sqlite => SQLITE,
-        }
-    }
-
-    /// The schema version that this program needs.
-    fn needed(self) -> i64 {
-        self.migrations().last().map_or(0, |(version, ..)| *version)
-    }
-
-    fn begin(self, mode: Mode) -> &'static str {
-        match (self, mode) {
-            (Self::Sqlite, Mode::Read) => "BEGIN",
-            (Self::Sqlite, Mode::Write) => "BEGIN IMMEDIATE",
-        }
-    }
-
-    fn migrations_exist(self) -> &'static str {
-        match self {
-            Self::Sqlite => {
-                "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = '_sqlx_migrations'"
-            }
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Read,
-    Write,
-}
-
 /// The database; cloning shares it.
 #[derive(Clone)]
 pub struct Store {
@@ -181,11 +135,7 @@ impl Store {
     /// what this program needs. Gives the versions before and after.
     pub async fn migrate(url: &str) -> Result<(Self, i64, i64), StoreError> {
         let backend = Backend::of(url)?;
-        let url = match backend {
-            Backend::Sqlite if url.contains('?') => url.to_owned(),
-            Backend::Sqlite => format!("{url}?mode=rwc"),
-        };
-        let store = Self::connect(&url).await?;
+        let store = Self::connect(&backend.creating(url)).await?;
         let before = store.schema().await?;
         let needed = backend.needed();
         if before > needed {
@@ -222,29 +172,16 @@ impl Store {
             .acquire_timeout(Duration::from_secs(10))
             .after_connect(move |connection, _| {
                 Box::pin(async move {
-                    let pragmas: &[&'static str] = match backend {
-                        // foreign_keys is off by default for compatibility's sake only.
-                        Backend::Sqlite => &[
-                            "PRAGMA journal_mode = WAL",
-                            "PRAGMA synchronous = FULL",
-                            "PRAGMA foreign_keys = ON",
-                            "PRAGMA trusted_schema = OFF",
-                        ],
-                    };
-                    for pragma in pragmas {
-                        sqlx::raw_sql(*pragma).execute(&mut *connection).await?;
+                    for statement in backend.settings() {
+                        sqlx::raw_sql(*statement).execute(&mut *connection).await?;
                     }
-                    let timeout = format!("PRAGMA busy_timeout = {}", BUSY_TIMEOUT.as_millis());
-                    sqlx::raw_sql(sqlx::AssertSqlSafe(timeout))
-                        .execute(&mut *connection)
-                        .await?;
                     Ok(())
                 })
             })
             .connect(url)
             .await
             .map_err(|source| StoreError::Open {
-                url: url.into(),
+                url: backend::without_password(url),
                 source,
             })?;
         Ok(Self {
@@ -307,8 +244,8 @@ impl Store {
         let mut attempt = 1;
         loop {
             let _turn = match mode {
-                Mode::Write => Some(self.writer.lock().await),
-                Mode::Read => None,
+                Mode::Write if self.backend.one_writer() => Some(self.writer.lock().await),
+                Mode::Write | Mode::Read => None,
             };
             let mut tx = match self.pool.begin_with(self.backend.begin(mode)).await {
                 Ok(inner) => Tx {
@@ -512,7 +449,8 @@ pub(super) mod tests {
         _directory: tempfile::TempDir,
     }
 
-    /// A migrated database in a directory of its own.
+    /// A migrated SQLite database in a directory of its own; the tests in `tests/account` run on
+    /// PostgreSQL too.
     pub(in crate::account) async fn scratch() -> Scratch {
         let directory = tempfile::tempdir().unwrap();
         let url = Store::sqlite_url(&directory.path().join("account.db"));

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{StoreError, Tx, millis};
+use super::{Record, StoreError, Tx, millis};
 use crate::base::ids::{AccountId, Jti, OperationId, OperatorId};
 use crate::statement::Statement;
 use crate::statement::strict::Object;
@@ -58,6 +58,64 @@ impl FromStr for State {
     }
 }
 
+/// What the service itself does once an operation is approved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Revokes a certificate, by its serial number.
+    DeleteCertificate,
+    /// Gives a ticket for the successor of a certificate, by its serial number.
+    RenewCertificate,
+    /// Lets a held ticket be spent, by its `jti`.
+    ReleaseTicket,
+    /// Grants a request, by its id.
+    DecideRequest,
+    /// Lets secrets be sealed to a key, by its `kid`.
+    AddRecipient,
+}
+
+impl Effect {
+    /// The stable name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::DeleteCertificate => "delete-certificate",
+            Self::RenewCertificate => "renew-certificate",
+            Self::ReleaseTicket => "release-ticket",
+            Self::DecideRequest => "decide-request",
+            Self::AddRecipient => "add-recipient",
+        }
+    }
+
+    /// Whether only administrators may approve it.
+    pub fn is_for_administrators(self) -> bool {
+        self != Self::RenewCertificate
+    }
+}
+
+impl FromStr for Effect {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        [
+            Self::DeleteCertificate,
+            Self::RenewCertificate,
+            Self::ReleaseTicket,
+            Self::DecideRequest,
+            Self::AddRecipient,
+        ]
+        .into_iter()
+        .find(|effect| effect.as_str() == text)
+        .ok_or(())
+    }
+}
+
+/// Who created an operation, and to what end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Creator {
+    /// The platform, with the key of this name; it acts on the approval itself.
+    Platform(String),
+    /// The service, which does this to that once it is approved.
+    Service(Effect, String),
+}
+
 /// An operation.
 #[derive(Debug, Clone)]
 pub struct Operation {
@@ -69,8 +127,12 @@ pub struct Operation {
     pub origin: Option<String>,
     /// Where it stands.
     pub state: State,
-    /// The platform key that created it.
-    pub platform_key: String,
+    /// Who created it.
+    pub creator: Creator,
+    /// Who entered it, where that is known: never one of those who approve.
+    pub maker: Option<OperatorId>,
+    /// Distinct operators that must approve.
+    pub needed: i64,
     /// When it was created.
     pub created_at: Timestamp,
     /// When it can no longer be approved.
@@ -81,18 +143,26 @@ pub struct Operation {
 
 /// Adds an operation in [`State::Created`].
 pub async fn insert(tx: &mut Tx<'_>, operation: &Operation) -> Result<(), StoreError> {
+    let (platform_key, effect, effect_on) = match &operation.creator {
+        Creator::Platform(key) => (Some(key.clone()), None, None),
+        Creator::Service(effect, on) => (None, Some(effect.as_str().to_owned()), Some(on.clone())),
+    };
     tx.execute(
         sqlx::query(
-            "INSERT INTO operations (id, account, operator, statement, origin, state,
-                                     platform_key, created_at, expires_at)
-             VALUES ($1, $2, $3, $4, $5, 'created', $6, $7, $8)",
+            "INSERT INTO operations (id, account, operator, statement, origin, state, maker, needed,
+                                     platform_key, effect, effect_on, created_at, expires_at)
+             VALUES ($1, $2, $3, $4, $5, 'created', $6, $7, $8, $9, $10, $11, $12)",
         )
         .bind(operation.id.as_str())
         .bind(operation.statement.account().as_str())
         .bind(operation.statement.operator().as_str())
         .bind(operation.statement.to_json().to_string())
         .bind(operation.origin.clone())
-        .bind(operation.platform_key.as_str())
+        .bind(operation.maker.as_ref().map(ToString::to_string))
+        .bind(operation.needed)
+        .bind(platform_key)
+        .bind(effect)
+        .bind(effect_on)
         .bind(millis(operation.created_at))
         .bind(millis(operation.expires_at)),
     )
@@ -102,33 +172,179 @@ pub async fn insert(tx: &mut Tx<'_>, operation: &Operation) -> Result<(), StoreE
 
 /// The operation with this id.
 pub async fn find(tx: &mut Tx<'_>, id: &OperationId) -> Result<Option<Operation>, StoreError> {
-    let Some(row) = tx
-        .optional(
-            sqlx::query(
-                "SELECT statement, origin, state, platform_key, created_at, expires_at, closed_at
-                 FROM operations WHERE id = $1",
-            )
-            .bind(id.as_str()),
-        )
+    let sql = format!("{SELECT} WHERE id = $1");
+    tx.optional(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.as_str()))
         .await?
-    else {
-        return Ok(None);
+        .map(|row| operation(&row))
+        .transpose()
+}
+
+/// Takes an operation's turn: until the transaction ends nobody else approves or closes it.
+pub async fn take_turn(tx: &mut Tx<'_>, id: &OperationId) -> Result<(), StoreError> {
+    tx.execute(
+        sqlx::query("UPDATE operations SET events = events WHERE id = $1").bind(id.as_str()),
+    )
+    .await?;
+    Ok(())
+}
+
+/// The next place among the events of an operation.
+pub async fn next_place(tx: &mut Tx<'_>, id: &OperationId) -> Result<i64, StoreError> {
+    tx.execute(
+        sqlx::query("UPDATE operations SET events = events + 1 WHERE id = $1").bind(id.as_str()),
+    )
+    .await?;
+    tx.one(sqlx::query("SELECT events FROM operations WHERE id = $1").bind(id.as_str()))
+        .await?
+        .get(0)
+}
+
+/// Which operations a list shows.
+#[derive(Debug, Clone, Default)]
+pub struct Search {
+    /// Created with this platform key.
+    pub platform_key: Option<String>,
+    /// Of this account only.
+    pub account: Option<AccountId>,
+    /// In this state only; those whose time is over count as expired.
+    pub state: Option<State>,
+    /// Only those that the service acts on.
+    pub effects: bool,
+    /// Behind this one in the list.
+    pub after: Option<OperationId>,
+}
+
+/// Operations, newest first; at most `limit`.
+pub async fn list(
+    tx: &mut Tx<'_>,
+    search: &Search,
+    now: Timestamp,
+    limit: i64,
+) -> Result<Vec<Operation>, StoreError> {
+    let start = match &search.after {
+        Some(id) => tx
+            .optional(
+                sqlx::query("SELECT created_at FROM operations WHERE id = $1").bind(id.as_str()),
+            )
+            .await?
+            .map(|row| row.get::<i64>(0))
+            .transpose()?
+            .map(|at| (at, id.to_string())),
+        None => None,
     };
+    let (before, behind) = start.unwrap_or((i64::MAX, String::new()));
+    let sql = format!(
+        "{SELECT}
+         WHERE (created_at < $1 OR (created_at = $1 AND id > $2))
+           AND ($3 = '' OR platform_key = $3)
+           AND ($4 = '' OR account = $4)
+           AND ($5 = '' OR CASE WHEN state = 'created' AND expires_at <= $6 THEN 'expired'
+                                ELSE state END = $5)
+           AND ($7 = 0 OR effect IS NOT NULL)
+         ORDER BY created_at DESC, id LIMIT $8"
+    );
+    tx.all(
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(before)
+            .bind(behind)
+            .bind(search.platform_key.clone().unwrap_or_default())
+            .bind(search.account.as_ref().map_or("", AccountId::as_str))
+            .bind(search.state.map_or("", State::as_str))
+            .bind(millis(now))
+            .bind(i64::from(search.effects))
+            .bind(limit),
+    )
+    .await?
+    .iter()
+    .map(operation)
+    .collect()
+}
+
+/// Open operations whose time is over, oldest first.
+pub async fn overdue(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    limit: i64,
+) -> Result<Vec<Operation>, StoreError> {
+    let sql = format!(
+        "{SELECT} WHERE state = 'created' AND expires_at <= $1 ORDER BY expires_at LIMIT $2"
+    );
+    tx.all(
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(millis(now))
+            .bind(limit),
+    )
+    .await?
+    .iter()
+    .map(operation)
+    .collect()
+}
+
+/// An operation of the service that still waits, if there is one to this end.
+pub async fn open_effect(
+    tx: &mut Tx<'_>,
+    effect: Effect,
+    on: &str,
+    operator: &OperatorId,
+    now: Timestamp,
+) -> Result<Option<Operation>, StoreError> {
+    let sql = format!(
+        "{SELECT} WHERE state = 'created' AND effect = $1 AND effect_on = $2 AND operator = $3
+         AND expires_at > $4 ORDER BY created_at DESC, id LIMIT 1"
+    );
+    tx.optional(
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(effect.as_str())
+            .bind(on)
+            .bind(operator.as_str())
+            .bind(millis(now)),
+    )
+    .await?
+    .map(|row| operation(&row))
+    .transpose()
+}
+
+const SELECT: &str = "SELECT statement, origin, state, platform_key, created_at, expires_at,
+                             closed_at, id, maker, needed, effect, effect_on
+                      FROM operations ";
+
+fn operation(row: &Record) -> Result<Operation, StoreError> {
     let statement = Object::parse(row.get::<String>(0)?.as_bytes())
         .and_then(Statement::from_object)
         .map_err(|_| StoreError::Malformed {
             column: "operations.statement",
         })?;
-    Ok(Some(Operation {
-        id: id.clone(),
+    let creator = match (
+        row.get::<Option<String>>(3)?,
+        row.get::<Option<String>>(10)?,
+        row.get::<Option<String>>(11)?,
+    ) {
+        (Some(key), None, None) => Creator::Platform(key),
+        (None, Some(_), Some(on)) => Creator::Service(row.parsed(10, "operations.effect")?, on),
+        _ => {
+            return Err(StoreError::Malformed {
+                column: "operations.effect",
+            });
+        }
+    };
+    Ok(Operation {
+        id: row.parsed(7, "operations.id")?,
         statement,
         origin: row.get(1)?,
         state: row.parsed(2, "operations.state")?,
-        platform_key: row.get(3)?,
+        creator,
+        maker: row
+            .get::<Option<String>>(8)?
+            .map(|maker| maker.parse())
+            .transpose()
+            .map_err(|_| StoreError::Malformed {
+                column: "operations.maker",
+            })?,
+        needed: row.get(9)?,
         created_at: row.time(4)?,
         expires_at: row.time(5)?,
         closed_at: row.optional_time(6)?,
-    }))
+    })
 }
 
 /// Moves an operation out of [`State::Created`]; `false` where it had left it before.
@@ -150,18 +366,6 @@ pub async fn close(
         )
         .await?;
     Ok(changed == 1)
-}
-
-/// Marks every open operation whose time is over; gives their number.
-pub async fn expire(tx: &mut Tx<'_>, now: Timestamp) -> Result<u64, StoreError> {
-    tx.execute(
-        sqlx::query(
-            "UPDATE operations SET state = 'expired', closed_at = expires_at
-             WHERE state = 'created' AND expires_at <= $1",
-        )
-        .bind(millis(now)),
-    )
-    .await
 }
 
 /// A challenge that was signed.
@@ -312,18 +516,18 @@ pub struct KeptAnswer {
     pub body: String,
 }
 
-/// The answer kept under a platform's idempotency key.
+/// The answer kept under somebody's idempotency key.
 pub async fn kept_answer(
     tx: &mut Tx<'_>,
-    platform_key: &str,
+    principal: &str,
     key: &str,
 ) -> Result<Option<KeptAnswer>, StoreError> {
     tx.optional(
         sqlx::query(
             "SELECT request_hash, status, body FROM idempotency
-             WHERE platform_key = $1 AND key = $2",
+             WHERE principal = $1 AND key = $2",
         )
-        .bind(platform_key)
+        .bind(principal)
         .bind(key),
     )
     .await?
@@ -340,17 +544,17 @@ pub async fn kept_answer(
 /// Keeps an answer.
 pub async fn keep_answer(
     tx: &mut Tx<'_>,
-    platform_key: &str,
+    principal: &str,
     key: &str,
     answer: &KeptAnswer,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     tx.execute(
         sqlx::query(
-            "INSERT INTO idempotency (platform_key, key, request_hash, status, body, created_at)
+            "INSERT INTO idempotency (principal, key, request_hash, status, body, created_at)
              VALUES ($1, $2, $3, $4, $5, $6)",
         )
-        .bind(platform_key)
+        .bind(principal)
         .bind(key)
         .bind(answer.request_hash.as_str())
         .bind(answer.status)

@@ -1,19 +1,121 @@
-//! Notices to the platform that wait for delivery.
+//! Notices to the platform that wait for delivery, and the addresses that asked for them.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{StoreError, Tx, millis};
+use super::{Record, StoreError, Tx, millis};
 use crate::base::ids::OperationId;
 
-/// A notice.
+/// An address of the platform that is told of operations.
+#[derive(Debug, Clone)]
+pub struct Subscription {
+    /// Its id.
+    pub id: String,
+    /// The platform key that made it.
+    pub platform_key: String,
+    /// Where to.
+    pub url: String,
+    /// The secret of its signatures, sealed.
+    pub secret: Vec<u8>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// Adds a subscription.
+pub async fn subscribe(tx: &mut Tx<'_>, subscription: &Subscription) -> Result<(), StoreError> {
+    tx.execute(
+        sqlx::query(
+            "INSERT INTO subscriptions (id, platform_key, url, secret, created_at)
+             VALUES ($1, $2, $3, $4, $5)",
+        )
+        .bind(subscription.id.as_str())
+        .bind(subscription.platform_key.as_str())
+        .bind(subscription.url.as_str())
+        .bind(subscription.secret.clone())
+        .bind(millis(subscription.created_at)),
+    )
+    .await?;
+    Ok(())
+}
+
+/// The subscriptions that were not ended.
+pub async fn subscriptions(tx: &mut Tx<'_>) -> Result<Vec<Subscription>, StoreError> {
+    tx.all(sqlx::query(
+        "SELECT id, platform_key, url, secret, created_at FROM subscriptions
+         WHERE ended_at IS NULL ORDER BY created_at, id",
+    ))
+    .await?
+    .iter()
+    .map(subscription)
+    .collect()
+}
+
+/// The subscription with this id, unless it was ended.
+pub async fn find_subscription(
+    tx: &mut Tx<'_>,
+    id: &str,
+) -> Result<Option<Subscription>, StoreError> {
+    tx.optional(
+        sqlx::query(
+            "SELECT id, platform_key, url, secret, created_at FROM subscriptions
+             WHERE id = $1 AND ended_at IS NULL",
+        )
+        .bind(id),
+    )
+    .await?
+    .map(|row| subscription(&row))
+    .transpose()
+}
+
+/// Ends a subscription and what still waits for it; `false` where there is none.
+pub async fn unsubscribe(tx: &mut Tx<'_>, id: &str, now: Timestamp) -> Result<bool, StoreError> {
+    let changed = tx
+        .execute(
+            sqlx::query(
+                "UPDATE subscriptions SET ended_at = $2 WHERE id = $1 AND ended_at IS NULL",
+            )
+            .bind(id)
+            .bind(millis(now)),
+        )
+        .await?;
+    if changed == 1 {
+        tx.execute(
+            sqlx::query(
+                "UPDATE outbox SET abandoned_at = $2, error = 'the subscription was ended'
+                 WHERE subscription = $1 AND delivered_at IS NULL AND abandoned_at IS NULL",
+            )
+            .bind(id)
+            .bind(millis(now)),
+        )
+        .await?;
+    }
+    Ok(changed == 1)
+}
+
+fn subscription(row: &Record) -> Result<Subscription, StoreError> {
+    Ok(Subscription {
+        id: row.get(0)?,
+        platform_key: row.get(1)?,
+        url: row.get(2)?,
+        secret: row.get(3)?,
+        created_at: row.time(4)?,
+    })
+}
+
+/// A notice on its way to one receiver.
 #[derive(Debug, Clone)]
 pub struct Notice {
-    /// Its id, by which the receiver knows a repetition.
+    /// The key of this delivery.
     pub id: String,
+    /// The event, by which the receiver knows a repetition.
+    pub event: String,
+    /// To whom; none is the address in the configuration.
+    pub subscription: Option<String>,
     /// The operation it tells of.
     pub operation: OperationId,
+    /// Its place among the events of that operation.
+    pub place: i64,
     /// The body, JSON.
     pub body: String,
     /// Tries so far.
@@ -24,17 +126,30 @@ pub struct Notice {
 pub async fn insert(tx: &mut Tx<'_>, notice: &Notice, now: Timestamp) -> Result<(), StoreError> {
     tx.execute(
         sqlx::query(
-            "INSERT INTO outbox (id, operation, body, created_at, next_attempt_at)
-             VALUES ($1, $2, $3, $4, $4)",
+            "INSERT INTO outbox (id, event, subscription, operation, place, body, created_at,
+                                 next_attempt_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $7)",
         )
         .bind(notice.id.as_str())
+        .bind(notice.event.as_str())
+        .bind(notice.subscription.clone())
         .bind(notice.operation.as_str())
+        .bind(notice.place)
         .bind(notice.body.as_str())
         .bind(millis(now)),
     )
     .await?;
     Ok(())
 }
+
+/// A notice that may go out now: due, and nothing before it of the same operation still waits for
+/// the same receiver. One that was given up holds nothing back.
+const FREE: &str = "o.delivered_at IS NULL AND o.abandoned_at IS NULL
+    AND NOT EXISTS (
+        SELECT 1 FROM outbox e
+        WHERE e.operation = o.operation AND e.place < o.place
+          AND COALESCE(e.subscription, '') = COALESCE(o.subscription, '')
+          AND e.delivered_at IS NULL AND e.abandoned_at IS NULL)";
 
 /// Takes up to `limit` due notices and puts their next try off by `hold`, so that no other
 /// instance takes them meanwhile.
@@ -44,41 +159,46 @@ pub async fn claim(
     hold: Duration,
     limit: i64,
 ) -> Result<Vec<Notice>, StoreError> {
+    let sql = format!(
+        "SELECT o.id, o.event, o.subscription, o.operation, o.place, o.body, o.attempts,
+                o.next_attempt_at
+         FROM outbox o WHERE o.next_attempt_at <= $1 AND {FREE}
+         ORDER BY o.created_at, o.place, o.id LIMIT $2"
+    );
     let due = tx
         .all(
-            sqlx::query(
-                "SELECT id, operation, body, attempts, next_attempt_at FROM outbox
-                 WHERE delivered_at IS NULL AND abandoned_at IS NULL AND next_attempt_at <= $1
-                 ORDER BY created_at, id LIMIT $2",
-            )
-            .bind(millis(now))
-            .bind(limit),
+            sqlx::query(sqlx::AssertSqlSafe(sql))
+                .bind(millis(now))
+                .bind(limit),
         )
         .await?;
     let mut claimed = Vec::with_capacity(due.len());
     for row in &due {
-        let id: String = row.get(0)?;
-        let until = i64::try_from(hold.as_millis())
-            .unwrap_or(i64::MAX)
-            .saturating_add(millis(now));
+        let mut notice = Notice {
+            id: row.get(0)?,
+            event: row.get(1)?,
+            subscription: row.get(2)?,
+            operation: row.parsed(3, "outbox.operation")?,
+            place: row.get(4)?,
+            body: row.get(5)?,
+            attempts: row.get(6)?,
+        };
+        let until = millis(now + hold);
         let changed = tx
             .execute(
                 sqlx::query(
                     "UPDATE outbox SET next_attempt_at = $2, attempts = attempts + 1
-                     WHERE id = $1 AND next_attempt_at = $3 AND delivered_at IS NULL",
+                     WHERE id = $1 AND next_attempt_at = $3 AND delivered_at IS NULL
+                       AND abandoned_at IS NULL",
                 )
-                .bind(id.as_str())
+                .bind(notice.id.as_str())
                 .bind(until)
-                .bind(row.get::<i64>(4)?),
+                .bind(row.get::<i64>(7)?),
             )
             .await?;
         if changed == 1 {
-            claimed.push(Notice {
-                id,
-                operation: row.parsed(1, "outbox.operation")?,
-                body: row.get(2)?,
-                attempts: row.get::<i64>(3)? + 1,
-            });
+            notice.attempts += 1;
+            claimed.push(notice);
         }
     }
     Ok(claimed)
@@ -95,34 +215,124 @@ pub enum Outcome {
     Abandoned,
 }
 
-/// Notes what came of a try.
+/// Notes what came of a try, and why it failed.
 pub async fn settle(
     tx: &mut Tx<'_>,
     id: &str,
     outcome: Outcome,
+    error: Option<&str>,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    let query = match outcome {
-        Outcome::Delivered => sqlx::query("UPDATE outbox SET delivered_at = $2 WHERE id = $1")
-            .bind(id)
-            .bind(millis(now)),
-        Outcome::Retry(at) => sqlx::query("UPDATE outbox SET next_attempt_at = $2 WHERE id = $1")
-            .bind(id)
-            .bind(millis(at)),
-        Outcome::Abandoned => sqlx::query("UPDATE outbox SET abandoned_at = $2 WHERE id = $1")
-            .bind(id)
-            .bind(millis(now)),
+    let (sql, at) = match outcome {
+        Outcome::Delivered => (
+            "UPDATE outbox SET delivered_at = $2, error = $3 WHERE id = $1",
+            now,
+        ),
+        Outcome::Retry(at) => (
+            "UPDATE outbox SET next_attempt_at = $2, error = $3 WHERE id = $1",
+            at,
+        ),
+        Outcome::Abandoned => (
+            "UPDATE outbox SET abandoned_at = $2, error = $3 WHERE id = $1",
+            now,
+        ),
     };
-    tx.execute(query).await?;
+    tx.execute(
+        sqlx::query(sql)
+            .bind(id)
+            .bind(millis(at))
+            .bind(error.map(ToOwned::to_owned)),
+    )
+    .await?;
     Ok(())
 }
 
 /// When the next undelivered notice is due.
 pub async fn next_due(tx: &mut Tx<'_>) -> Result<Option<Timestamp>, StoreError> {
-    tx.one(sqlx::query(
-        "SELECT MIN(next_attempt_at) FROM outbox
-         WHERE delivered_at IS NULL AND abandoned_at IS NULL",
-    ))
+    let sql = format!("SELECT MIN(o.next_attempt_at) FROM outbox o WHERE {FREE}");
+    tx.one(sqlx::query(sqlx::AssertSqlSafe(sql)))
+        .await?
+        .optional_time(0)
+}
+
+/// Where a delivery stands.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// The notice.
+    pub notice: Notice,
+    /// When it was written.
+    pub created_at: Timestamp,
+    /// When the next try is due.
+    pub next_attempt_at: Timestamp,
+    /// Why the last try failed.
+    pub error: Option<String>,
+    /// When the receiver took it.
+    pub delivered_at: Option<Timestamp>,
+    /// When it was given up.
+    pub abandoned_at: Option<Timestamp>,
+}
+
+/// Deliveries of a subscription, newest first; those given up only, where that is asked.
+pub async fn deliveries(
+    tx: &mut Tx<'_>,
+    subscription: &str,
+    dead_only: bool,
+    limit: i64,
+) -> Result<Vec<Delivery>, StoreError> {
+    tx.all(
+        sqlx::query(
+            "SELECT id, event, subscription, operation, place, body, attempts, created_at,
+                    next_attempt_at, error, delivered_at, abandoned_at
+             FROM outbox
+             WHERE subscription = $1 AND ($2 = 0 OR abandoned_at IS NOT NULL)
+             ORDER BY created_at DESC, place DESC, id LIMIT $3",
+        )
+        .bind(subscription)
+        .bind(i64::from(dead_only))
+        .bind(limit),
+    )
     .await?
-    .optional_time(0)
+    .iter()
+    .map(|row| {
+        Ok(Delivery {
+            notice: Notice {
+                id: row.get(0)?,
+                event: row.get(1)?,
+                subscription: row.get(2)?,
+                operation: row.parsed(3, "outbox.operation")?,
+                place: row.get(4)?,
+                body: row.get(5)?,
+                attempts: row.get(6)?,
+            },
+            created_at: row.time(7)?,
+            next_attempt_at: row.time(8)?,
+            error: row.get(9)?,
+            delivered_at: row.optional_time(10)?,
+            abandoned_at: row.optional_time(11)?,
+        })
+    })
+    .collect()
+}
+
+/// Makes a delivery of this subscription due again, whatever came of it; `false` where there is
+/// none.
+pub async fn replay(
+    tx: &mut Tx<'_>,
+    subscription: &str,
+    id: &str,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let changed = tx
+        .execute(
+            sqlx::query(
+                "UPDATE outbox SET attempts = 0, next_attempt_at = $3, delivered_at = NULL,
+                                   abandoned_at = NULL
+                 WHERE id = $2 AND subscription = $1",
+            )
+            .bind(subscription)
+            .bind(id)
+            .bind(millis(now)),
+        )
+        .await?;
+    Ok(changed == 1)
 }

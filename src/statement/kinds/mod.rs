@@ -4,7 +4,9 @@
 
 mod balance_top_up;
 mod certificate_deletion;
+mod certificate_installation;
 mod certificate_renewal;
+mod computer_recovery;
 mod mobile_number_change;
 mod password_reset;
 mod red_packet;
@@ -19,8 +21,10 @@ pub(super) const ALL: &[&KindSpec] = &[
     &withdrawal::SPEC,
     &red_packet::SPEC,
     &password_reset::SPEC,
+    &certificate_installation::SPEC,
     &certificate_deletion::SPEC,
     &certificate_renewal::SPEC,
+    &computer_recovery::SPEC,
     &mobile_number_change::SPEC,
     &secret_change::SPEC,
 ];

@@ -1,0 +1,290 @@
+//! Whether a certificate is good, at this instant (OCSP, RFC 6960).
+//!
+//! The authority itself signs the answers. One without a nonce is kept and given again until half
+//! its time is over or the state of its certificate changes, which every question looks up; so a
+//! revocation shows at once and the token signs little. A question with a nonce is signed for
+//! itself. A serial number that was never issued is `unknown`, and its answer is not kept:
+//! strangers could fill the memory with them.
+
+mod wire;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use const_oid::db::rfc5912;
+use der::Encode;
+use der::asn1::Null;
+use jiff::Timestamp;
+
+use super::issuing::RevocationReason;
+use super::signer::{SignError, Signer};
+use super::store::{Store, StoreError, certificates};
+use crate::base::Clock;
+use crate::base::encoding::hex;
+use crate::base::x509::Certificate;
+use crate::policy::Purpose;
+
+use wire::{CertId, CertStatus, Question, ResponseData, RevokedInfo, SingleResponse, Status};
+
+/// How long an answer is valid.
+pub const LIFETIME: Duration = Duration::from_secs(60 * 60);
+
+/// Certificates that one question may be about.
+const QUESTIONS: usize = 16;
+
+/// Answers kept; the oldest go when there are more.
+const KEPT: usize = 10_000;
+
+/// Largest question that is read, in bytes.
+pub const QUESTION_MAX: usize = 8 * 1024;
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The answer, DER.
+    pub der: Arc<[u8]>,
+}
+
+/// Why there is no signed answer.
+#[derive(Debug, thiserror::Error)]
+enum OcspError {
+    #[error("the question is malformed")]
+    Malformed,
+    #[error("cannot encode an answer")]
+    Encode(#[from] der::Error),
+    #[error("the authority did not sign")]
+    Sign(#[from] SignError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Answers questions about certificates; cloning shares what is kept.
+#[derive(Clone)]
+pub struct Responder(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    clock: Clock,
+    signer: Signer,
+    sha1: IssuerHashes,
+    sha256: IssuerHashes,
+    kept: Mutex<HashMap<Key, Kept>>,
+}
+
+/// How a question names the authority.
+struct IssuerHashes {
+    name: Vec<u8>,
+    key: Vec<u8>,
+}
+
+/// Serial number, hexadecimal, and whether the question hashed with SHA-256.
+type Key = (String, bool);
+
+struct Kept {
+    state: State,
+    made_at: Timestamp,
+    der: Arc<[u8]>,
+}
+
+/// What the database says of a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Good,
+    Revoked(Timestamp, String),
+    Unknown,
+}
+
+impl Responder {
+    /// Answers for the authority with this certificate and key.
+    pub fn new(store: Store, clock: Clock, signer: Signer, authority: &Certificate) -> Self {
+        let certificate = authority.inner().tbs_certificate();
+        // A name or key that was parsed can be written again.
+        let name = certificate.subject().to_der().unwrap_or_default();
+        let key = certificate
+            .subject_public_key_info()
+            .subject_public_key
+            .raw_bytes();
+        let hashes = |algorithm| IssuerHashes {
+            name: digest::digest(algorithm, &name).as_ref().to_vec(),
+            key: digest::digest(algorithm, key).as_ref().to_vec(),
+        };
+        Self(Arc::new(Inner {
+            store,
+            clock,
+            signer,
+            sha1: hashes(&digest::SHA1_FOR_LEGACY_USE_ONLY),
+            sha256: hashes(&digest::SHA256),
+            kept: Mutex::default(),
+        }))
+    }
+
+    /// Answers a question, DER. There is an answer to everything; what cannot be answered is
+    /// logged where it is a fault of ours.
+    pub async fn answer(&self, question: &[u8]) -> Answer {
+        match self.0.answer(question).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let status = match &error {
+                    OcspError::Malformed => Status::MalformedRequest,
+                    OcspError::Sign(_) | OcspError::Store(_) => Status::TryLater,
+                    OcspError::Encode(_) => Status::InternalError,
+                };
+                if status != Status::MalformedRequest {
+                    tracing::error!(error = %crate::telemetry::Chain(&error), "cannot answer an OCSP question");
+                }
+                Answer {
+                    der: wire::refusal(status).into(),
+                }
+            }
+        }
+    }
+}
+
+impl Inner {
+    async fn answer(&self, question: &[u8]) -> Result<Answer, OcspError> {
+        let question = Question::parse(question).ok_or(OcspError::Malformed)?;
+        if !(1..=QUESTIONS).contains(&question.requests.len()) {
+            return Err(OcspError::Malformed);
+        }
+        let now = self.clock.now();
+        let mut states = Vec::with_capacity(question.requests.len());
+        for request in &question.requests {
+            states.push(self.state(&request.req_cert).await?);
+        }
+        // What is said of one known certificate without a nonce can be said again.
+        let key = match (&question.requests[..], &states[..], &question.nonce) {
+            ([_], [State::Unknown], _) => None,
+            ([request], [_], None) => {
+                Some((serial(&request.req_cert), self.is_sha256(&request.req_cert)))
+            }
+            _ => None,
+        };
+        if let (Some(key), [state]) = (&key, &states[..])
+            && let Some(answer) = self.find(key, state, now)
+        {
+            return Ok(answer);
+        }
+        let ids = question.requests.iter().map(|request| &request.req_cert);
+        let responses = ids
+            .zip(&states)
+            .map(|(id, state)| single(id, state, now))
+            .collect::<Result<Vec<_>, der::Error>>()?;
+        let data = ResponseData {
+            responder_id: wire::by_key(&self.sha1.key)?,
+            produced_at: wire::time(now)?,
+            responses,
+            extensions: question.nonce.map(|nonce| vec![nonce]),
+        }
+        .to_der()?;
+        let scheme = self.signer.public_key().default_scheme();
+        let signature = self.signer.sign(Purpose::Ocsp, scheme, &data).await?;
+        let bits = signature
+            .to_x509(scheme)
+            .map_err(|_| der::ErrorKind::Failed)
+            .map_err(der::Error::from)?;
+        let der: Arc<[u8]> = wire::signed(&data, scheme.x509_algorithm(), bits)?.into();
+        if let (Some(key), Some(state)) = (key, states.pop()) {
+            self.keep(key, state, now, der.clone());
+        }
+        Ok(Answer { der })
+    }
+
+    /// What the database says; a certificate of another authority is unknown.
+    async fn state(&self, id: &CertId) -> Result<State, StoreError> {
+        let hashes = if self.is_sha256(id) {
+            &self.sha256
+        } else if id.hash_algorithm.oid == rfc5912::ID_SHA_1 {
+            &self.sha1
+        } else {
+            return Ok(State::Unknown);
+        };
+        if id.issuer_name_hash.as_bytes() != hashes.name
+            || id.issuer_key_hash.as_bytes() != hashes.key
+        {
+            return Ok(State::Unknown);
+        }
+        let serial = &serial(id);
+        let found = self
+            .store
+            .read("find certificate", move |tx| {
+                Box::pin(certificates::find(tx, serial))
+            })
+            .await?;
+        Ok(match found {
+            None => State::Unknown,
+            Some(certificate) => match certificate.revoked {
+                None => State::Good,
+                Some((at, reason)) => State::Revoked(at, reason),
+            },
+        })
+    }
+
+    fn is_sha256(&self, id: &CertId) -> bool {
+        id.hash_algorithm.oid == rfc5912::ID_SHA_256
+    }
+
+    fn find(&self, key: &Key, state: &State, now: Timestamp) -> Option<Answer> {
+        let kept = self.kept.lock().ok()?;
+        let found = kept.get(key)?;
+        let fresh =
+            found.state == *state && found.made_at <= now && now < found.made_at + LIFETIME / 2;
+        fresh.then(|| Answer {
+            der: found.der.clone(),
+        })
+    }
+
+    fn keep(&self, key: Key, state: State, now: Timestamp, der: Arc<[u8]>) {
+        // A poisoned lock means only that answers are signed anew.
+        let Ok(mut kept) = self.kept.lock() else {
+            return;
+        };
+        if kept.len() >= KEPT {
+            let limit = now - LIFETIME / 2;
+            kept.retain(|_, answer| answer.made_at > limit);
+            if kept.len() >= KEPT {
+                kept.clear();
+            }
+        }
+        kept.insert(
+            key,
+            Kept {
+                state,
+                made_at: now,
+                der,
+            },
+        );
+    }
+}
+
+/// The serial number as the database has it.
+fn serial(id: &CertId) -> String {
+    let bytes = id.serial_number.as_bytes();
+    // DER puts a zero before a number whose first bit is set.
+    let bytes = match bytes {
+        [0, rest @ ..] if !rest.is_empty() => rest,
+        bytes => bytes,
+    };
+    hex(bytes)
+}
+
+fn single(id: &CertId, state: &State, now: Timestamp) -> Result<SingleResponse, der::Error> {
+    let cert_status = match state {
+        State::Good => CertStatus::Good(Null),
+        State::Unknown => CertStatus::Unknown(Null),
+        State::Revoked(at, reason) => CertStatus::Revoked(RevokedInfo {
+            revocation_time: wire::time(*at)?,
+            revocation_reason: reason
+                .parse::<RevocationReason>()
+                .ok()
+                .and_then(RevocationReason::entry),
+        }),
+    };
+    Ok(SingleResponse {
+        cert_id: id.clone(),
+        cert_status,
+        this_update: wire::time(now)?,
+        next_update: Some(wire::time(now + LIFETIME)?),
+    })
+}

@@ -1,0 +1,186 @@
+//! What differs between the databases: addresses, settings of a connection, how a transaction
+//! begins, migrations.
+
+use super::StoreError;
+
+/// Version, name and text of a migration.
+type Migrations = &'static [(i64, &'static str, &'static str)];
+
+const SQLITE: Migrations = &[(
+    1,
+    "accounts",
+    include_str!("migrations/sqlite/0001_accounts.sql"),
+)];
+
+const POSTGRES: Migrations = &[(
+    1,
+    "accounts",
+    include_str!("migrations/postgres/0001_accounts.sql"),
+)];
+
+/// Which database it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Backend {
+    /// One file, one writer at a time.
+    Sqlite,
+    /// A server that several instances share.
+    Postgres,
+}
+
+/// What a transaction is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    Read,
+    Write,
+}
+
+impl Backend {
+    pub(super) fn of(url: &str) -> Result<Self, StoreError> {
+        if url.starts_with("sqlite:") {
+            Ok(Self::Sqlite)
+        } else if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            Ok(Self::Postgres)
+        } else {
+            Err(StoreError::Unsupported {
+                url: without_password(url),
+            })
+        }
+    }
+
+    /// The address that makes the database where it is missing; a server's must be there.
+    pub(super) fn creating(self, url: &str) -> String {
+        match self {
+            Self::Sqlite if !url.contains('?') => format!("{url}?mode=rwc"),
+            Self::Sqlite | Self::Postgres => url.to_owned(),
+        }
+    }
+
+    pub(super) fn migrations(self) -> Migrations {
+        match self {
+            Self::Sqlite => SQLITE,
+            Self::Postgres => POSTGRES,
+        }
+    }
+
+    /// The schema version that this program needs.
+    pub(super) fn needed(self) -> i64 {
+        self.migrations().last().map_or(0, |(version, ..)| *version)
+    }
+
+    /// How a transaction begins; the essay of the module above says why.
+    pub(super) fn begin(self, mode: Mode) -> &'static str {
+        match (self, mode) {
+            (Self::Sqlite, Mode::Read) => "BEGIN",
+            (Self::Sqlite, Mode::Write) => "BEGIN IMMEDIATE",
+            (Self::Postgres, Mode::Read) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            (Self::Postgres, Mode::Write) => "BEGIN ISOLATION LEVEL READ COMMITTED",
+        }
+    }
+
+    /// Whether writers of one process queue here rather than in the database.
+    pub(super) fn one_writer(self) -> bool {
+        self == Self::Sqlite
+    }
+
+    /// What every connection is told first.
+    pub(super) fn settings(self) -> &'static [&'static str] {
+        match self {
+            Self::Sqlite => &[
+                "PRAGMA journal_mode = WAL",
+                "PRAGMA synchronous = FULL",
+                // Off by default for compatibility's sake only.
+                "PRAGMA foreign_keys = ON",
+                "PRAGMA trusted_schema = OFF",
+                // How long to wait for another process's write lock.
+                "PRAGMA busy_timeout = 5000",
+            ],
+            Self::Postgres => &[
+                // Stricter settings (remote_apply) stay; weaker ones would lose what was
+                // acknowledged.
+                "SELECT set_config('synchronous_commit', 'on', false)
+                 WHERE current_setting('synchronous_commit') IN ('off', 'local')",
+                // A lock or a statement that takes so long will not come to an end by waiting,
+                // and a transaction of a process that hangs must not hold up the others.
+                "SET lock_timeout = '10s'",
+                "SET statement_timeout = '30s'",
+                "SET idle_in_transaction_session_timeout = '60s'",
+            ],
+        }
+    }
+
+    /// Counts the table that lists applied migrations.
+    pub(super) fn migrations_exist(self) -> &'static str {
+        match self {
+            Self::Sqlite => {
+                "SELECT COUNT(*) FROM sqlite_master
+                 WHERE type = 'table' AND name = '_sqlx_migrations'"
+            }
+            Self::Postgres => {
+                "SELECT COUNT(*) FROM information_schema.tables
+                 WHERE table_schema = current_schema() AND table_name = '_sqlx_migrations'"
+            }
+        }
+    }
+}
+
+/// The address as it may be shown: `postgres://user:password@host` without the password.
+pub(super) fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_owned();
+    };
+    match rest.split_once('@') {
+        Some((user, host)) => {
+            let user = user.split(':').next().unwrap_or_default();
+            format!("{scheme}://{user}@{host}")
+        }
+        None => url.to_owned(),
+    }
+}
+
+/// `url` with a password that was read from a file.
+pub(in crate::account) fn with_password(url: &str, password: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let (user, host) = rest.split_once('@')?;
+    if user.is_empty() || user.contains(':') {
+        return None;
+    }
+    let mut encoded = String::new();
+    for byte in password.bytes() {
+        if byte.is_ascii_alphanumeric() {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    Some(format!("{scheme}://{user}:{encoded}@{host}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_put_in_and_never_shown() {
+        let url = with_password("postgres://opcert@db/opcert", "a/b@c").unwrap();
+        assert_eq!(url, "postgres://opcert:a%2Fb%40c@db/opcert");
+        assert_eq!(without_password(&url), "postgres://opcert@db/opcert");
+        assert!(with_password("postgres://opcert:x@db/opcert", "y").is_none());
+        assert!(with_password("postgres:///opcert", "y").is_none());
+        assert_eq!(without_password("sqlite:/a@b"), "sqlite:/a@b");
+    }
+
+    #[test]
+    fn both_databases_have_the_same_versions_and_tables() {
+        let versions = |backend: Backend| -> Vec<i64> {
+            backend
+                .migrations()
+                .iter()
+                .map(|(version, ..)| *version)
+                .collect()
+        };
+        assert_eq!(versions(Backend::Sqlite), versions(Backend::Postgres));
+        for (one, other) in SQLITE.iter().zip(POSTGRES) {
+            assert_eq!(one.2.replace("BLOB", "BYTEA"), other.2, "{}", one.1);
+        }
+    }
+}

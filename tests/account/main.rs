@@ -1,0 +1,12 @@
+//! The account service, tested from outside: over TLS, by its command line, and with programs that
+//! nobody here wrote.
+
+#![cfg(feature = "account")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod main_path;
+mod people;
+mod pki;
+mod scene;
