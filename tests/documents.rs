@@ -35,6 +35,7 @@ fn relative_links_lead_somewhere() {
         "docs/deploy.md",
         "docs/metrics.md",
         "docs/policy.md",
+        "docs/records.md",
         "docs/wechatpay.md",
     ] {
         let text = read(document);

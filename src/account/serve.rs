@@ -28,6 +28,9 @@ const DRAIN: Duration = Duration::from_secs(20);
 /// How often operations and kept answers whose time is over are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
 
+/// How long the last checkpoint of the audit trail may take.
+const LAST_CHECKPOINT: Duration = Duration::from_secs(3);
+
 /// Largest TLS file that is read, in bytes.
 const TLS_LIMIT: u64 = 256 * 1024;
 
@@ -110,6 +113,10 @@ async fn run(config: &Config, service: &Service) -> Result<(), ServeError> {
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(sweep(service.clone()));
     tasks.spawn(courier.run());
+    let checkpointer = service.checkpointer(config);
+    if let Some(checkpointer) = &checkpointer {
+        tasks.spawn(checkpointer.clone().run());
+    }
     for address in &addresses {
         announce(address);
     }
@@ -126,6 +133,9 @@ async fn run(config: &Config, service: &Service) -> Result<(), ServeError> {
         warn!("requests were cut at the deadline");
     }
     tasks.shutdown().await;
+    if let Some(checkpointer) = checkpointer {
+        checkpointer.make_last(LAST_CHECKPOINT).await;
+    }
     Ok(())
 }
 

@@ -21,7 +21,7 @@ use super::signer::{ChallengeKey, Signer};
 use super::sms::{Gateway, Texts};
 use super::store::keys::{self, KeyPurpose, ServiceKey};
 use super::store::{Store, StoreError};
-use crate::audit::{Audit, AuditError};
+use crate::audit::{Audit, AuditError, Checkpointer};
 use crate::base::Clock;
 use crate::base::files::{FileError, Readers, read_checked};
 use crate::base::jose::InvalidJwk;
@@ -221,6 +221,21 @@ impl Service {
     /// The audit trail.
     pub fn audit(&self) -> &Audit {
         &self.0.audit
+    }
+
+    /// What signs checkpoints of the audit trail, where that is configured.
+    pub fn checkpointer(&self, config: &Config) -> Option<Checkpointer> {
+        let inner = &self.0;
+        let wanted = config.audit.checkpoint.clone()?;
+        let issuer = config.origin.to_string();
+        let (audit, devices) = (inner.audit.clone(), inner.devices.clone());
+        Some(Checkpointer::new(
+            audit,
+            devices,
+            inner.clock.clone(),
+            issuer,
+            wanted,
+        ))
     }
 
     /// SMS codes.

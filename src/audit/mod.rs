@@ -38,13 +38,19 @@
 //!
 //! # What is not promised
 //! The chain has no key: whoever can write the directory can write another history from any point
-//! on, or delete all of it. It finds damage and careless tampering, not the owner of the machine;
-//! copy heads elsewhere to hold him to one history.
+//! on, or delete all of it. What holds him to one history are checkpoints that a token signs
+//! ([`checkpoint`]) and copies elsewhere ([`copy`]): neither lets him take back what was covered or
+//! copied. What came after the last of them is his word alone.
 
+pub mod checkpoint;
+pub mod copy;
+pub mod proof;
 pub mod read;
+pub mod snapshot;
 pub mod verify;
 
 mod directory;
+mod merkle;
 mod open;
 mod record;
 mod walk;
@@ -59,10 +65,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 
+use self::copy::Copier;
 use crate::base::Clock;
 use crate::base::ids::RequestId;
 use crate::telemetry::trace::{self, TraceId};
 
+pub use checkpoint::{CheckpointConfig, Checkpointer};
+pub use copy::CopyTo;
 pub use open::Recovered;
 pub use record::{Hash, Record, RecordRef};
 pub use verify::Broken;
@@ -89,6 +98,12 @@ pub struct Config {
     pub queue_records: usize,
     /// Bytes of bodies that may wait to be written. Default 16 MiB.
     pub queue_bytes: usize,
+    /// A second place for every record: `syslog`, `journal` or `file:/absolute/path`. Records are
+    /// copied once they are durable, and nothing waits for the copy. None by default.
+    #[schemars(with = "Option<String>")]
+    pub copy: Option<CopyTo>,
+    /// Signed checkpoints, which hold the owner of this computer to one history. None by default.
+    pub checkpoint: Option<CheckpointConfig>,
 }
 
 impl Default for Config {
@@ -97,6 +112,8 @@ impl Default for Config {
             segment_bytes: 16 * 1024 * 1024,
             queue_records: 4096,
             queue_bytes: 16 * 1024 * 1024,
+            copy: None,
+            checkpoint: None,
         }
     }
 }
@@ -220,6 +237,7 @@ impl Event {
 #[derive(Clone, Debug)]
 pub struct Audit {
     writer: Arc<writer::Handle>,
+    directory: Arc<Path>,
     clock: Clock,
 }
 
@@ -228,14 +246,23 @@ impl Audit {
     ///
     /// Reads the newest segment; the cost does not grow with the log.
     pub fn open(dir: &Path, config: Config, clock: Clock) -> Result<(Self, Recovered), AuditError> {
+        let copier = match &config.copy {
+            None => None,
+            Some(to) => Some(Copier::start(to).map_err(|source| AuditError::Io {
+                action: "open the second place of",
+                path: dir.to_owned(),
+                source,
+            })?),
+        };
         let (files, recovered) = open::open(dir)?;
-        let handle = writer::start(files, config).map_err(|source| AuditError::Io {
+        let handle = writer::start(files, config, copier).map_err(|source| AuditError::Io {
             action: "start the writer thread of",
             path: dir.to_owned(),
             source,
         })?;
         let audit = Self {
             writer: Arc::new(handle),
+            directory: dir.into(),
             clock,
         };
         Ok((audit, recovered))
@@ -255,6 +282,11 @@ impl Audit {
         }
         let receiver = self.writer.push(event, self.clock.now())?;
         Ok(Pending { receiver })
+    }
+
+    /// Where the log is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// How many durable records the log has.

@@ -41,12 +41,58 @@ pub(super) fn up_to(dir: &Path, time: Timestamp, until: u64) -> Result<Records, 
     })
 }
 
+/// The records from number `first` to number `last`.
+pub(super) fn range(
+    dir: &Path,
+    first: u64,
+    last: u64,
+) -> Result<impl Iterator<Item = Result<Record, VerifyError>>, VerifyError> {
+    let segments = segments(dir)?;
+    let start = segments
+        .partition_point(|segment| segment.first <= first)
+        .saturating_sub(1);
+    let records = Records {
+        walk: Some(Walk::new(segments, start)?),
+        not_before: Timestamp::MIN,
+        until: last,
+    };
+    Ok(records.filter(move |record| !matches!(record, Ok(record) if record.seq < first)))
+}
+
+/// The newest record of this kind up to number `until`. Segments are read from the newest on.
+pub(super) fn last_of_kind(
+    dir: &Path,
+    kind: &str,
+    until: u64,
+) -> Result<Option<Record>, VerifyError> {
+    let segments = segments(dir)?;
+    for index in (0..segments.len()).rev() {
+        let upto = segments.get(..=index).unwrap_or_default().to_vec();
+        let records = Records {
+            walk: Some(Walk::new(upto, index)?),
+            not_before: Timestamp::MIN,
+            until,
+        };
+        let mut found = None;
+        for record in records {
+            let record = record?;
+            if record.kind == kind {
+                found = Some(record);
+            }
+        }
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
 /// The newest segment that begins before `time`, or the first.
 fn first_needed(segments: &[Segment], time: Timestamp) -> Result<usize, VerifyError> {
     for index in (1..segments.len()).rev() {
         let mut walk = Walk::new(segments.to_vec(), index)?;
-        if let Step::Record { json, .. } = walk.next()?
-            && let Some(record) = Record::parse(json)
+        if let Step::Record { record, json } = walk.next()?
+            && let Some(record) = Record::parse(json, record.hash)
             && record.time < time
         {
             return Ok(index);
@@ -63,7 +109,7 @@ impl Iterator for Records {
             let walk = self.walk.as_mut()?;
             let found = match walk.next() {
                 Ok(Step::Record { record, json }) if record.seq <= self.until => {
-                    Record::parse(json)
+                    Record::parse(json, record.hash)
                 }
                 Ok(_) => {
                     self.walk = None;

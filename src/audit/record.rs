@@ -64,6 +64,13 @@ impl std::fmt::Debug for Hash {
     }
 }
 
+impl<'de> Deserialize<'de> for Hash {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(text.as_bytes()).ok_or_else(|| serde::de::Error::custom("not a hash"))
+    }
+}
+
 impl Serialize for Hash {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -92,6 +99,8 @@ impl RecordRef {
 pub struct Record {
     /// Its number, from 1.
     pub seq: u64,
+    /// Its hash, which covers it and all before it.
+    pub hash: Hash,
     /// When it was appended, in milliseconds.
     pub time: Timestamp,
     /// What happened.
@@ -105,8 +114,8 @@ pub struct Record {
 }
 
 impl Record {
-    /// Reads the JSON of a line; `None` if it is not that of a record.
-    pub(super) fn parse(json: &[u8]) -> Option<Self> {
+    /// Reads the JSON of a line of this hash; `None` if it is not that of a record.
+    pub(super) fn parse(json: &[u8], hash: Hash) -> Option<Self> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Fields {
@@ -122,6 +131,7 @@ impl Record {
         let fields: Fields = serde_json::from_slice(json).ok()?;
         Some(Self {
             seq: fields.seq,
+            hash,
             time: fields.time.parse().ok()?,
             kind: fields.kind,
             request: fields.request,
@@ -265,7 +275,7 @@ mod tests {
         let bare = &expected[..expected.len() - 1];
         let (checked, json) = check_line(bare, &RecordRef::NONE).unwrap();
         assert_eq!(checked, first);
-        let record = Record::parse(json).unwrap();
+        let record = Record::parse(json, first.hash).unwrap();
         assert_eq!(record.time, time);
         assert_eq!(record.body.get(), "{\"a\": 1}");
         assert_eq!(check_line(bare, &first), Err(LineFault::Seq { found: 1 }));

@@ -3,13 +3,16 @@
 //! The head is read before the records, so a log can be checked while a daemon writes to it:
 //! everything the head names must be there, and what was added since may be there.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::checkpoint::{Checkpoint, Claims};
 use super::directory::{HEAD, read_head, segments};
+use super::merkle::Frontier;
 use super::record::{Hash, Record, RecordRef};
 use super::walk::{Step, Walk};
 
@@ -33,6 +36,21 @@ pub struct Summary {
     pub torn: Option<u64>,
     /// Whether the newest record is the closing one, so the writer ended in good order.
     pub closed: bool,
+    /// How many checkpoints it has; each was checked.
+    pub checkpoints: u64,
+    /// The last of them.
+    pub checkpoint: Option<CheckpointMark>,
+}
+
+/// A checkpoint of a log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CheckpointMark {
+    /// The last record it covers.
+    pub last: u64,
+    /// When it was signed.
+    pub time: String,
+    /// The RFC 7638 thumbprint of the key that signed.
+    pub key: String,
 }
 
 /// Where a log begins or ends.
@@ -96,7 +114,10 @@ pub fn verify(dir: &Path) -> Result<Summary, VerifyError> {
         beyond_head: 0,
         torn: None,
         closed: false,
+        checkpoints: 0,
+        checkpoint: None,
     };
+    let mut covering = Covering::default();
     let against = AgainstHead::new(dir, head)?;
     let mut walk = Walk::new(segments, 0)?;
     let torn_file = loop {
@@ -109,18 +130,26 @@ pub fn verify(dir: &Path) -> Result<Summary, VerifyError> {
             Step::End => break None,
         };
         against.see(&record)?;
-        let Some(parsed) = Record::parse(json) else {
+        let parsed = Record::parse(json, record.hash);
+        let broken = |what: String| {
             let (file, line) = match walk.position() {
                 Some((file, line, _)) => (file.clone(), line),
                 None => (dir.to_owned(), 0),
             };
-            return Err(VerifyError::Broken(Broken {
+            VerifyError::Broken(Broken {
                 file,
                 line,
                 seq: Some(record.seq),
-                what: "the line fits the chain but is not a record".into(),
-            }));
+                what,
+            })
         };
+        let Some(parsed) = parsed else {
+            return Err(broken("the line fits the chain but is not a record".into()));
+        };
+        if let Some(mark) = covering.take(&parsed).map_err(broken)? {
+            summary.checkpoints += 1;
+            summary.checkpoint = Some(mark);
+        }
         let mark = Mark {
             seq: record.seq,
             time: parsed.time,
@@ -134,6 +163,81 @@ pub fn verify(dir: &Path) -> Result<Summary, VerifyError> {
     let end = torn_file.or_else(|| walk.position().map(|(file, line, _)| (file.clone(), line)));
     summary.beyond_head = against.finish(&walk.newest(), end)?;
     Ok(summary)
+}
+
+/// How many records may lie between what a checkpoint covers and its own record: those that were
+/// written while the token signed.
+const WINDOW: usize = 65_536;
+
+/// Follows the checkpoints of a log; memory does not grow with it.
+#[derive(Default)]
+struct Covering {
+    /// Over the records since the last checkpoint's, but for those that wait.
+    frontier: Frontier,
+    /// The newest records, which the next checkpoint may or may not cover.
+    waiting: VecDeque<Hash>,
+    /// The last record that is covered.
+    covered: u64,
+    /// The newest record in the frontier.
+    folded: u64,
+}
+
+impl Covering {
+    /// The next record; what is wrong with it if it is a checkpoint that does not fit the log.
+    fn take(&mut self, record: &Record) -> Result<Option<CheckpointMark>, String> {
+        let mark = match Checkpoint::of(record) {
+            None => None,
+            Some(checkpoint) => {
+                let checkpoint = checkpoint.map_err(|error| error.to_string())?;
+                let claims = checkpoint.open().map_err(|error| error.to_string())?;
+                self.check(&claims)?;
+                Some(CheckpointMark {
+                    last: claims.last,
+                    time: claims.time,
+                    key: checkpoint.key.kid,
+                })
+            }
+        };
+        self.waiting.push_back(record.hash);
+        if self.waiting.len() > WINDOW {
+            self.fold();
+        }
+        Ok(mark)
+    }
+
+    fn fold(&mut self) -> Option<Hash> {
+        let hash = self.waiting.pop_front()?;
+        self.frontier.push(&hash);
+        self.folded += 1;
+        Some(hash)
+    }
+
+    fn check(&mut self, claims: &Claims) -> Result<(), String> {
+        let due = self.covered + 1;
+        if claims.first != due {
+            return Err(format!(
+                "the checkpoint covers records from {} on, but {due} is due: checkpoints are \
+                 missing, or from another log",
+                claims.first
+            ));
+        }
+        if claims.last <= self.folded {
+            return Err("the checkpoint comes too long after the records it covers".into());
+        }
+        let mut last = None;
+        while self.folded < claims.last {
+            last = self.fold();
+            if last.is_none() {
+                return Err("the checkpoint covers records that come after it".into());
+            }
+        }
+        if last != Some(claims.hash) || self.frontier.root() != Some(claims.root) {
+            return Err("the checkpoint was signed over other records than these".into());
+        }
+        self.covered = claims.last;
+        self.frontier = Frontier::default();
+        Ok(())
+    }
 }
 
 /// The fault of a directory without a head.

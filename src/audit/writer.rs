@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
+use super::copy::Copier;
 use super::directory::{head_line, segment_path};
 use super::open::{Files, sync_directory};
 use super::record::{RecordRef, write_line};
@@ -74,7 +75,7 @@ impl Fault {
     }
 }
 
-pub(super) fn start(files: Files, config: Config) -> io::Result<Handle> {
+pub(super) fn start(files: Files, config: Config, copier: Option<Copier>) -> io::Result<Handle> {
     let (alive, ended) = oneshot::channel();
     let shared = Arc::new(Shared {
         queue: Mutex::new(Queue {
@@ -91,6 +92,7 @@ pub(super) fn start(files: Files, config: Config) -> io::Result<Handle> {
     });
     let writer = Writer {
         files,
+        copier,
         shared: shared.clone(),
         buffer: Vec::new(),
         waiting: Vec::new(),
@@ -214,6 +216,8 @@ fn admit(queue: &mut Queue) -> Result<(), AuditError> {
 
 struct Writer {
     files: Files,
+    /// The second place, where there is one.
+    copier: Option<Copier>,
     shared: Arc<Shared>,
     buffer: Vec<u8>,
     waiting: Vec<(RecordRef, oneshot::Sender<Answer>)>,
@@ -278,6 +282,9 @@ impl Writer {
             self.shared
                 .durable
                 .store(self.files.newest.seq, Ordering::Release);
+            if let Some(copier) = &self.copier {
+                copier.push(&self.buffer);
+            }
             let written = u64::try_from(self.waiting.len()).unwrap_or_default();
             self.shared.waiting.fetch_sub(written, Ordering::Relaxed);
             for (record, answer) in self.waiting.drain(..) {

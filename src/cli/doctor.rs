@@ -26,7 +26,7 @@ const RENEWAL: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-enum Verdict {
+pub(super) enum Verdict {
     Ok,
     Warn,
     Fail,
@@ -44,16 +44,16 @@ struct Check {
 
 /// All things looked at.
 #[derive(Debug, Default, Serialize)]
-struct Findings {
+pub(super) struct Findings {
     checks: Vec<Check>,
 }
 
 impl Findings {
-    fn ok(&mut self, name: impl Into<String>, finding: impl Into<String>) {
+    pub(super) fn ok(&mut self, name: impl Into<String>, finding: impl Into<String>) {
         self.add(name, Verdict::Ok, finding, None);
     }
 
-    fn warn(
+    pub(super) fn warn(
         &mut self,
         name: impl Into<String>,
         finding: impl Into<String>,
@@ -62,7 +62,7 @@ impl Findings {
         self.add(name, Verdict::Warn, finding, Some(action.into()));
     }
 
-    fn fail(
+    pub(super) fn fail(
         &mut self,
         name: impl Into<String>,
         finding: impl Into<String>,
@@ -90,7 +90,7 @@ impl Findings {
         self.fail(name, error.detail(), error.action());
     }
 
-    fn count(&self, verdict: Verdict) -> usize {
+    pub(super) fn count(&self, verdict: Verdict) -> usize {
         self.checks
             .iter()
             .filter(|check| check.verdict == verdict)
@@ -383,7 +383,7 @@ async fn certificates(daemon: &mut Client, findings: &mut Findings) {
     }
 }
 
-fn show(findings: &Findings, output: &Output) -> String {
+pub(super) fn show(findings: &Findings, output: &Output) -> String {
     let mut lines = Vec::new();
     for check in &findings.checks {
         let (mark, mood) = match check.verdict {

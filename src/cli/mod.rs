@@ -12,6 +12,7 @@
 
 mod approve;
 mod audit;
+mod backup;
 mod client;
 mod completions;
 mod config;
@@ -29,6 +30,7 @@ mod service;
 mod status;
 mod sync;
 mod token;
+mod upgrade_check;
 mod verify;
 mod why;
 
@@ -138,6 +140,12 @@ enum Command {
     Policy(policy::Command),
     /// Tell what became of one request, and why.
     Why(why::Arguments),
+    /// Copy what has to survive, while the daemon runs.
+    Backup(backup::Arguments),
+    /// Put a backup in the place of the daemon's state.
+    Restore(backup::RestoreArguments),
+    /// Check that this version can take over what another one left.
+    UpgradeCheck,
     /// Print a completion script for a shell.
     Completions(completions::Arguments),
 }
@@ -188,7 +196,9 @@ fn run(arguments: &Arguments, output: &Output) -> Result<u8, Error> {
         Command::Init(arguments) => init::run(arguments, global, output),
         Command::Verify(arguments) => verify::run(arguments, output),
         Command::Config(command) => config::run(command, global, output),
-        Command::Audit(command) => audit::run(command, output),
+        Command::Audit(command) => audit::run(command, global, output),
+        Command::Backup(arguments) => backup::run(arguments, global, output),
+        Command::Restore(arguments) => backup::restore(arguments, global, output),
         Command::Why(arguments) => why::run(arguments, global, output),
         Command::Completions(arguments) => completions::run(arguments, output),
         remote => {
@@ -209,6 +219,7 @@ async fn run_remote(command: &Command, global: &Global, output: &Output) -> Resu
     match command {
         Command::Doctor => doctor::run(global, output).await,
         Command::Status => status::run(global, output).await,
+        Command::UpgradeCheck => upgrade_check::run(global, output).await,
         Command::Token(command) => token::run(command, global, output).await,
         Command::Client(command) => client::run(command, global, output).await,
         Command::Install(arguments) => install::run(arguments, global, output).await,
@@ -221,6 +232,8 @@ async fn run_remote(command: &Command, global: &Global, output: &Output) -> Resu
         | Command::Verify(_)
         | Command::Config(_)
         | Command::Audit(_)
+        | Command::Backup(_)
+        | Command::Restore(_)
         | Command::Why(_)
         | Command::Completions(_) => Ok(EX_OK),
     }

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::audit::refused;
 use super::error::Error;
 use super::output::{Output, local_time};
 use super::{Global, init};
 use crate::audit::read;
-use crate::audit::verify::VerifyError;
 use crate::base::ids::RequestId;
 use crate::base::sysexits::EX_OK;
 use crate::statement::Money;
@@ -51,8 +51,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
         None => state_directory(&global.config).join("audit"),
     };
     let mut records = Vec::new();
-    for record in read::all(&directory).map_err(unreadable)? {
-        let record = record.map_err(unreadable)?;
+    for record in read::all(&directory).map_err(refused)? {
+        let record = record.map_err(refused)?;
         if record.request.as_ref() != Some(&arguments.request) {
             continue;
         }
@@ -102,21 +102,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
     Ok(EX_OK)
 }
 
-fn unreadable(error: VerifyError) -> Error {
-    match error {
-        VerifyError::Broken(broken) => Error::No {
-            code: "audit-broken",
-            what: broken.to_string(),
-            action: "Keep the directory as it is, and compare it with a backup.".into(),
-        },
-        VerifyError::Unreadable { path, source } => {
-            Error::File(crate::base::files::FileError::Unreadable { path, source })
-        }
-    }
-}
-
 /// Reads one key and checks nothing: whoever may not read the file still finds the default place.
-fn state_directory(config: &Path) -> PathBuf {
+pub(super) fn state_directory(config: &Path) -> PathBuf {
     #[derive(Deserialize)]
     #[serde(rename_all = "kebab-case")]
     struct Excerpt {
@@ -132,7 +119,7 @@ fn state_directory(config: &Path) -> PathBuf {
 }
 
 /// One record as a sentence.
-fn sentence(kind: &str, body: &Value) -> String {
+pub(super) fn sentence(kind: &str, body: &Value) -> String {
     let text = |name: &str| body[name].as_str().unwrap_or("?").to_owned();
     let by_rule = || match body["rule"].as_str() {
         Some(rule) => format!(" by rule {rule}"),
@@ -166,6 +153,8 @@ fn sentence(kind: &str, body: &Value) -> String {
                 text("reason")
             )
         }
+        "checkpoint" => "The token signed a checkpoint of the records.".to_owned(),
+        "closed" => "The daemon ended in good order.".to_owned(),
         "client-added" => format!("Client {} was registered.", text("client")),
         "client-removed" => format!("Client {} was removed.", text("client")),
         other => {

@@ -42,7 +42,7 @@ use crate::api::doors;
 use crate::api::local_ca::LocalCa;
 use crate::api::routes::{App, Parts};
 use crate::api::throttle::Failures;
-use crate::audit::{Audit, Event};
+use crate::audit::{Audit, Checkpointer, Event};
 use crate::base::Clock;
 use crate::base::files;
 use crate::base::sysexits::{EX_CONFIG, EX_OSERR, EX_SOFTWARE, EX_USAGE};
@@ -57,6 +57,9 @@ use crate::telemetry::{self, Chain};
 
 /// How long requests in flight may take once the daemon is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// How long the last checkpoint may take.
+const LAST_CHECKPOINT: Duration = Duration::from_secs(3);
 
 /// More threads gain nothing: a request waits for a token or a disk, not for a processor.
 const MOST_THREADS: usize = 4;
@@ -215,6 +218,16 @@ async fn run(
     let browser_tls = tls::browser(browser_identity, roots)
         .map_err(|error| Failure::state(crate::api::local_ca::LocalCaError::from(error)))?;
     let watchdog = Watchdog::wanted(&devices, &registry, &clock);
+    let checkpointer = config.audit.checkpoint.clone().map(|wanted| {
+        let issuer = registry.computer().to_string();
+        Checkpointer::new(
+            audit.clone(),
+            devices.clone(),
+            clock.clone(),
+            issuer,
+            wanted,
+        )
+    });
     let configuration = reload.state(clock.now());
     telemetry::metrics::metrics()
         .start_time
@@ -289,6 +302,10 @@ async fn run(
     tracing::info!(native = ?native_addresses, browser = ?browser_addresses, metrics = ?metrics_addresses, control = %config.control_socket().display(), "ready");
     manager::tell(Notice::Ready);
     let watchdog = watchdog.map(|watchdog| tokio::spawn(watchdog.run()));
+    let checkpoints = checkpointer.map(|checkpointer| {
+        let running = tokio::spawn(checkpointer.clone().run());
+        (checkpointer, running)
+    });
 
     // What a crash left half enrolled is mended beside the serving: its token may be slow.
     let reclaim = tokio::spawn(async move {
@@ -327,6 +344,10 @@ async fn run(
     reclaim.abort();
     if let Some(watchdog) = watchdog {
         watchdog.abort();
+    }
+    if let Some((checkpointer, running)) = checkpoints {
+        running.abort();
+        checkpointer.make_last(LAST_CHECKPOINT).await;
     }
     devices.shutdown().await;
     audit.close().await.map_err(Failure::audit)?;

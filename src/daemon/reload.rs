@@ -131,7 +131,12 @@ impl Reload {
         }
         if read.audit != running.audit {
             live.audit.reconfigure(read.audit.clone());
-            running.audit.clone_from(&read.audit);
+            // What takes a restart is still what it was.
+            running.audit = crate::audit::Config {
+                copy: running.audit.copy.clone(),
+                checkpoint: running.audit.checkpoint.clone(),
+                ..read.audit.clone()
+            };
         }
         // Somebody may have put back an older file.
         match tokio::task::block_in_place(|| live.app.clients().reload()) {
@@ -179,6 +184,11 @@ fn takes_a_restart(running: &Config, read: &Config) -> Vec<&'static str> {
             running.browser.origins == read.browser.origins,
         ),
         ("control.group", running.control.group == read.control.group),
+        ("audit.copy", running.audit.copy == read.audit.copy),
+        (
+            "audit.checkpoint",
+            running.audit.checkpoint == read.audit.checkpoint,
+        ),
         (
             "metrics.address",
             running.metrics.address == read.metrics.address,

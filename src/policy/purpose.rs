@@ -26,6 +26,8 @@ pub enum Purpose {
     Crl,
     /// What an OCSP responder says of certificates (RFC 6960 section 4.2.1).
     Ocsp,
+    /// A checkpoint of an audit trail (`typ: opcert-checkpoint+jwt`).
+    AuditCheckpoint,
     /// The self-test of a token: a fixed text behind [`SELF_TEST_PREFIX`].
     SelfTest,
     /// A request to WeChat Pay's interface version 3 ([`RequestMessage`]).
@@ -52,6 +54,7 @@ impl Purpose {
             Self::Certificate => "certificate",
             Self::Crl => "crl",
             Self::Ocsp => "ocsp",
+            Self::AuditCheckpoint => "audit-checkpoint",
             Self::SelfTest => "self-test",
             Self::WechatPayRequest => "wechat-pay-request",
             Self::WechatPayStart => "wechat-pay-start",
@@ -66,6 +69,7 @@ impl Purpose {
             Self::Challenge => Some("opcert-challenge+jwt"),
             Self::Ticket => Some("opcert-ticket+jwt"),
             Self::KeySet => Some("opcert-keys+jwt"),
+            Self::AuditCheckpoint => Some("opcert-checkpoint+jwt"),
             Self::ApprovalCms
             | Self::CertificateRequest
             | Self::Certificate
@@ -87,20 +91,20 @@ impl Purpose {
     /// with an HTTP method, a payment with an appid (`wx`, `ww`), and a JWS has no line end.
     pub fn admits(self, message: &[u8]) -> bool {
         match self {
-            Self::Approval | Self::Challenge | Self::Ticket | Self::KeySet => {
-                self.jws_type().is_some_and(|typ| {
-                    let header = message
-                        .split(|&byte| byte == b'.')
-                        .next()
-                        .unwrap_or_default();
-                    std::str::from_utf8(header)
-                        .ok()
-                        .and_then(crate::base::encoding::from_base64url)
-                        .is_some_and(|json| {
-                            json.starts_with(format!("{{\"typ\":\"{typ}\"").as_bytes())
-                        })
-                })
-            }
+            Self::Approval
+            | Self::Challenge
+            | Self::Ticket
+            | Self::KeySet
+            | Self::AuditCheckpoint => self.jws_type().is_some_and(|typ| {
+                let header = message
+                    .split(|&byte| byte == b'.')
+                    .next()
+                    .unwrap_or_default();
+                std::str::from_utf8(header)
+                    .ok()
+                    .and_then(crate::base::encoding::from_base64url)
+                    .is_some_and(|json| json.starts_with(format!("{{\"typ\":\"{typ}\"").as_bytes()))
+            }),
             Self::ApprovalCms => message.first() == Some(&0x31),
             Self::CertificateRequest | Self::Certificate | Self::Crl | Self::Ocsp => {
                 message.first() == Some(&0x30)
@@ -131,6 +135,10 @@ mod tests {
             (Purpose::Challenge, jws("opcert-challenge+jwt").into()),
             (Purpose::Ticket, jws("opcert-ticket+jwt").into()),
             (Purpose::KeySet, jws("opcert-keys+jwt").into()),
+            (
+                Purpose::AuditCheckpoint,
+                jws("opcert-checkpoint+jwt").into(),
+            ),
             (Purpose::ApprovalCms, vec![0x31, 0]),
             (Purpose::Certificate, vec![0x30, 0]),
             (Purpose::SelfTest, [SELF_TEST_PREFIX, b"x"].concat()),

@@ -147,6 +147,18 @@ impl Daemon {
         self.wait_ready();
     }
 
+    /// Kills it at once, as a crash would.
+    pub fn crash(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again after it ended.
+    pub fn restart(&mut self) {
+        self.child = spawn(&self.config, &self.directory);
+        self.wait_ready();
+    }
+
     /// Asks it to stop and waits; returns its exit code.
     pub fn stop(&mut self) -> i32 {
         let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
