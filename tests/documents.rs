@@ -28,7 +28,14 @@ fn each_direct_dependency_has_its_line() {
 fn relative_links_lead_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for document in [
+        "CHANGELOG.md",
         "README.md",
+        "SECURITY.md",
+        "docs/README.md",
+        "docs/install.md",
+        "docs/integrate.md",
+        "docs/testing.md",
+        "docs/threat-model.md",
         "docs/architecture.md",
         "docs/configuration.md",
         "docs/dependencies.md",
