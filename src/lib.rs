@@ -15,6 +15,7 @@
 //! | [`config`] | configuration files: find, check permissions, parse |
 //! | [`api`] | the `/v1` interface: doors, routes, problem documents |
 //! | [`signing`] | the pipeline from challenge to approval |
+//! | [`merchants`] | WeChat Pay merchants: their keys, sealed secrets and platform keys, and what is done with them |
 //! | [`enrol`] | the local half of enrolment, and what is installed |
 //! | [`device`] | PKCS#11 tokens through supervised worker processes |
 //! | [`consent`] | asking the person |
@@ -42,6 +43,8 @@ pub mod config;
 pub mod api;
 
 pub mod signing;
+
+pub mod merchants;
 
 pub mod enrol;
 

@@ -14,7 +14,7 @@ const ORDER: &[&[&str]] = &[
     &["daemon", "cli", "account"],
     &["config"],
     &["api"],
-    &["signing", "enrol"],
+    &["signing", "enrol", "merchants"],
     &["device", "consent", "audit"],
     &["policy", "statement", "wechatpay", "http"],
     &["telemetry"],

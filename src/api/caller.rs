@@ -126,6 +126,7 @@ fn administration(method: &Method, path: &str) -> Option<Administration> {
         "enrolments" => Administration::Enrol,
         "policy" => Administration::Policy,
         "tokens" => Administration::Token,
+        "wechatpay" => Administration::Merchant,
         _ => Administration::Service,
     })
 }

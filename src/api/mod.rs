@@ -22,5 +22,6 @@ pub mod routes;
 pub mod software_key;
 pub mod throttle;
 pub mod types;
+pub mod wechatpay;
 
 pub use problem::{Code, Problem, ProblemDocument};

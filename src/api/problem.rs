@@ -147,6 +147,21 @@ codes! {
     CrlInvalid "crl-invalid" 422 "The revocation list is not valid" "Fetch the current list from the account service.";
     KeysInvalid "keys-invalid" 422 "The key set is not valid" "Fetch the current key set from the account service.";
 
+    // WeChat Pay.
+    MerchantUnknown "merchant-unknown" 404 "The merchant is not installed here" "List the installed ones with `opcert wechatpay merchant list`, or add it with `opcert wechatpay merchant add`.";
+    MerchantExists "merchant-exists" 409 "The merchant is installed already" "See it with `opcert wechatpay merchant list`; `merchant renew` adds a key for a next certificate.";
+    MerchantNotReady "merchant-not-ready" 409 "Something has to be installed for this merchant first" "See what it has with `opcert wechatpay merchant list`; certificate, secrets and platform keys have commands of their own under `opcert wechatpay`.";
+    WechatpayMessage "wechatpay-message" 422 "There is no message to sign in this" "Give the parts of the request exactly as it is sent.";
+    WechatpaySignature "wechatpay-signature" 422 "The message is not proven to be the platform's" "Do not act on it. Answer a callback with a failure: the platform delivers it again, and what it sends as a probe is to fail.";
+    WechatpayKeyUnknown "wechatpay-key-unknown" 422 "The platform key that the message names is not held" "Fetch the platform's certificates with `opcert wechatpay platform fetch`, or pin its public key with `opcert wechatpay platform pin`.";
+    WechatpayContent "wechatpay-content" 422 "The encrypted content does not open" "Do not act on it; check that this merchant's secret and certificate here are those of the platform.";
+    WechatpayReplayed "wechatpay-replayed" 409 "This very message was opened before" "Do not act on it again; a true repetition by the platform is signed anew.";
+    WechatpayFields "wechatpay-fields" 422 "The version 2 message is not acceptable" "Send flat XML or fields as the interface describes them.";
+    WechatpayPlatformKey "wechatpay-platform-key" 422 "The platform key is not taken" "Check that it is of this merchant's platform and unchanged.";
+    MerchantCertificate "merchant-certificate" 422 "The API certificate is not taken" "Give the certificate that the merchant platform issued for the request of this merchant's key.";
+    PrivateKeyInvalid "private-key-invalid" 422 "The private key cannot be imported" "Give apiclient_key.pem as it came, or better let the token generate a key.";
+    SecretInvalid "secret-invalid" 422 "The secret is not taken" "Give the 32 characters that were set on the merchant platform, sealed to the merchant's current sealing key.";
+
     // Account service.
     SmsCodeWrong "sms-code-wrong" 422 "The SMS code is wrong" "Check the code and try again; a code allows three tries.";
     SmsCodeExpired "sms-code-expired" 422 "The SMS code has expired" "Ask for a new code.";
@@ -567,6 +582,60 @@ impl From<crate::enrol::EnrolError> for Problem {
         };
         log_ours(code, &error);
         Self::new(code, error.to_string())
+    }
+}
+
+impl From<crate::merchants::MerchantError> for Problem {
+    fn from(error: crate::merchants::MerchantError) -> Self {
+        use crate::merchants::MerchantError as E;
+        use crate::wechatpay::v2::{SignError, XmlError};
+        use crate::wechatpay::v3::VerifyError;
+        let code = match error {
+            E::Policy(refusal) => return refusal.into(),
+            E::Device(error) => return error.into(),
+            E::Audit(error) => return error.into(),
+            E::Unknown { .. } => Code::MerchantUnknown,
+            E::Exists { .. } => Code::MerchantExists,
+            E::TooMany { .. } | E::FieldTooLong { .. } | E::Xml(XmlError::TooLarge { .. }) => {
+                Code::TooLarge
+            }
+            E::NotReady { .. } | E::NoSecret { .. } => Code::MerchantNotReady,
+            E::Message(_) => Code::WechatpayMessage,
+            E::Verify(VerifyError::KeyUnknown { .. } | VerifyError::KeyEnded { .. }) => {
+                Code::WechatpayKeyUnknown
+            }
+            E::Verify(_) | E::Sign(SignError::Signature | SignError::Missing) => {
+                Code::WechatpaySignature
+            }
+            E::Malformed { .. } => Code::Malformed,
+            E::Closed => Code::WechatpayContent,
+            E::Replayed { .. } => Code::WechatpayReplayed,
+            E::MemoryFull => Code::Busy,
+            E::Xml(_) | E::Fields(_) | E::Sign(_) => Code::WechatpayFields,
+            E::Platform(_) => Code::WechatpayPlatformKey,
+            E::Certificate { .. } | E::X509(_) => Code::MerchantCertificate,
+            E::PrivateKey(_) => Code::PrivateKeyInvalid,
+            E::Secret(_)
+            | E::Sealed(_)
+            | E::OtherKind
+            | E::Service(_)
+            | E::NotLinked { .. }
+            | E::Old { .. } => Code::SecretInvalid,
+            E::File(_) | E::Damaged { .. } | E::Log(_) => Code::StateUnusable,
+            E::Task { .. } => Code::Internal,
+        };
+        log_ours(code, &error);
+        // The cause of what was refused is for the caller to mend; what is ours is in the log.
+        let detail = if code.status() < 500 {
+            crate::telemetry::Chain(&error).to_string()
+        } else {
+            error.to_string()
+        };
+        let problem = Self::new(code, detail);
+        match code {
+            Code::Busy => problem.with_retry_after(60),
+            _ => problem,
+        }
     }
 }
 

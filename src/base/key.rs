@@ -264,6 +264,19 @@ impl PublicKey {
         Self::from_parts(rfc5912::RSA_ENCRYPTION, Some(AnyRef::NULL), der)
     }
 
+    /// Modulus and public exponent, big-endian without leading zeros; `None` if it is no RSA key.
+    pub fn rsa_numbers(&self) -> Option<(Vec<u8>, Vec<u8>)> {
+        let spki = SubjectPublicKeyInfoRef::from_der(self.spki()).ok()?;
+        if spki.algorithm.oid != rfc5912::RSA_ENCRYPTION {
+            return None;
+        }
+        let key = RsaPublicKey::from_der(spki.subject_public_key.as_bytes()?).ok()?;
+        Some((
+            key.modulus.as_bytes().to_vec(),
+            key.exponent.as_bytes().to_vec(),
+        ))
+    }
+
     /// From a curve and an uncompressed point `04 || x || y` (SEC 1 section 2.3.3).
     pub fn from_ec_point(curve: Curve, point: &[u8]) -> Result<Self, KeyError> {
         let oid = match curve {

@@ -10,6 +10,7 @@ pub mod encoding;
 pub mod files;
 pub mod ids;
 pub mod jose;
+pub mod jwe;
 pub mod key;
 pub mod pkcs11;
 pub mod secret;

@@ -1,9 +1,11 @@
 //! What the process gives up before it holds anything secret.
 
 use rustix::fs::Mode;
+use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::{
-    DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask,
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit, umask,
 };
+use rustix::thread::{CapabilitySet, capabilities};
 
 use super::failure::Failure;
 use crate::api::problem::{Code, Problem};
@@ -37,4 +39,25 @@ pub fn process() -> Result<(), Failure> {
         .map_err(|error| Failure::system(EX_OSERR, "core dumps cannot be turned off", &error))?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| Failure::system(EX_OSERR, "the process cannot be made undumpable", &error))
+}
+
+/// Keeps the process's memory out of swap: PINs and API secrets pass through it, in buffers of
+/// several libraries. Pages are locked as they are touched, so nothing grows.
+///
+/// This needs `LimitMEMLOCK=infinity`, as the systemd unit has it, or CAP_IPC_LOCK: below a finite
+/// limit, later allocations would fail. Without either, a warning is logged and the rest goes on.
+pub fn memory() {
+    let unlimited = getrlimit(Resource::Memlock).current.is_none();
+    let entitled =
+        capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK));
+    let wanted = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
+    let why = if unlimited || entitled {
+        match mlockall(wanted) {
+            Ok(()) => return,
+            Err(error) => error.to_string(),
+        }
+    } else {
+        "RLIMIT_MEMLOCK is finite".to_owned()
+    };
+    tracing::warn!(why, "memory is not locked; secrets in use could reach the swap");
 }

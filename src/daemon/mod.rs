@@ -51,6 +51,7 @@ use crate::consent::Asker;
 use crate::device::Devices;
 use crate::enrol::{Enroller, Registry};
 use crate::http::{Door, Drained, Listener, Server, tls};
+use crate::merchants::Merchants;
 use crate::policy::{Policies, PolicySet};
 use crate::signing::Pipeline;
 use crate::telemetry::{self, Chain};
@@ -120,6 +121,7 @@ fn start(arguments: &Arguments) -> Result<(), Failure> {
     // variables that announce them.
     let inherited = bind::Inherited::take()?;
     harden::process()?;
+    harden::memory();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads.min(MOST_THREADS))
@@ -202,6 +204,16 @@ async fn run(
     );
     // Without the memory of what was approved, a challenge could be approved twice.
     let remembered = pipeline.restore(&recovered).map_err(Failure::state)?;
+    let merchants = Merchants::open(
+        &config.state_directory,
+        devices.clone(),
+        registry.clone(),
+        audit.clone(),
+        pipeline.policies().clone(),
+        clock.clone(),
+    )
+    .map_err(Failure::state)?;
+    merchants.restore(&recovered).map_err(Failure::state)?;
 
     let body = serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -241,6 +253,7 @@ async fn run(
         registry,
         enroller: enroller.clone(),
         pipeline,
+        merchants,
         load_policy: reload.policy_loader(),
         reloading: tokio::sync::Mutex::default(),
         native: native_addresses.clone(),

@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use crate::base::key::{KeySpec, Scheme};
 
 /// Changes whenever a frame changes.
-pub const PROTOCOL: u32 = 5;
+pub const PROTOCOL: u32 = 6;
 
 /// The most bytes of one packet.
 pub const PACKET_MAX: usize = 64 * 1024;
@@ -178,6 +178,19 @@ pub enum Verb {
         /// What the key may do.
         r#use: KeyUse,
     },
+    /// Put an RSA key pair that was made elsewhere on the token (`C_CreateObject`).
+    Import {
+        /// Token number.
+        token: u16,
+        /// `CKA_ID`.
+        key: Vec<u8>,
+        /// `CKA_LABEL`.
+        label: String,
+        /// The key.
+        private: RsaPrivateParts,
+        /// What the key may do.
+        r#use: KeyUse,
+    },
     /// A page of private keys.
     Keys {
         /// Token number.
@@ -219,7 +232,7 @@ impl Verb {
             Self::PublicKey { .. } => "C_GetAttributeValue",
             Self::Generate { .. } => "C_GenerateKeyPair",
             Self::Keys { .. } | Self::Certificates { .. } => "C_FindObjects",
-            Self::WriteCertificate { .. } => "C_CreateObject",
+            Self::Import { .. } | Self::WriteCertificate { .. } => "C_CreateObject",
             Self::Delete { .. } => "C_DestroyObject",
         }
     }
@@ -242,6 +255,22 @@ pub enum KeyUse {
     /// Sign and decrypt (RSA): for a merchant's WeChat Pay key, whose certificate the platform
     /// encrypts for.
     SignAndDecrypt,
+    /// Decrypt only (RSA): for a key that secrets are sealed to.
+    Decrypt,
+}
+
+/// The numbers of an RSA private key (RFC 8017 appendix A.1.2), big-endian.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct RsaPrivateParts {
+    /// `CKA_MODULUS`.
+    #[serde(with = "bytes")]
+    pub modulus: Vec<u8>,
+    /// `CKA_PUBLIC_EXPONENT`.
+    #[serde(with = "bytes")]
+    pub public_exponent: Vec<u8>,
+    /// `CKA_PRIVATE_EXPONENT`, `CKA_PRIME_1`, `CKA_PRIME_2`, `CKA_EXPONENT_1`, `CKA_EXPONENT_2`,
+    /// `CKA_COEFFICIENT`.
+    pub secret: [PlainBytes; 6],
 }
 
 /// A certificate as `C_CreateObject` wants it.
@@ -289,6 +318,8 @@ pub enum Answer {
     PublicKey(PublicParts),
     /// A key pair generated and proven.
     Generated(PublicParts),
+    /// A key pair stored, which the token will not show again.
+    Imported(PublicParts),
     /// A page of keys, and the cursor of the next.
     Keys(Vec<KeyEntry>, Option<u32>),
     /// A page of certificates, and the cursor of the next.

@@ -40,6 +40,7 @@ mod frames;
 mod hygiene;
 mod link;
 mod pin_guard;
+mod private_key;
 mod public_key;
 mod supervisor;
 pub mod worker;
@@ -66,6 +67,7 @@ use self::frames::{Answer, CERTIFICATE_MAX, CertificateParts, Class, Failure, Ve
 pub use self::frames::{KeyUse, LastTry};
 use self::link::{CallError, Link};
 use self::pin_guard::PinGuard;
+pub use self::private_key::{InvalidPrivateKey, RsaPrivateKey};
 use self::supervisor::{Command, Phase, Supervisor, View, call_error, unexpected};
 use crate::base::clock::Clock;
 use crate::base::key::{KeySpec, PublicKey, Scheme, Signature};
@@ -365,8 +367,9 @@ impl Devices {
         }
     }
 
-    /// Decrypts a field that was encrypted for the key that the permit is for, with RSAES-OAEP,
-    /// SHA-1 and MGF1 with SHA-1, as WeChat Pay does. The permit must be for that purpose.
+    /// Decrypts what was encrypted for the key that the permit is for, with RSAES-OAEP, SHA-1 and
+    /// MGF1 with SHA-1: a field, as WeChat Pay encrypts it, or the content key of a sealed secret.
+    /// The permit must be for one of these.
     ///
     /// A ciphertext that is not for this key is [`DeviceError::Undecryptable`], without a reason.
     pub async fn decrypt(
@@ -374,7 +377,10 @@ impl Devices {
         permit: Permit,
         ciphertext: &[u8],
     ) -> Result<SecretBytes, DeviceError> {
-        if permit.purpose() != Purpose::WechatPayDecrypt {
+        if !matches!(
+            permit.purpose(),
+            Purpose::WechatPayDecrypt | Purpose::SecretOpening
+        ) {
             return Err(DeviceError::WrongPurpose {
                 purpose: permit.purpose(),
             });
@@ -464,7 +470,7 @@ impl Devices {
         label: &str,
     ) -> Result<GeneratedKey, DeviceError> {
         let can_decrypt = matches!(spec, KeySpec::Rsa2048 | KeySpec::Rsa3072);
-        if r#use == KeyUse::SignAndDecrypt && !can_decrypt {
+        if r#use != KeyUse::Sign && !can_decrypt {
             return Err(DeviceError::Unsupported {
                 token: token.to_string(),
                 what: format!("decryption with a key of type {spec}"),
@@ -507,6 +513,45 @@ impl Devices {
             public_key,
             proof: Proof::COMPLETE,
         })
+    }
+
+    /// Puts an RSA key that was made elsewhere on a token, from which it cannot be taken again.
+    /// There is no proof for such a key: copies of it may be anywhere.
+    pub async fn import(
+        &self,
+        token: &TokenId,
+        private: &RsaPrivateKey,
+        r#use: KeyUse,
+        id: &KeyId,
+        label: &str,
+    ) -> Result<PublicKey, DeviceError> {
+        if label.len() > LABEL_MAX {
+            return Err(DeviceError::TooLarge {
+                what: "label",
+                limit: LABEL_MAX,
+            });
+        }
+        let key = KeyRef {
+            token: token.clone(),
+            id: id.clone(),
+        };
+        let module = self.module(&token.module)?;
+        let _turn = turn(&module.writes).await?;
+        let verb = |number| Verb::Import {
+            token: number,
+            key: id.as_bytes().to_vec(),
+            label: label.to_owned(),
+            private: private.parts(),
+            r#use,
+        };
+        let budget = module.config.call_timeout;
+        let answer = self
+            .call(token, Some(&key), Need::Login, budget, verb)
+            .await?;
+        match answer {
+            Answer::Imported(parts) => self.remember(&key, &parts),
+            _ => Err(unexpected(&token.module)),
+        }
     }
 
     /// The private keys on a token.

@@ -34,7 +34,7 @@ pub struct WechatPayRule {
     pub uses: Vec<WechatPayUse>,
 }
 
-/// What a merchant's key on the token is used for.
+/// What is done for a merchant: with its key, or with the key that its secrets are sealed to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum WechatPayUse {
@@ -44,15 +44,44 @@ pub enum WechatPayUse {
     Start,
     /// Decrypting fields.
     Decrypt,
+    /// Checking answers and callbacks, encrypting fields: what needs public keys only.
+    Check,
+    /// Opening callbacks with the APIv3 secret.
+    Notification,
+    /// Handing in the platform's certificates, which the APIv3 secret opens.
+    Platform,
+    /// Signing messages of interface version 2.
+    V2Sign,
+    /// Checking messages of interface version 2, and opening its refund notifications.
+    V2Check,
 }
 
 impl WechatPayUse {
     /// All of them, with the attribute of a Cedar client that holds the merchants.
-    pub(super) const ALL: [(Self, &'static str); 3] = [
+    pub(super) const ALL: [(Self, &'static str); 8] = [
         (Self::Request, "request"),
         (Self::Start, "start"),
         (Self::Decrypt, "decrypt"),
+        (Self::Check, "check"),
+        (Self::Notification, "notification"),
+        (Self::Platform, "platform"),
+        (Self::V2Sign, "v2_sign"),
+        (Self::V2Check, "v2_check"),
     ];
+
+    /// The stable name in registrations, records and the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::Start => "start",
+            Self::Decrypt => "decrypt",
+            Self::Check => "check",
+            Self::Notification => "notification",
+            Self::Platform => "platform",
+            Self::V2Sign => "v2-sign",
+            Self::V2Check => "v2-check",
+        }
+    }
 
     /// The Cedar action.
     pub(super) fn action(self) -> &'static str {
@@ -60,6 +89,11 @@ impl WechatPayUse {
             Self::Request => "wechatpay-request",
             Self::Start => "wechatpay-start",
             Self::Decrypt => "wechatpay-decrypt",
+            Self::Check => "wechatpay-check",
+            Self::Notification => "wechatpay-notification",
+            Self::Platform => "wechatpay-platform",
+            Self::V2Sign => "wechatpay-v2-sign",
+            Self::V2Check => "wechatpay-v2-check",
         }
     }
 
@@ -68,9 +102,31 @@ impl WechatPayUse {
             Self::Request => Purpose::WechatPayRequest,
             Self::Start => Purpose::WechatPayStart,
             Self::Decrypt => Purpose::WechatPayDecrypt,
+            Self::Check => Purpose::WechatPayCheck,
+            Self::Notification | Self::Platform | Self::V2Sign | Self::V2Check => {
+                Purpose::SecretOpening
+            }
         }
     }
 }
+
+impl FromStr for WechatPayUse {
+    type Err = UnknownUse;
+    fn from_str(text: &str) -> Result<Self, UnknownUse> {
+        Self::ALL
+            .into_iter()
+            .map(|(r#use, _)| r#use)
+            .find(|r#use| r#use.name() == text)
+            .ok_or(UnknownUse)
+    }
+}
+
+/// A text that names no [`WechatPayUse`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "must be request, start, decrypt, check, notification, platform, v2-sign or v2-check"
+)]
+pub struct UnknownUse;
 
 impl Default for ClientPolicy {
     fn default() -> Self {

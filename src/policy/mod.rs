@@ -44,7 +44,9 @@ pub use crate::statement::{Consent, ConsentMethod};
 use crate::statement::{Origin, Statement};
 use crate::wechatpay::MerchantId;
 
-pub use client::{ClientPolicy, ConsentRule, UnknownConsent, WechatPayRule, WechatPayUse};
+pub use client::{
+    ClientPolicy, ConsentRule, UnknownConsent, UnknownUse, WechatPayRule, WechatPayUse,
+};
 pub use limits::{Limit, LimitError};
 pub use live::Policies;
 pub use purpose::{Purpose, SELF_TEST_PREFIX};
@@ -147,6 +149,8 @@ pub enum Administration {
     Client,
     /// Begins, completes and cancels enrolments.
     Enrol,
+    /// Adds and removes WeChat Pay merchants, their certificates, secrets and platform keys.
+    Merchant,
     /// Reloads policy.
     Policy,
     /// Hands in what an account service signs: its key sets.
@@ -157,9 +161,10 @@ pub enum Administration {
 
 impl Administration {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Client,
         Self::Enrol,
+        Self::Merchant,
         Self::Policy,
         Self::Service,
         Self::Token,
@@ -170,6 +175,7 @@ impl Administration {
         match self {
             Self::Client => "client",
             Self::Enrol => "enrol",
+            Self::Merchant => "merchant",
             Self::Policy => "policy",
             Self::Service => "service",
             Self::Token => "token",
@@ -417,12 +423,16 @@ pub fn decide_own(caller: &Caller, key: &KeyRef, purpose: Purpose) -> Decision {
             "approval-needs-statement",
             "an approval is signed only for a statement",
         ),
-        (Purpose::WechatPayRequest | Purpose::WechatPayStart | Purpose::WechatPayDecrypt, _) => {
-            refuse(
-                "wechatpay-needs-merchant",
-                "a WeChat Pay key is used only for a client that may use it",
-            )
-        }
+        (
+            Purpose::WechatPayRequest
+            | Purpose::WechatPayStart
+            | Purpose::WechatPayDecrypt
+            | Purpose::WechatPayCheck,
+            _,
+        ) => refuse(
+            "wechatpay-needs-merchant",
+            "a WeChat Pay key is used only for a client that may use it",
+        ),
         (_, Caller::Itself) => granted("own"),
         (Purpose::CertificateRequest | Purpose::SelfTest, Caller::Unix { .. }) => {
             granted("administrator")

@@ -36,6 +36,10 @@ pub enum Purpose {
     WechatPayStart,
     /// Decrypting a field that WeChat Pay encrypted for the merchant. Signs nothing.
     WechatPayDecrypt,
+    /// Checking what WeChat Pay signed, encrypting fields for it. Uses no private key at all.
+    WechatPayCheck,
+    /// Opening a secret that was sealed to a key of this program's own. Signs nothing.
+    SecretOpening,
 }
 
 /// Begins every self-test message; no other signed format can begin so.
@@ -78,7 +82,9 @@ impl Purpose {
             | Self::SelfTest
             | Self::WechatPayRequest
             | Self::WechatPayStart
-            | Self::WechatPayDecrypt => None,
+            | Self::WechatPayDecrypt
+            | Self::WechatPayCheck
+            | Self::SecretOpening => None,
         }
     }
 
@@ -112,7 +118,7 @@ impl Purpose {
             Self::SelfTest => message.starts_with(SELF_TEST_PREFIX),
             Self::WechatPayRequest => RequestMessage::admits(message),
             Self::WechatPayStart => PaySign::admits(message),
-            Self::WechatPayDecrypt => false,
+            Self::WechatPayDecrypt | Self::WechatPayCheck | Self::SecretOpening => false,
         }
     }
 }

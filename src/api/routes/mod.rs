@@ -10,6 +10,7 @@ pub mod policy;
 pub mod services;
 pub mod status;
 pub mod tokens;
+pub mod wechatpay;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use crate::base::Clock;
 use crate::consent::Asker;
 use crate::device::Devices;
 use crate::enrol::{Enroller, Registry};
+use crate::merchants::Merchants;
 use crate::policy::{Administration, Caller, PolicySet};
 use crate::signing::Pipeline;
 use crate::statement::Origin;
@@ -54,6 +56,8 @@ pub struct Parts {
     pub enroller: Arc<Enroller>,
     /// Approvals, and the policy they are decided by.
     pub pipeline: Pipeline,
+    /// WeChat Pay merchants.
+    pub merchants: Merchants,
     /// Reads the policy anew from its files.
     pub load_policy: LoadPolicy,
     /// Held while the policy is read anew.
@@ -166,6 +170,7 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(policy::explain_policy))
         .routes(routes!(clients::list_clients, clients::add_client))
         .routes(routes!(clients::remove_client))
+        .merge(wechatpay::documented())
 }
 
 /// Runs what waits for the disk outside the threads that serve requests.

@@ -29,6 +29,8 @@ pub const PATH: &str = "/v1/openapi.json";
         (name = "approvals", description = "Approvals of sensitive operations"),
         (name = "services", description = "What account services hand in, signed"),
         (name = "policy", description = "The rules that decide, and why"),
+        (name = "wechatpay", description = "Messages of WeChat Pay merchants, signed, checked and opened"),
+        (name = "merchants", description = "WeChat Pay merchants, their keys, secrets and platform keys"),
         (name = "clients", description = "Programs that may use the native door"),
     )
 )]

@@ -90,6 +90,17 @@ impl Keeper {
                     objects::generate(session, spec, r#use, &key, &label)
                 })
                 .map(Answer::Generated),
+            Verb::Import {
+                token,
+                key,
+                label,
+                private,
+                r#use,
+            } => self
+                .logged_in(token, |session| {
+                    objects::import(session, &private, r#use, &key, &label)
+                })
+                .map(Answer::Imported),
             Verb::Keys { token, cursor } => {
                 let (entries, next) = self.page(
                     token,

@@ -6,13 +6,14 @@ use cryptoki::object::{
     Attribute, AttributeType, CertificateType, KeyType, ObjectClass, ObjectHandle,
 };
 use cryptoki::session::Session;
+use zeroize::Zeroize;
 
 use super::codes;
 use super::module::text;
 use crate::base::key::KeySpec;
 use crate::device::frames::{
     CERTIFICATE_MAX, CertificateEntry, CertificateParts, Class, Failure, KeyEntry, KeyUse,
-    PublicParts,
+    PublicParts, RsaPrivateParts,
 };
 use crate::device::public_key::{
     ED25519_CURVE_NAME, ED25519_PARAMETERS, P256_PARAMETERS, P384_PARAMETERS, ec_spec, rsa_spec,
@@ -159,18 +160,15 @@ fn generate_pair(
         Attribute::Private(true),
         Attribute::Sensitive(true),
         Attribute::Extractable(false),
-        Attribute::Sign(true),
         Attribute::Id(id.to_vec()),
         Attribute::Label(label.as_bytes().to_vec()),
     ];
-    if r#use == KeyUse::SignAndDecrypt {
-        private.push(Attribute::Decrypt(true));
-    }
+    private.extend(abilities(r#use));
     let with = |mechanism: Mechanism<'_>, specific: Vec<Attribute>| {
         let mut public = vec![
             Attribute::Token(true),
             Attribute::Private(false),
-            Attribute::Verify(true),
+            Attribute::Verify(r#use != KeyUse::Decrypt),
             Attribute::Id(id.to_vec()),
             Attribute::Label(label.as_bytes().to_vec()),
         ];
@@ -199,6 +197,114 @@ fn generate_pair(
     .map_err(failure)
 }
 
+/// What a private key may do, said both ways: a token's own default may be more.
+fn abilities(r#use: KeyUse) -> [Attribute; 2] {
+    let (sign, decrypt) = match r#use {
+        KeyUse::Sign => (true, false),
+        KeyUse::SignAndDecrypt => (true, true),
+        KeyUse::Decrypt => (false, true),
+    };
+    [Attribute::Sign(sign), Attribute::Decrypt(decrypt)]
+}
+
+/// Stores an RSA key pair that was made elsewhere, and reads back that the private key cannot be
+/// read or taken off the token from now on. What was done with it before nobody can prove.
+pub fn import(
+    session: &Session,
+    key: &RsaPrivateParts,
+    r#use: KeyUse,
+    id: &[u8],
+    label: &str,
+) -> Result<PublicParts, Failure> {
+    if !find(session, ObjectClass::PRIVATE_KEY, id)?.is_empty() {
+        return Err(Failure::KeyExists);
+    }
+    let common = |class| {
+        vec![
+            Attribute::Class(class),
+            Attribute::KeyType(KeyType::RSA),
+            Attribute::Token(true),
+            Attribute::Id(id.to_vec()),
+            Attribute::Label(label.as_bytes().to_vec()),
+            Attribute::Modulus(key.modulus.clone()),
+            Attribute::PublicExponent(key.public_exponent.clone()),
+        ]
+    };
+    let mut private = common(ObjectClass::PRIVATE_KEY);
+    private.extend([
+        Attribute::Private(true),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+    ]);
+    private.extend(abilities(r#use));
+    let [d, p, q, dp, dq, qinv] = key.secret.each_ref().map(|part| part.expose().to_vec());
+    private.extend([
+        Attribute::PrivateExponent(d),
+        Attribute::Prime1(p),
+        Attribute::Prime2(q),
+        Attribute::Exponent1(dp),
+        Attribute::Exponent2(dq),
+        Attribute::Coefficient(qinv),
+    ]);
+    let created = session.create_object(&private).map_err(failure);
+    wipe(&mut private);
+    let private = created?;
+    let mut public = common(ObjectClass::PUBLIC_KEY);
+    public.extend([
+        Attribute::Private(false),
+        Attribute::Verify(r#use != KeyUse::Decrypt),
+    ]);
+    let stored = kept_in(session, private)
+        .and_then(|()| session.create_object(&public).map_err(failure))
+        .map(|_| PublicParts::Rsa {
+            modulus: key.modulus.clone(),
+            exponent: key.public_exponent.clone(),
+        });
+    if stored.is_err()
+        && let Err(error) = session.destroy_object(private)
+    {
+        eprintln!("cannot destroy a key that was not imported whole: {error:?}");
+    }
+    stored
+}
+
+/// Wipes the numbers of a private key.
+fn wipe(attributes: &mut [Attribute]) {
+    for attribute in attributes {
+        if let Attribute::PrivateExponent(number)
+        | Attribute::Prime1(number)
+        | Attribute::Prime2(number)
+        | Attribute::Exponent1(number)
+        | Attribute::Exponent2(number)
+        | Attribute::Coefficient(number) = attribute
+        {
+            number.zeroize();
+        }
+    }
+}
+
+/// `CKA_SENSITIVE` must read true and `CKA_EXTRACTABLE` false.
+fn kept_in(session: &Session, private: ObjectHandle) -> Result<(), Failure> {
+    let wanted = [AttributeType::Sensitive, AttributeType::Extractable];
+    let read = session.get_attributes(private, &wanted).map_err(failure)?;
+    expect(
+        &read,
+        &[
+            (Attribute::Sensitive(true), "CKA_SENSITIVE"),
+            (Attribute::Extractable(false), "CKA_EXTRACTABLE"),
+        ],
+    )
+}
+
+fn expect(read: &[Attribute], expected: &[(Attribute, &str)]) -> Result<(), Failure> {
+    match expected.iter().find(|(attribute, _)| !read.contains(attribute)) {
+        None => Ok(()),
+        Some((_, name)) => Err(Failure::KeyNotProven {
+            attribute: (*name).into(),
+        }),
+    }
+}
+
 /// `CKA_LOCAL`, `CKA_SENSITIVE`, `CKA_ALWAYS_SENSITIVE`, `CKA_NEVER_EXTRACTABLE` must read true and
 /// `CKA_EXTRACTABLE` false; one that cannot be read proves nothing.
 fn prove(session: &Session, private: ObjectHandle) -> Result<(), Failure> {
@@ -210,20 +316,16 @@ fn prove(session: &Session, private: ObjectHandle) -> Result<(), Failure> {
         AttributeType::Extractable,
     ];
     let read = session.get_attributes(private, &wanted).map_err(failure)?;
-    for (attribute, name) in [
-        (Attribute::Local(true), "CKA_LOCAL"),
-        (Attribute::Sensitive(true), "CKA_SENSITIVE"),
-        (Attribute::AlwaysSensitive(true), "CKA_ALWAYS_SENSITIVE"),
-        (Attribute::NeverExtractable(true), "CKA_NEVER_EXTRACTABLE"),
-        (Attribute::Extractable(false), "CKA_EXTRACTABLE"),
-    ] {
-        if !read.contains(&attribute) {
-            return Err(Failure::KeyNotProven {
-                attribute: name.into(),
-            });
-        }
-    }
-    Ok(())
+    expect(
+        &read,
+        &[
+            (Attribute::Local(true), "CKA_LOCAL"),
+            (Attribute::Sensitive(true), "CKA_SENSITIVE"),
+            (Attribute::AlwaysSensitive(true), "CKA_ALWAYS_SENSITIVE"),
+            (Attribute::NeverExtractable(true), "CKA_NEVER_EXTRACTABLE"),
+            (Attribute::Extractable(false), "CKA_EXTRACTABLE"),
+        ],
+    )
 }
 
 /// The handles of all objects of a class.

@@ -82,6 +82,16 @@ pub struct PlatformKey {
 }
 
 impl PlatformKey {
+    /// One that was taken before and kept since, with what it was kept with.
+    pub fn kept(id: PlatformKeyId, key: PublicKey, from: Timestamp, until: Timestamp) -> Self {
+        Self {
+            id,
+            key,
+            from,
+            until,
+        }
+    }
+
     /// Its name, `Wechatpay-Serial`; to be sent along with fields encrypted for it.
     pub fn id(&self) -> &PlatformKeyId {
         &self.id
@@ -125,6 +135,20 @@ impl PlatformKeys {
     /// None.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Those that were taken before and kept since.
+    pub fn kept(keys: impl IntoIterator<Item = PlatformKey>) -> Result<Self, PlatformError> {
+        let mut all = Self::new();
+        for key in keys {
+            all.add(key)?;
+        }
+        Ok(all)
+    }
+
+    /// Whether there is none that is good at `now`.
+    pub fn is_empty(&self, now: Timestamp) -> bool {
+        self.0.iter().all(|key| key.until <= now)
     }
 
     /// The key of exactly this name.

@@ -61,8 +61,16 @@ impl Seen {
 
     /// Remembers `id` from `now` on, unless it is remembered already.
     pub fn observe(&mut self, id: &[u8], now: Timestamp) -> Result<Delivery, SeenFull> {
+        self.observe_digest(sha256(id), now)
+    }
+
+    /// The same by the SHA-256 of an id, under which it may be kept elsewhere too.
+    pub fn observe_digest(
+        &mut self,
+        id: [u8; 32],
+        now: Timestamp,
+    ) -> Result<Delivery, SeenFull> {
         self.expire(now);
-        let id = sha256(id);
         if let Some(&first) = self.times.get(&id) {
             return Ok(Delivery::Again { first });
         }
@@ -78,7 +86,11 @@ impl Seen {
 
     /// Forgets `id`, where handling it failed and the platform is to deliver it again.
     pub fn forget(&mut self, id: &[u8]) {
-        let id = sha256(id);
+        self.forget_digest(sha256(id));
+    }
+
+    /// The same by the SHA-256 of an id.
+    pub fn forget_digest(&mut self, id: [u8; 32]) {
         if self.times.remove(&id).is_some() {
             self.order.retain(|known| *known != id);
         }
