@@ -13,6 +13,7 @@ use super::types::{
     Enrolment, Enrolments, ExplainPolicy, KeysTaken, OperatingCertificate, OperatingCertificates,
     Policy, PolicyExplained, PolicyReloaded, RequestApproval, Status, Tokens,
 };
+use super::wechatpay::MerchantList;
 use crate::base::ids::{ClientName, EnrolmentId, Jti};
 use crate::base::pkcs11::TokenUri;
 use crate::base::secret::Pin;
@@ -176,6 +177,28 @@ impl Client {
         body: &ExplainPolicy,
     ) -> Result<PolicyExplained, CallError> {
         self.json(Method::POST, "/v1/policy/explain", body).await
+    }
+
+    /// `GET /v1/wechatpay/merchants`.
+    pub async fn merchants(&mut self) -> Result<MerchantList, CallError> {
+        self.get("/v1/wechatpay/merchants").await
+    }
+
+    /// `DELETE` of something under `/v1/wechatpay/merchants`.
+    pub async fn remove_from_merchants(&mut self, path: &str) -> Result<(), CallError> {
+        let path = format!("/v1/wechatpay/merchants/{path}");
+        self.empty(Method::DELETE, &path, None::<&()>).await
+    }
+
+    /// A call under `/v1/wechatpay`; what each path takes and gives is in [`super::wechatpay`].
+    pub async fn wechatpay<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, CallError> {
+        self.json(method, &format!("/v1/wechatpay/{path}"), body)
+            .await
     }
 
     async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, CallError> {

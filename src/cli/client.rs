@@ -18,7 +18,7 @@ use crate::base::ids::ClientName;
 use crate::base::key::{Curve, PublicKey, Signature};
 use crate::base::sysexits::EX_OK;
 use crate::base::x509::{RemoteKey, common_name, request_draft};
-use crate::policy::{ClientPolicy, ConsentRule};
+use crate::policy::{ClientPolicy, ConsentRule, WechatPayRule};
 use crate::statement::Kind;
 
 /// What a client connects with, in a directory of its own.
@@ -34,7 +34,8 @@ pub(super) enum Command {
                       leaves this command's output directory; the daemon sees the request only.",
         after_help = "Examples:\n  \
             opcert client add erp\n  \
-            opcert client add payroll --consent none --kind red-packet --out /etc/payroll"
+            opcert client add payroll --consent none --kind red-packet --out /etc/payroll\n  \
+            opcert client add shop --wechatpay 1900007291=request,start,check,notification"
     )]
     Add {
         /// Name of the program.
@@ -52,6 +53,10 @@ pub(super) enum Command {
         /// directory.
         #[arg(long)]
         browser: bool,
+        /// A WeChat Pay merchant it may act for, and how: request, start, decrypt, check,
+        /// notification, platform, v2-sign, v2-check; may be repeated.
+        #[arg(long = "wechatpay", value_name = "MCHID=USE,…", value_parser = merchant_rule)]
+        merchants: Vec<WechatPayRule>,
     },
     /// List the registered programs.
     List,
@@ -71,11 +76,12 @@ pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> 
             consent,
             kinds,
             browser,
+            merchants,
         } => {
             let policy = ClientPolicy {
                 consent: *consent,
                 kinds: (!kinds.is_empty()).then(|| kinds.clone()),
-                ..ClientPolicy::default()
+                wechatpay: merchants.clone(),
             };
             let folder = out.clone().unwrap_or_else(|| name.as_str().into());
             let kind = if *browser {
@@ -114,6 +120,21 @@ pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> 
         }
     }
     Ok(EX_OK)
+}
+
+/// `1900007291=request,start`.
+fn merchant_rule(text: &str) -> Result<WechatPayRule, String> {
+    let (merchant, uses) = text
+        .split_once('=')
+        .ok_or_else(|| "must be MCHID=USE,…".to_owned())?;
+    let uses = uses
+        .split(',')
+        .map(|name| name.parse().map_err(|error| format!("{name:?} {error}")))
+        .collect::<Result<_, _>>()?;
+    Ok(WechatPayRule {
+        merchant: merchant.parse().map_err(|error| format!("{error}"))?,
+        uses,
+    })
 }
 
 fn row(client: &Client) -> Vec<String> {

@@ -32,6 +32,7 @@ mod sync;
 mod token;
 mod upgrade_check;
 mod verify;
+mod wechatpay;
 mod why;
 
 use std::path::PathBuf;
@@ -138,6 +139,9 @@ enum Command {
     /// The rules that decide.
     #[command(subcommand)]
     Policy(policy::Command),
+    /// Sign, check and open messages of WeChat Pay merchants.
+    #[command(subcommand)]
+    Wechatpay(Box<wechatpay::Command>),
     /// Tell what became of one request, and why.
     Why(why::Arguments),
     /// Copy what has to survive, while the daemon runs.
@@ -228,6 +232,7 @@ async fn run_remote(command: &Command, global: &Global, output: &Output) -> Resu
         Command::Approve(arguments) => approve::run(arguments, global, output).await,
         Command::Policy(command) => policy::run(command, global, output).await,
         Command::Operation(command) => operation::run(command, output).await,
+        Command::Wechatpay(command) => wechatpay::run(command, global, output).await,
         Command::Init(_)
         | Command::Verify(_)
         | Command::Config(_)
