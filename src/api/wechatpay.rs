@@ -57,7 +57,9 @@ impl utoipa::PartialSchema for Pairs {
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new()
             .schema_type(Type::Object)
-            .description(Some("Names and values; a name that appears twice is refused."))
+            .description(Some(
+                "Names and values; a name that appears twice is refused.",
+            ))
             .additional_properties(Some(AdditionalProperties::RefOr(
                 ObjectBuilder::new().schema_type(Type::String).into(),
             )))

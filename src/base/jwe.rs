@@ -251,10 +251,15 @@ mod tests {
             bytes[0] ^= 1;
             let mut parts: Vec<String> = parts.iter().map(|part| (*part).to_owned()).collect();
             parts[changed] = base64url(&bytes);
-            assert!(opened(&private, &parts.join(".")).is_err(), "part {changed}");
+            assert!(
+                opened(&private, &parts.join(".")).is_err(),
+                "part {changed}"
+            );
         }
         // A short tag is no tag, and another type is another format.
-        let cut = [&parts[..4], &[&base64url(&[0; 12])[..]]].concat().join(".");
+        let cut = [&parts[..4], &[&base64url(&[0; 12])[..]]]
+            .concat()
+            .join(".");
         assert_eq!(opened(&private, &cut), Err(JweError::Malformed));
         assert_eq!(
             Jwe::parse(&compact, "other", 4096).unwrap_err(),

@@ -59,5 +59,8 @@ pub fn memory() {
     } else {
         "RLIMIT_MEMLOCK is finite".to_owned()
     };
-    tracing::warn!(why, "memory is not locked; secrets in use could reach the swap");
+    tracing::warn!(
+        why,
+        "memory is not locked; secrets in use could reach the swap"
+    );
 }

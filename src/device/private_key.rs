@@ -55,7 +55,10 @@ impl RsaPrivateKey {
         RsaPrivateParts {
             modulus: self.modulus.clone(),
             public_exponent: self.public_exponent.clone(),
-            secret: self.secret.each_ref().map(|part| PlainBytes::new(part.clone())),
+            secret: self
+                .secret
+                .each_ref()
+                .map(|part| PlainBytes::new(part.clone())),
         }
     }
 }

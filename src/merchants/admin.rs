@@ -193,13 +193,7 @@ impl Merchants {
         let generated = self
             .0
             .devices
-            .generate_for(
-                &token,
-                KeySpec::Rsa2048,
-                KeyUse::Decrypt,
-                &sealing,
-                &label,
-            )
+            .generate_for(&token, KeySpec::Rsa2048, KeyUse::Decrypt, &sealing, &label)
             .await?;
         let work = async {
             let jwk = RsaJwk::from_public_key(&generated.public_key)?;
@@ -346,9 +340,10 @@ impl Merchants {
         let _changing = self.0.changing.lock().await;
         let known = self.known(merchant)?;
         let mut record = known.record.clone();
-        let serial = CertificateSerial::of(certificate).map_err(|_| MerchantError::Certificate {
-            problem: "has no usable serial",
-        })?;
+        let serial =
+            CertificateSerial::of(certificate).map_err(|_| MerchantError::Certificate {
+                problem: "has no usable serial",
+            })?;
         if certificate.not_after() <= self.0.clock.now() {
             return Err(MerchantError::Certificate {
                 problem: "has ended",

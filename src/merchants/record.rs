@@ -151,8 +151,7 @@ impl Record {
     /// Parses what calls need, once.
     pub fn into_merchant(self) -> Result<Merchant, MerchantError> {
         let platform = self.platform.iter().map(KeptPlatformKey::read);
-        let platform =
-            PlatformKeys::kept(platform.collect::<Option<Vec<_>>>().ok_or(UNREADABLE)?)?;
+        let platform = PlatformKeys::kept(platform.collect::<Option<Vec<_>>>().ok_or(UNREADABLE)?)?;
         let authorities = self.authorities.iter().map(|text| certificate(text));
         let authorities = authorities.collect::<Result<_, _>>()?;
         let mut certified = Vec::new();
@@ -271,8 +270,7 @@ pub(super) fn load(path: &Path) -> Result<Table, MerchantError> {
         }
         Err(error) => return Err(error.into()),
     };
-    let file: File =
-        serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    let file: File = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
     if file.version != 1 {
         return Err(damaged(format!("it has version {}", file.version)));
     }

@@ -622,9 +622,7 @@ impl Merchants {
                     kind: opening.kind,
                 })?;
         let kid = &merchant.record.sealing.jwk.kid;
-        let current = self
-            .unseal(permit, kid, &sealed.jwe, opening.kind)
-            .await?;
+        let current = self.unseal(permit, kid, &sealed.jwe, opening.kind).await?;
         let first = attempt(&Rotating::new(make(current)?));
         let before = sealed
             .before

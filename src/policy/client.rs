@@ -123,9 +123,7 @@ impl FromStr for WechatPayUse {
 
 /// A text that names no [`WechatPayUse`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "must be request, start, decrypt, check, notification, platform, v2-sign or v2-check"
-)]
+#[error("must be request, start, decrypt, check, notification, platform, v2-sign or v2-check")]
 pub struct UnknownUse;
 
 impl Default for ClientPolicy {

@@ -31,9 +31,7 @@ pub const MAX: usize = 8 * 1024;
 pub const LONGEST_OVERLAP: i64 = 7 * 86_400;
 
 /// Which secret of a merchant.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SecretKind {
     /// The API secret, of interface version 2.
@@ -199,9 +197,8 @@ mod tests {
             let signature = key.sign(input.as_bytes());
             compact(input, &signature)
         };
-        let open = |text: &str, now| {
-            SealedSecret::open(text, at(now), |_, _| Ok(service.public.clone()))
-        };
+        let open =
+            |text: &str, now| SealedSecret::open(text, at(now), |_, _| Ok(service.public.clone()));
         assert_eq!(open(&signed(&claims, &service), 2_000).unwrap(), claims);
         assert_eq!(
             open(&signed(&claims, &other), 2_000).unwrap_err(),

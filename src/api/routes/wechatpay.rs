@@ -174,8 +174,9 @@ pub(super) async fn verify(
     Ok(Json(Verified { key: checked.key }))
 }
 
-/// Verifies a callback, opens its content, and tells whether the event was delivered before. The
-/// very same message is opened once only.
+/// Verifies a callback and opens its content.
+///
+/// It tells whether the event was delivered before. The very same message is opened once only.
 #[utoipa::path(
     post,
     path = "/v1/wechatpay/v3/decrypt",
@@ -250,7 +251,7 @@ pub(super) async fn decrypt_fields(
     }))
 }
 
-/// Takes the platform's answer to `GET /v3/certificates`: decrypts it, verifies it, keeps its keys.
+/// Takes the platform's certificates answer: decrypts it, verifies it, keeps its keys.
 #[utoipa::path(
     post,
     path = "/v1/wechatpay/v3/certificates",
@@ -341,8 +342,9 @@ pub(super) async fn verify_v2(
     Ok(Json(fields_v2(&fields)))
 }
 
-/// Opens the content of a refund notification of interface version 2. Nothing authenticates it:
-/// ask the platform for the refund before acting on it.
+/// Opens the content of a refund notification of interface version 2.
+///
+/// Nothing authenticates it: ask the platform for the refund before acting on it.
 #[utoipa::path(
     post,
     path = "/v1/wechatpay/v2/refund/decrypt",
@@ -368,17 +370,15 @@ pub(super) async fn open_refund(
     tag = "merchants",
     responses((status = 200, description = "All of them.", body = MerchantList))
 )]
-pub(super) async fn list_merchants(
-    State(app): State<App>,
-    _: Administrator,
-) -> Json<MerchantList> {
+pub(super) async fn list_merchants(State(app): State<App>, _: Administrator) -> Json<MerchantList> {
     Json(MerchantList {
         merchants: merchants(&app).list(),
     })
 }
 
-/// Adds a merchant: makes or imports its key and makes the request for its certificate. Control
-/// socket only.
+/// Adds a merchant: makes or imports its key, and makes the request for its certificate.
+///
+/// Control socket only.
 #[utoipa::path(
     post,
     path = "/v1/wechatpay/merchants",
@@ -419,7 +419,9 @@ pub(super) async fn add_merchant(
     Ok((StatusCode::CREATED, Json(view)))
 }
 
-/// Removes a merchant, its keys on the token, and with them its secrets. Control socket only.
+/// Removes a merchant, its keys on the token, and with them its secrets.
+///
+/// Control socket only.
 #[utoipa::path(
     delete,
     path = "/v1/wechatpay/merchants/{merchant}",
@@ -438,8 +440,9 @@ pub(super) async fn remove_merchant(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Adds a key to a merchant, for the certificate that is to replace the one in use. Control socket
-/// only.
+/// Adds a key to a merchant, for the certificate that is to replace the one in use.
+///
+/// Control socket only.
 #[utoipa::path(
     post,
     path = "/v1/wechatpay/merchants/{merchant}/keys",

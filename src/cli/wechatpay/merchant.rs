@@ -324,6 +324,9 @@ fn describe_key(key: &ApiKeyView, output: &Output) -> String {
         (Some(serial), Some(until)) => {
             format!("{origin}; certificate {serial} until {}", time(until))
         }
-        _ => format!("{origin}; {}", output.paint("no certificate yet", Mood::Doubtful)),
+        _ => format!(
+            "{origin}; {}",
+            output.paint("no certificate yet", Mood::Doubtful)
+        ),
     }
 }

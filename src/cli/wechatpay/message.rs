@@ -130,8 +130,7 @@ pub(super) async fn verify(
     output: &Output,
 ) -> Result<u8, Error> {
     let request = received.read()?;
-    let verified: Verified =
-        answered(daemon.wechatpay(Method::POST, "v3/verify", &request).await)?;
+    let verified: Verified = answered(daemon.wechatpay(Method::POST, "v3/verify", &request).await)?;
     output.result(&verified, |_| format!("Signed with {}.", verified.key))?;
     Ok(EX_OK)
 }

@@ -134,7 +134,10 @@ fn pem_bundle(path: &Path) -> Result<Vec<String>, Error> {
     let certificates: Vec<String> = text
         .split_inclusive(END)
         .filter(|part| part.ends_with(END))
-        .filter_map(|part| part.find("-----BEGIN").map(|start| part[start..].to_owned()))
+        .filter_map(|part| {
+            part.find("-----BEGIN")
+                .map(|start| part[start..].to_owned())
+        })
         .collect();
     if certificates.is_empty() {
         return Err(Error::Input {
@@ -153,11 +156,7 @@ mod tests {
     fn headers_are_read_as_curl_writes_them() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("headers");
-        std::fs::write(
-            &path,
-            "HTTP/2 200 \r\nwechatpay-nonce: a:b\r\nX:\r\n\r\n",
-        )
-        .unwrap();
+        std::fs::write(&path, "HTTP/2 200 \r\nwechatpay-nonce: a:b\r\nX:\r\n\r\n").unwrap();
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         assert_eq!(
             headers(&path).unwrap(),

@@ -84,7 +84,11 @@ pub(crate) struct Fetch {
     #[arg(value_name = "MCHID")]
     merchant: MerchantId,
     /// Address of the platform's interface.
-    #[arg(long, value_name = "URL", default_value = "https://api.mch.weixin.qq.com")]
+    #[arg(
+        long,
+        value_name = "URL",
+        default_value = "https://api.mch.weixin.qq.com"
+    )]
     api: String,
     /// Authorities of its TLS certificate (PEM); otherwise those of the system.
     #[arg(long, value_name = "FILE")]
@@ -105,7 +109,15 @@ pub(super) async fn run(
     match command {
         Command::Fetch(arguments) => {
             let (headers, body) = fetch(arguments, daemon).await?;
-            hand_in(&arguments.merchant, headers, &body, arguments.anew, daemon, output).await?;
+            hand_in(
+                &arguments.merchant,
+                headers,
+                &body,
+                arguments.anew,
+                daemon,
+                output,
+            )
+            .await?;
         }
         Command::Import { received, anew } => {
             let headers = headers(&received.headers)?;
@@ -178,7 +190,8 @@ async fn fetch(arguments: &Fetch, daemon: &mut Client) -> Result<(Pairs, Bytes),
     };
     let config = tls::client(roots, None)
         .map_err(|error| wrong(format!("TLS cannot be set up: {error}")))?;
-    let target = Target::from_url(&arguments.api, config).map_err(|error| wrong(error.to_string()))?;
+    let target =
+        Target::from_url(&arguments.api, config).map_err(|error| wrong(error.to_string()))?;
     let host = arguments
         .api
         .parse::<http::Uri>()
@@ -236,4 +249,3 @@ async fn fetch(arguments: &Fetch, daemon: &mut Client) -> Result<(Pairs, Bytes),
         .collect();
     Ok((Pairs(headers), answer.into_body()))
 }
-

@@ -297,7 +297,10 @@ fn kept_in(session: &Session, private: ObjectHandle) -> Result<(), Failure> {
 }
 
 fn expect(read: &[Attribute], expected: &[(Attribute, &str)]) -> Result<(), Failure> {
-    match expected.iter().find(|(attribute, _)| !read.contains(attribute)) {
+    match expected
+        .iter()
+        .find(|(attribute, _)| !read.contains(attribute))
+    {
         None => Ok(()),
         Some((_, name)) => Err(Failure::KeyNotProven {
             attribute: (*name).into(),

@@ -65,11 +65,7 @@ impl Seen {
     }
 
     /// The same by the SHA-256 of an id, under which it may be kept elsewhere too.
-    pub fn observe_digest(
-        &mut self,
-        id: [u8; 32],
-        now: Timestamp,
-    ) -> Result<Delivery, SeenFull> {
+    pub fn observe_digest(&mut self, id: [u8; 32], now: Timestamp) -> Result<Delivery, SeenFull> {
         self.expire(now);
         if let Some(&first) = self.times.get(&id) {
             return Ok(Delivery::Again { first });
