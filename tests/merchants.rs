@@ -32,6 +32,9 @@ const MCHID: &str = "1900007291";
 const SERIAL: &str = "0C4AEF34A5F2B6C7D8E9F0A1B2C3D4E5F6A7B8C9";
 const V2_SECRET: &str = "192006250b4c09247ec02edce69f6a2d";
 
+/// Spoils something that was good.
+type Change = Box<dyn Fn(&mut Value)>;
+
 /// A daemon with one merchant on it, certified; and the merchant's platform.
 struct Shop {
     daemon: Daemon,
@@ -441,7 +444,7 @@ fn contents_and_fields_that_do_not_open_give_nothing_away() {
         }
     };
     // Truncated tags, short and long nonces, other algorithms, bad base64.
-    let malformed: Vec<Box<dyn Fn(&mut Value)>> = vec![
+    let malformed: Vec<Change> = vec![
         Box::new(cut(4)),
         Box::new(cut(8)),
         Box::new(cut(12)),
@@ -457,7 +460,7 @@ fn contents_and_fields_that_do_not_open_give_nothing_away() {
         assert_eq!(with(&*change).code(), "malformed");
     }
     // Everything that passes for a ciphertext fails in one way.
-    let closed: Vec<Box<dyn Fn(&mut Value)>> = vec![
+    let closed: Vec<Change> = vec![
         Box::new(cut(16)),
         Box::new(cut(20)),
         Box::new(|resource| resource["associated_data"] = json!("other")),

@@ -187,7 +187,7 @@ pub enum Verb {
         /// `CKA_LABEL`.
         label: String,
         /// The key.
-        private: RsaPrivateParts,
+        private: Box<RsaPrivateParts>,
         /// What the key may do.
         r#use: KeyUse,
     },

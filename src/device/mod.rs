@@ -541,7 +541,7 @@ impl Devices {
             token: number,
             key: id.as_bytes().to_vec(),
             label: label.to_owned(),
-            private: private.parts(),
+            private: Box::new(private.parts()),
             r#use,
         };
         let budget = module.config.call_timeout;

@@ -65,7 +65,7 @@ pub enum PlatformPin {
         pem: String,
     },
     /// A platform certificate.
-    Certificate(Certificate),
+    Certificate(Box<Certificate>),
 }
 
 /// A merchant as people see it.

@@ -63,6 +63,8 @@ impl Purpose {
             Self::WechatPayRequest => "wechat-pay-request",
             Self::WechatPayStart => "wechat-pay-start",
             Self::WechatPayDecrypt => "wechat-pay-decrypt",
+            Self::WechatPayCheck => "wechat-pay-check",
+            Self::SecretOpening => "secret-opening",
         }
     }
 

@@ -532,7 +532,7 @@ pub(super) async fn pin_platform_key(
 ) -> Result<Json<MerchantView>, Problem> {
     let pin = match (wanted.id, wanted.public_key, wanted.certificate) {
         (Some(id), Some(pem), None) => PlatformPin::PublicKey { id, pem },
-        (None, None, Some(pem)) => PlatformPin::Certificate(certificate(&pem)?),
+        (None, None, Some(pem)) => PlatformPin::Certificate(Box::new(certificate(&pem)?)),
         _ => {
             return Err(Problem::new(
                 Code::Malformed,

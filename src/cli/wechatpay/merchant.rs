@@ -48,7 +48,7 @@ pub(crate) enum Command {
         #[arg(value_name = "MCHID")]
         merchant: MerchantId,
         #[command(flatten)]
-        key: Key,
+        key: Box<Key>,
     },
     /// Remove a key that was replaced, on the token too.
     RemoveKey {
