@@ -29,6 +29,7 @@ pub mod limits;
 mod live;
 mod purpose;
 mod question;
+mod remembered;
 pub mod rules;
 pub mod schema;
 pub mod usage;
@@ -50,7 +51,8 @@ pub use client::{
 pub use limits::{Limit, LimitError};
 pub use live::Policies;
 pub use purpose::{Purpose, SELF_TEST_PREFIX};
-use question::{Question, Verdict, View};
+use question::{Question, Unfit, Verdict, View};
+use remembered::{Asked, Outcome};
 pub use rules::{Changes, Defaults, Finding, PolicyErrors, PolicySet, Settings, Source};
 pub use usage::{Tally, Usage, Use};
 
@@ -309,56 +311,77 @@ pub fn decide(set: &PolicySet, request: &Request<'_>) -> Decision {
             refuse("client-unknown", format!("client {name} is not registered"))
         }
         (Action::Approve(approving), caller) => {
-            let view = approving.view(request.key);
-            let question = Question::approval(set, caller, request.policy, &view, request.now);
-            match question {
-                Ok(question) => approve(set, request, &question),
-                Err(error) => refuse("request", error.to_string()),
-            }
+            let (policy, view, now) = (request.policy, approving.view(request.key), request.now);
+            let asked = Asked::approval(set, caller, policy, &view, now);
+            let outcome = set.remembered.or_weigh(asked, || {
+                match Question::approval(set, caller, policy, &view, now) {
+                    Ok(question) => approve(set, &question),
+                    Err(error) => unfit(&error),
+                }
+            });
+            decided(request.key, Purpose::Approval, outcome)
         }
         (Action::WechatPay(merchant, r#use), caller) => {
-            let token = &request.key.token;
-            let policy = request.policy;
-            let question =
-                Question::merchant(set, caller, policy, merchant, r#use, token, request.now);
-            match question.map(|question| question.plain(set)) {
-                Ok(verdict) if verdict.allowed => Decision::Granted(Grant {
-                    key: request.key.clone(),
-                    purpose: r#use.purpose(),
-                    consent: ConsentRule::None,
-                    rule: verdict
-                        .decided
-                        .into_iter()
-                        .next()
-                        .unwrap_or_default()
-                        .into(),
-                }),
-                Ok(verdict) => Decision::Refused(refusal(set, verdict)),
-                Err(error) => refuse("request", error.to_string()),
-            }
+            let (policy, token, now) = (request.policy, &request.key.token, request.now);
+            let asked = Asked::merchant(set, caller, policy, merchant, r#use, token, now);
+            let outcome = set.remembered.or_weigh(asked, || {
+                match Question::merchant(set, caller, policy, merchant, r#use, token, now) {
+                    Ok(question) => conclude(set, question.plain(set), ConsentRule::None),
+                    Err(error) => unfit(&error),
+                }
+            });
+            decided(request.key, r#use.purpose(), outcome)
         }
     }
 }
 
-fn approve(set: &PolicySet, request: &Request<'_>, question: &Question) -> Decision {
+/// What was found out, about this key.
+fn decided(key: &KeyRef, purpose: Purpose, outcome: Outcome) -> Decision {
+    match outcome {
+        Outcome::Granted(consent, rule) => Decision::Granted(Grant {
+            key: key.clone(),
+            purpose,
+            consent,
+            rule: rule.into(),
+        }),
+        Outcome::Refused(refusal) => Decision::Refused(refusal),
+    }
+}
+
+fn approve(set: &PolicySet, question: &Question) -> Outcome {
     let mut last = None;
     for consent in ConsentRule::ALL {
         let verdict = question.with_consent(set, consent);
         if verdict.allowed {
-            let rule = verdict.decided.into_iter().next().unwrap_or_default();
-            return Decision::Granted(Grant {
-                key: request.key.clone(),
-                purpose: Purpose::Approval,
-                consent,
-                rule: rule.into(),
-            });
+            return conclude(set, verdict, consent);
         }
-        last = Some(verdict);
+        last = Some((verdict, consent));
     }
     match last {
-        Some(verdict) => Decision::Refused(refusal(set, verdict)),
-        None => refuse(NOT_ALLOWED, "no rule allows this"),
+        Some((verdict, consent)) => conclude(set, verdict, consent),
+        None => refused(NOT_ALLOWED, "no rule allows this"),
     }
+}
+
+fn conclude(set: &PolicySet, verdict: Verdict, consent: ConsentRule) -> Outcome {
+    if verdict.allowed {
+        let rule = verdict.decided.into_iter().next().unwrap_or_default();
+        Outcome::Granted(consent, rule)
+    } else {
+        Outcome::Refused(refusal(set, verdict))
+    }
+}
+
+fn unfit(error: &Unfit) -> Outcome {
+    refused("request", error.to_string())
+}
+
+fn refused(rule: &'static str, reason: impl Into<String>) -> Outcome {
+    Outcome::Refused(Refusal {
+        rule: rule.into(),
+        reason: reason.into(),
+        cause: RefusalCause::Rule,
+    })
 }
 
 /// The rule behind a no: one that failed, else one that forbids, else the absence of any.

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 use cedar_policy::{
     Context, Decision, Entities, Entity, EntityId, EntityTypeName, EntityUid, Request,
@@ -105,7 +106,7 @@ impl Question {
         let token = token_entity(token, view.token)?;
         let account = Entity::new_no_attrs(account, HashSet::new());
 
-        let mut context = moment(now, &set.time_zone);
+        let mut context = Moment::at(now, &set.time_zone).context();
         let mut put = |name: &str, value| context.push((name.to_owned(), value));
         put(
             "kind",
@@ -136,11 +137,12 @@ impl Question {
         if let Some(reference) = view.reference {
             put("reference", string(reference));
         }
+        let action = uid("Action", view.kind.name())?;
         Ok(Self {
             principal: principal.uid(),
-            action: uid("Action", view.kind.name())?,
+            entities: entities(set, &action, [principal, certificate, token, account])?,
+            action,
             resource,
-            entities: with_actions(set, [principal, certificate, token, account])?,
             context,
         })
     }
@@ -167,12 +169,14 @@ impl Question {
             HashSet::from([token_uid.clone()]),
         )
         .map_err(unfit)?;
+        let action = uid("Action", r#use.action())?;
+        let token = token_entity(token_uid, token)?;
         Ok(Self {
             principal: principal.uid(),
-            action: uid("Action", r#use.action())?,
+            entities: entities(set, &action, [principal, merchant, token])?,
+            action,
             resource,
-            entities: with_actions(set, [principal, merchant, token_entity(token_uid, token)?])?,
-            context: moment(now, &set.time_zone),
+            context: Moment::at(now, &set.time_zone).context(),
         })
     }
 
@@ -187,12 +191,13 @@ impl Question {
         let principal = principal(caller, None)?;
         let resource = uid("Computer", computer.as_str())?;
         let computer = Entity::new_no_attrs(resource.clone(), HashSet::new());
+        let action = uid("Action", name)?;
         Ok(Self {
             principal: principal.uid(),
-            action: uid("Action", name)?,
+            entities: entities(set, &action, [principal, computer])?,
+            action,
             resource,
-            entities: with_actions(set, [principal, computer])?,
-            context: moment(now, &set.time_zone),
+            context: Moment::at(now, &set.time_zone).context(),
         })
     }
 
@@ -388,27 +393,78 @@ fn principal(caller: &Caller, policy: Option<&ClientPolicy>) -> Result<Entity, U
     }
 }
 
-fn moment(now: Timestamp, time_zone: &TimeZone) -> Vec<(String, RestrictedExpression)> {
-    let local = time_zone.to_datetime(now);
-    let date =
-        (i64::from(local.year()) * 100 + i64::from(local.month())) * 100 + i64::from(local.day());
-    [
-        ("time", now.as_second()),
-        ("date", date),
-        ("hour", local.hour().into()),
-        ("minute", local.minute().into()),
-        ("weekday", local.weekday().to_monday_one_offset().into()),
-    ]
-    .map(|(name, value)| (name.to_owned(), RestrictedExpression::new_long(value)))
-    .into()
+/// When a request is decided, as rules see it.
+pub(super) struct Moment {
+    time: i64,
+    date: i64,
+    hour: i64,
+    minute: i64,
+    weekday: i64,
 }
 
-fn with_actions<const N: usize>(set: &PolicySet, own: [Entity; N]) -> Result<Entities, Unfit> {
-    set.actions.clone().add_entities(own, None).map_err(unfit)
+impl Moment {
+    /// What rules call its parts.
+    pub const NAMES: [&str; 5] = ["time", "date", "hour", "minute", "weekday"];
+
+    /// `now`, in that time zone.
+    pub fn at(now: Timestamp, time_zone: &TimeZone) -> Self {
+        let local = time_zone.to_datetime(now);
+        Self {
+            time: now.as_second(),
+            date: (i64::from(local.year()) * 100 + i64::from(local.month())) * 100
+                + i64::from(local.day()),
+            hour: local.hour().into(),
+            minute: local.minute().into(),
+            weekday: local.weekday().to_monday_one_offset().into(),
+        }
+    }
+
+    /// Its parts by name.
+    pub fn facts(&self) -> impl Iterator<Item = (&'static str, i64)> {
+        let values = [self.time, self.date, self.hour, self.minute, self.weekday];
+        Self::NAMES.into_iter().zip(values)
+    }
+
+    fn context(&self) -> Vec<(String, RestrictedExpression)> {
+        self.facts()
+            .map(|(name, value)| (name.to_owned(), RestrictedExpression::new_long(value)))
+            .collect()
+    }
 }
+
+/// The entities of one request: its own, and its action with the groups that it is in.
+fn entities<const N: usize>(
+    set: &PolicySet,
+    action: &EntityUid,
+    own: [Entity; N],
+) -> Result<Entities, Unfit> {
+    let action = set.actions.get(action).cloned();
+    Entities::from_entities(own.into_iter().chain(action), None).map_err(unfit)
+}
+
+/// The types that requests speak of, parsed once.
+static TYPES: LazyLock<HashMap<&str, EntityTypeName>> = LazyLock::new(|| {
+    const NAMES: [&str; 10] = [
+        "Account",
+        "Action",
+        "Certificate",
+        "Client",
+        "Computer",
+        "Consent",
+        "Kind",
+        "Merchant",
+        "Token",
+        "User",
+    ];
+    let parse = |name| Some((name, EntityTypeName::from_str(name).ok()?));
+    NAMES.into_iter().filter_map(parse).collect()
+});
 
 fn uid(of: &str, id: &str) -> Result<EntityUid, Unfit> {
-    let name = EntityTypeName::from_str(of).map_err(unfit)?;
+    let name = match TYPES.get(of) {
+        Some(name) => name.clone(),
+        None => EntityTypeName::from_str(of).map_err(unfit)?,
+    };
     Ok(EntityUid::from_type_name_and_id(name, EntityId::new(id)))
 }
 

@@ -14,6 +14,7 @@ use miette::Diagnostic;
 use serde::{Deserialize, Serialize};
 
 use super::limits::Limit;
+use super::remembered::{Reads, Remembered};
 use super::schema;
 use crate::base::encoding::{hex, sha256};
 
@@ -155,10 +156,11 @@ pub struct PolicySet {
     pub(super) authorizer: cedar::Authorizer,
     pub(super) limits: Vec<Limit>,
     pub(super) time_zone: TimeZone,
+    pub(super) reads: Reads,
+    pub(super) remembered: Remembered,
     rules: BTreeMap<String, Rule>,
     texts: BTreeMap<String, [u8; 32]>,
     warnings: Vec<Finding>,
-    reads_today: bool,
     digest: String,
 }
 
@@ -206,7 +208,8 @@ impl PolicySet {
             everything.extend_from_slice(&sha256(format!("{limit:?}").as_bytes()));
         }
         Ok(Self {
-            reads_today: reader.reads_today || !settings.limits.is_empty(),
+            reads: reader.reads,
+            remembered: Remembered::default(),
             policies: reader.policies,
             rules: reader.rules,
             texts: reader.texts,
@@ -252,7 +255,7 @@ impl PolicySet {
     /// Whether it asks what was approved before on the same day. If not, nobody has to read the
     /// day's records back before it can decide.
     pub fn reads_today(&self) -> bool {
-        self.reads_today
+        self.reads.has("today") || !self.limits.is_empty()
     }
 
     /// SHA-256 over its rules and limits, hexadecimal: the same for the same rules, in whatever
@@ -312,7 +315,7 @@ struct Reader {
     sources: BTreeMap<String, String>,
     errors: Vec<Finding>,
     warnings: Vec<Finding>,
-    reads_today: bool,
+    reads: Reads,
 }
 
 impl Reader {
@@ -372,7 +375,7 @@ impl Reader {
                 "it has no @id; records would name it by a line that moves",
             ));
         }
-        self.reads_today |= reads_today(policy);
+        self.reads = self.reads.and(Reads::of(policy));
         self.rules.insert(
             id.clone(),
             Rule {
@@ -503,23 +506,6 @@ fn is_name(id: &str) -> bool {
         && id
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b"._:/-".contains(&b))
-}
-
-/// Whether a rule reads `context.today`, by its syntax tree. A tree that cannot be had counts as
-/// a yes: that costs a look into the records, and nothing else.
-fn reads_today(policy: &cedar::Policy) -> bool {
-    policy
-        .to_json()
-        .map_or(true, |tree| mentions(&tree, "today"))
-}
-
-fn mentions(tree: &serde_json::Value, word: &str) -> bool {
-    match tree {
-        serde_json::Value::String(text) => text == word,
-        serde_json::Value::Array(items) => items.iter().any(|item| mentions(item, word)),
-        serde_json::Value::Object(members) => members.values().any(|member| mentions(member, word)),
-        _ => false,
-    }
 }
 
 #[cfg(test)]

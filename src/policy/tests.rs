@@ -575,6 +575,66 @@ fn text(index: usize, (permits, silent, bound): (bool, bool, i64)) -> String {
     )
 }
 
+/// Rule sets that read one thing each, and one that takes the context as a whole.
+const READERS: [&str; 7] = [
+    "context has amount && context.amount > 50",
+    "context.hour >= 12",
+    "context.today.count > 1",
+    "context has payee && context.payee like \"B*\"",
+    "context has reference",
+    "context.service == \"https://pay.example\" && principal has kinds",
+    "[context.today].contains({count: 2, sum: 0})",
+];
+
+#[test]
+fn a_remembered_decision_is_the_one_that_would_be_made() {
+    let registered = |consent, kinds: Option<&[&str]>| {
+        let kinds = kinds.map(|kinds| kinds.iter().map(|kind| kind.parse().unwrap()).collect());
+        let wechatpay = Vec::new();
+        Some(ClientPolicy {
+            consent,
+            kinds,
+            wechatpay,
+        })
+    };
+    let clients = [
+        registered(ConsentRule::None, None),
+        registered(ConsentRule::Confirm, None),
+        registered(ConsentRule::None, Some(&["withdrawal"])),
+        None,
+    ];
+    let statements = [
+        statement("withdrawal", 10),
+        statement("withdrawal", 90),
+        statement("password-reset", 0),
+    ];
+    for condition in READERS {
+        let text = format!(
+            "@id(\"r\") forbid (principal, action in Action::\"approve\", resource) when {{ {condition} }};"
+        );
+        let (asked_often, forgetful) = (set(&[&text]), set(&[&text]));
+        // Twice, so that each question meets an answer of its own and those of all others.
+        for _ in 0..2 {
+            for policy in &clients {
+                for (statement, count, hours) in statements
+                    .iter()
+                    .flat_map(|one| [(one, 0, 0), (one, 2, 0), (one, 2, 13)])
+                {
+                    let ask = |set| {
+                        let mut ask = Ask::new(set);
+                        ask.policy.clone_from(policy);
+                        ask.today.count = count;
+                        ask.now += jiff::SignedDuration::from_hours(hours);
+                        ask.decide(statement)
+                    };
+                    forgetful.remembered.clear();
+                    assert_eq!(ask(&asked_often), ask(&forgetful), "{condition}");
+                }
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
