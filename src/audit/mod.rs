@@ -19,7 +19,9 @@
 //! # How it changes
 //! One thread owns the files. Appenders put records into a bounded queue; the thread takes all that
 //! wait, chains them, writes them with one call, makes them durable with one `fdatasync`, moves the
-//! head, and only then completes the waiting [`Pending`]s. Callers never touch the disk.
+//! head, and only then completes the waiting [`Pending`]s. Callers never touch the disk. A record that
+//! nobody waits for ([`Audit::note`]) is left for a moment to share the write and the sync of one that
+//! somebody does.
 //!
 //! # What a crash does
 //! The head is written after the records it names are durable, and is not itself synchronised each
@@ -230,6 +232,20 @@ impl Event {
             body,
         })
     }
+
+    fn check(&self) -> Result<(), AuditError> {
+        let size = self.body.get().len();
+        if size > BODY_LIMIT {
+            return Err(AuditError::TooLarge {
+                size,
+                limit: BODY_LIMIT,
+            });
+        }
+        if !is_kind(self.kind) {
+            return Err(AuditError::Kind { kind: self.kind });
+        }
+        Ok(())
+    }
 }
 
 /// A handle on an open log. Clones write to the same log; when the last one is gone the log
@@ -270,16 +286,7 @@ impl Audit {
 
     /// Queues a record at once, without waiting. The order of calls is the order of records.
     pub fn append(&self, event: Event) -> Result<Pending, AuditError> {
-        let size = event.body.get().len();
-        if size > BODY_LIMIT {
-            return Err(AuditError::TooLarge {
-                size,
-                limit: BODY_LIMIT,
-            });
-        }
-        if !is_kind(event.kind) {
-            return Err(AuditError::Kind { kind: event.kind });
-        }
+        event.check()?;
         let receiver = self.writer.push(event, self.clock.now())?;
         Ok(Pending { receiver })
     }
@@ -287,6 +294,13 @@ impl Audit {
     /// Where the log is.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Queues a record that nobody waits for, in its order with the others. It is written with the
+    /// next one that somebody waits for, or by itself a few milliseconds later.
+    pub fn note(&self, event: Event) -> Result<(), AuditError> {
+        event.check()?;
+        self.writer.note(event, self.clock.now())
     }
 
     /// How many durable records the log has.

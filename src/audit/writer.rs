@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
@@ -20,6 +20,11 @@ use super::{AuditError, Config, Event, RETRY_DELAY};
 use crate::telemetry::metrics::metrics;
 
 type Answer = Result<RecordRef, AuditError>;
+
+/// So long the thread looks out after a commit, and a record that nobody waits for may wait for
+/// one that somebody does: both then take one write and one sync. Several times as long as a sync
+/// of a solid-state disk, and short against all that people or networks do.
+const LINGER: Duration = Duration::from_millis(2);
 
 /// The appenders' end. The thread ends when it is dropped, after writing what waits.
 #[derive(Debug)]
@@ -39,6 +44,7 @@ struct Shared {
 struct Queue {
     entries: VecDeque<Entry>,
     bytes: usize,
+    thread: Thread,
     stop: Stop,
     fault: Option<Fault>,
     /// Dropped by the thread when it has let go of its files.
@@ -49,7 +55,19 @@ struct Queue {
 struct Entry {
     event: Event,
     time: Timestamp,
-    answer: oneshot::Sender<Answer>,
+    /// Who waits, if anybody does.
+    answer: Option<oneshot::Sender<Answer>>,
+}
+
+/// What the thread is doing, as far as appenders must know to wake it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Thread {
+    /// It writes, and looks at the queue afterwards; or it was woken.
+    Awake,
+    /// It looks at the queue within [`LINGER`], unless it is woken before.
+    Lingers,
+    /// It sleeps until it is woken.
+    Sleeps,
 }
 
 /// Whether the thread goes on once the queue is empty.
@@ -81,6 +99,7 @@ pub(super) fn start(files: Files, config: Config, copier: Option<Copier>) -> io:
         queue: Mutex::new(Queue {
             entries: VecDeque::new(),
             bytes: 0,
+            thread: Thread::Awake,
             stop: Stop::No,
             fault: None,
             ended: Some(ended),
@@ -108,11 +127,28 @@ pub(super) fn start(files: Files, config: Config, copier: Option<Copier>) -> io:
 }
 
 impl Handle {
+    /// Queues a record that somebody waits for.
     pub fn push(
         &self,
         event: Event,
         time: Timestamp,
     ) -> Result<oneshot::Receiver<Answer>, AuditError> {
+        let (answer, receiver) = oneshot::channel();
+        self.queue(event, time, Some(answer))?;
+        Ok(receiver)
+    }
+
+    /// Queues a record that nobody waits for.
+    pub fn note(&self, event: Event, time: Timestamp) -> Result<(), AuditError> {
+        self.queue(event, time, None)
+    }
+
+    fn queue(
+        &self,
+        event: Event,
+        time: Timestamp,
+        answer: Option<oneshot::Sender<Answer>>,
+    ) -> Result<(), AuditError> {
         let size = event.body.get().len();
         let mut queue = self.0.lock();
         admit(&mut queue)?;
@@ -124,11 +160,19 @@ impl Handle {
                 records: queue.entries.len(),
             });
         }
-        let receiver = queue.push(event, time);
-        drop(queue);
+        let wake = match queue.thread {
+            Thread::Awake => false,
+            Thread::Lingers => answer.is_some(),
+            Thread::Sleeps => true,
+        };
         self.0.waiting.fetch_add(1, Ordering::Relaxed);
-        self.0.wake.notify_one();
-        Ok(receiver)
+        queue.push(event, time, answer);
+        if wake {
+            queue.thread = Thread::Awake;
+            drop(queue);
+            self.0.wake.notify_one();
+        }
+        Ok(())
     }
 
     /// Queues the last record and ends the thread; the second receiver ends with it.
@@ -141,13 +185,14 @@ impl Handle {
         let admitted = admit(&mut queue);
         let ended = queue.ended.take().ok_or(AuditError::Closed)?;
         queue.stop = Stop::Draining;
-        let receiver = admitted.map(|()| {
+        let (answer, receiver) = oneshot::channel();
+        if admitted.is_ok() {
             self.0.waiting.fetch_add(1, Ordering::Relaxed);
-            queue.push(event, time)
-        });
+            queue.push(event, time, Some(answer));
+        }
         drop(queue);
         self.0.wake.notify_one();
-        Ok((receiver?, ended))
+        admitted.map(|()| (receiver, ended))
     }
 
     pub fn records(&self) -> u64 {
@@ -187,15 +232,18 @@ impl Shared {
 }
 
 impl Queue {
-    fn push(&mut self, event: Event, time: Timestamp) -> oneshot::Receiver<Answer> {
-        let (answer, receiver) = oneshot::channel();
+    fn push(&mut self, event: Event, time: Timestamp, answer: Option<oneshot::Sender<Answer>>) {
         self.bytes += event.body.get().len();
         self.entries.push_back(Entry {
             event,
             time,
             answer,
         });
-        receiver
+    }
+
+    /// Whether there is something to do that cannot wait.
+    fn is_urgent(&self) -> bool {
+        self.stop == Stop::Draining || self.entries.iter().any(|entry| entry.answer.is_some())
     }
 }
 
@@ -220,7 +268,7 @@ struct Writer {
     copier: Option<Copier>,
     shared: Arc<Shared>,
     buffer: Vec<u8>,
-    waiting: Vec<(RecordRef, oneshot::Sender<Answer>)>,
+    waiting: Vec<(RecordRef, Option<oneshot::Sender<Answer>>)>,
     /// The segment was cut back after a failure; its descriptor must not be used again.
     reopen: bool,
 }
@@ -238,23 +286,34 @@ impl Writer {
     }
 
     /// Waits for entries and takes all there are; false when the thread is to end.
+    ///
+    /// Entries that nobody waits for are left for up to [`LINGER`], to be taken with others.
     fn take(&self, batch: &mut VecDeque<Entry>) -> bool {
         let mut queue = self.shared.lock();
-        loop {
-            if !queue.entries.is_empty() {
-                std::mem::swap(&mut queue.entries, batch);
-                queue.bytes = 0;
-                return true;
+        let until = Instant::now() + LINGER;
+        while !queue.is_urgent() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
             }
-            if queue.stop == Stop::Draining {
-                return false;
-            }
+            queue.thread = Thread::Lingers;
+            queue = match self.shared.wake.wait_timeout(queue, left) {
+                Ok((queue, _)) => queue,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+        while queue.entries.is_empty() && queue.stop == Stop::No {
+            queue.thread = Thread::Sleeps;
             queue = self
                 .shared
                 .wake
                 .wait(queue)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+        queue.thread = Thread::Awake;
+        std::mem::swap(&mut queue.entries, batch);
+        queue.bytes = 0;
+        !batch.is_empty()
     }
 
     /// Makes the whole batch durable, one segment's worth at a time.
@@ -288,8 +347,10 @@ impl Writer {
             let written = u64::try_from(self.waiting.len()).unwrap_or_default();
             self.shared.waiting.fetch_sub(written, Ordering::Relaxed);
             for (record, answer) in self.waiting.drain(..) {
-                // A caller that dropped its `Pending` does not want to know.
-                let _ = answer.send(Ok(record));
+                if let Some(answer) = answer {
+                    // A caller that dropped its `Pending` does not want to know.
+                    let _ = answer.send(Ok(record));
+                }
             }
         }
         Ok(())
@@ -388,6 +449,9 @@ impl Writer {
             .chain(batch.drain(..).chain(late).map(|entry| entry.answer));
         for answer in answers {
             self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+            let Some(answer) = answer else {
+                continue;
+            };
             let _ = answer.send(Err(AuditError::Unwritable {
                 source: source.clone(),
             }));

@@ -389,7 +389,7 @@ impl Pipeline {
             let event = Event::new(SignedRecord::KIND, Some(request.id.clone()), &body)?;
             // Not waited for: the `approval` record is what must be durable. Should this one be
             // lost, the same payload is signed again for the same caller.
-            let _ = self.audit.append(event)?;
+            self.audit.note(event)?;
         }
         let given = answer_of(challenge.jti(), &recorded, &answer);
         *progress = Progress::Approved(recorded, answer);
@@ -653,7 +653,7 @@ impl Pipeline {
             "reason": error.to_string(),
         });
         let noted = Event::new("approval-refused", Some(request.id.clone()), &body)
-            .and_then(|event| self.audit.append(event));
+            .and_then(|event| self.audit.note(event));
         if let Err(failure) = noted {
             tracing::warn!(request = %request.id, error = %failure, "a refusal could not be recorded");
         }
