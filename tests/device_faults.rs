@@ -60,6 +60,7 @@ impl Rig {
         self.devices
             .unlock(&self.id, Pin::new(pin.into()), LastTry::Keep)
             .await
+            .map(drop)
     }
 
     fn starts(&self) -> usize {

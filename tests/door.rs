@@ -21,7 +21,7 @@ use opcert::api::software_key::SoftwareKey;
 use opcert::api::types::{AddedClient, ClientList, Status};
 use opcert::base::encoding::base64;
 use opcert::base::x509::CertificateRequest;
-use opcert::http::client::{Client, ClientError, ClientLimits, Target};
+use opcert::http::client::{Client, ClientError, ClientLimits, Pieces, Target};
 use opcert::http::tls::{self, Identity};
 use serde_json::json;
 use softhsm::TestToken;
@@ -651,13 +651,21 @@ async fn the_document_says_what_is_served() {
         for method in ["get", "put", "post", "delete", "patch"] {
             let documented = item.get(method).is_some();
             let verb: Method = method.to_uppercase().parse().unwrap();
-            let answer = send(&mut control, verb, &path, None).await;
+            let answer = control.stream(request(verb, &path)).await.unwrap();
             let what = format!("{method} {path}: {}", answer.status());
-            if answer.status().is_success() {
-                let status = answer.status().as_u16().to_string();
+            let (head, pieces) = answer.into_parts();
+            if head.status.is_success() {
+                let status = head.status.as_u16().to_string();
                 assert!(item[method]["responses"].get(status).is_some(), "{what}");
+                if head.headers["content-type"] == "text/event-stream" {
+                    // It has no end, so it takes the connection with it.
+                    control = daemon.control().await;
+                } else {
+                    pieces.whole().await.unwrap();
+                }
                 continue;
             }
+            let answer = http::Response::new(pieces.whole().await.unwrap());
             let problem: ProblemDocument = serde_json::from_slice(answer.body()).unwrap();
             assert!(codes.contains(&problem.code.as_str().into()), "{what}");
             let refused_by_router = problem.code == "method-not-allowed"
@@ -716,8 +724,97 @@ async fn a_pin_is_tried_once_and_only_from_the_control_socket() {
     assert_problem(&answer, "pin-wrong");
     assert_eq!(token_state(&mut control).await, "pin-needed");
     let answer = send(&mut control, Method::POST, path, Some(right)).await;
-    assert_eq!(answer.status(), StatusCode::NO_CONTENT);
+    assert_eq!(answer.status(), StatusCode::OK);
+    let outcome: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
+    assert_eq!(outcome["outcome"], "taken");
     assert_eq!(token_state(&mut native).await, "ready");
+    // The token does not look at a PIN while somebody is logged in, and nobody says it did.
+    let wrong = unlock(token.uri().to_string(), "not-the-pin");
+    let answer = send(&mut control, Method::POST, path, Some(wrong)).await;
+    let outcome: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
+    assert_eq!(outcome["outcome"], "already-unlocked");
+}
+
+/// The next event of a stream: id, name, data.
+async fn next_event(pieces: &mut Pieces, text: &mut String) -> (String, String, serde_json::Value) {
+    loop {
+        if let Some((event, rest)) = text.split_once("\n\n") {
+            let field = |name: &str| {
+                let line = event.lines().find_map(|line| line.strip_prefix(name));
+                line.unwrap_or_default().to_owned()
+            };
+            let (id, name, data) = (field("id: "), field("event: "), field("data: "));
+            *text = rest.to_owned();
+            // A comment that keeps the connection alive has no data.
+            if let Ok(data) = serde_json::from_str(&data) {
+                return (id, name, data);
+            }
+            continue;
+        }
+        let piece = tokio::time::timeout(Duration::from_secs(30), pieces.next()).await;
+        let piece = piece.expect("an event in time").unwrap().expect("more");
+        text.push_str(std::str::from_utf8(&piece).unwrap());
+    }
+}
+
+#[tokio::test]
+async fn what_happens_is_told_on_every_door_and_once() {
+    let Some(token) = TestToken::softhsm("door") else {
+        return;
+    };
+    let mut daemon = Daemon::start_in(place(&locked(&token, &token.module)));
+    let client = daemon.add_client("erp").await;
+    let mut native = client.connect().await;
+    assert_eq!(token_state(&mut native).await, "pin-needed");
+    let answer = native.stream(request(Method::GET, "/v1/events")).await;
+    let answer = answer.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert_eq!(answer.headers()["content-type"], "text/event-stream");
+    let (mut pieces, mut text) = (answer.into_body(), String::new());
+    let (first, name, data) = next_event(&mut pieces, &mut text).await;
+    assert_eq!(name, "snapshot");
+    assert_eq!(data["tokens"][0]["state"], "pin-needed");
+
+    // A person's terminal shows the same.
+    let mut watch = Command::new(env!("CARGO_BIN_EXE_opcert"))
+        .args(["token", "list", "--watch", "--json", "--socket"])
+        .arg(daemon.path("run/control.sock"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut shown = std::io::BufRead::lines(std::io::BufReader::new(watch.stdout.take().unwrap()));
+    let mut next_shown = || {
+        let line = shown.next().unwrap().unwrap();
+        serde_json::from_str::<serde_json::Value>(&line).unwrap()
+    };
+    assert_eq!(next_shown()["event"], "snapshot");
+
+    let body = json!({ "uri": token.uri().to_string(), "pin": token.pin });
+    let mut control = daemon.control().await;
+    let answer = send(&mut control, Method::POST, "/v1/tokens/unlock", Some(body)).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let (_, name, data) = next_event(&mut pieces, &mut text).await;
+    assert_eq!(name, "token");
+    assert_eq!(data["event"], "token");
+    assert_eq!(data["token"]["state"], "ready");
+    assert_eq!(next_shown()["token"]["state"], "ready");
+
+    // Whoever comes back gets what was missed, and only that.
+    let mut again = request(Method::GET, "/v1/events");
+    again
+        .headers_mut()
+        .insert("last-event-id", first.parse().unwrap());
+    let answer = control.stream(again).await.unwrap();
+    let (mut resumed, mut more) = (answer.into_body(), String::new());
+    let (_, name, data) = next_event(&mut resumed, &mut more).await;
+    assert_eq!(name, "token");
+    assert_eq!(data["token"]["state"], "ready");
+
+    assert_eq!(daemon.stop().code(), Some(0));
+    assert_eq!(next_event(&mut pieces, &mut text).await.1, "stopping");
+    assert_eq!(next_event(&mut resumed, &mut more).await.1, "stopping");
+    assert_eq!(next_shown()["event"], "stopping");
+    assert!(watch.wait().unwrap().success());
 }
 
 #[tokio::test]

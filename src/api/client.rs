@@ -7,18 +7,22 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use super::events::Happening;
 use super::problem::ProblemDocument;
 use super::types::{
     AddClient, AddedClient, Approval, BeginEnrolment, ClientList, CompleteEnrolment, CrlTaken,
     Enrolment, Enrolments, ExplainPolicy, KeysTaken, OperatingCertificate, OperatingCertificates,
-    Policy, PolicyExplained, PolicyReloaded, RequestApproval, Status, Tokens,
+    Policy, PolicyExplained, PolicyReloaded, RequestApproval, Status, Tokens, Unlocked,
 };
 use super::wechatpay::MerchantList;
 use crate::base::ids::{ClientName, EnrolmentId, Jti};
 use crate::base::pkcs11::TokenUri;
 use crate::base::secret::Pin;
-use crate::device::LastTry;
+use crate::device::{LastTry, UnlockOutcome};
 use crate::http::client::{self, ClientError, ClientLimits, Target};
+
+/// The most bytes of one event.
+const EVENT_MAX: usize = 1024 * 1024;
 
 /// Why a call has no result.
 #[derive(Debug, thiserror::Error)]
@@ -77,17 +81,36 @@ impl Client {
         self.get("/v1/tokens").await
     }
 
+    /// `GET /v1/events`. The connection is the stream's.
+    pub async fn events(mut self) -> Result<EventStream, CallError> {
+        let answer = self
+            .connection
+            .stream(request(Method::GET, "/v1/events", None)?)
+            .await?;
+        let status = answer.status();
+        let pieces = answer.into_body();
+        if !status.is_success() {
+            let answer = http::Response::new(pieces.whole().await?);
+            return Err(CallError::Refused(Box::new(read(&answer)?)));
+        }
+        Ok(EventStream {
+            _connection: self.connection,
+            pieces,
+            text: Vec::new(),
+        })
+    }
+
     /// `POST /v1/tokens/unlock`.
     pub async fn unlock(
         &mut self,
         token: &TokenUri,
         pin: &Pin,
         last_try: LastTry,
-    ) -> Result<(), CallError> {
+    ) -> Result<UnlockOutcome, CallError> {
         let last_try = last_try == LastTry::Use;
         let body = json!({ "uri": token, "pin": pin.expose(), "last_try": last_try });
-        self.empty(Method::POST, "/v1/tokens/unlock", Some(&body))
-            .await
+        let unlocked: Unlocked = self.json(Method::POST, "/v1/tokens/unlock", &body).await?;
+        Ok(unlocked.outcome)
     }
 
     /// `GET /v1/certificates`.
@@ -232,24 +255,71 @@ impl Client {
         path: &str,
         body: Option<(&'static str, Vec<u8>)>,
     ) -> Result<http::Response<Bytes>, CallError> {
-        let mut request = Request::new(Bytes::new());
-        *request.method_mut() = method;
-        *request.uri_mut() = path.parse().map_err(|_| CallError::Path {
-            path: path.to_owned(),
-        })?;
-        if let Some((media_type, bytes)) = body {
-            request
-                .headers_mut()
-                .insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
-            *request.body_mut() = bytes.into();
-        }
-        let answer = self.connection.send(request).await?;
+        let answer = self.connection.send(request(method, path, body)?).await?;
         if answer.status().is_success() {
             Ok(answer)
         } else {
             Err(CallError::Refused(Box::new(read(&answer)?)))
         }
     }
+}
+
+/// What happens at the daemon, as it tells it.
+#[derive(Debug)]
+pub struct EventStream {
+    _connection: client::Client,
+    pieces: client::Pieces,
+    /// What came and is no whole event yet.
+    text: Vec<u8>,
+}
+
+impl EventStream {
+    /// The next event; `None` when the daemon ended the stream. Events that this version does not
+    /// know are passed over.
+    pub async fn next(&mut self) -> Result<Option<Happening>, CallError> {
+        loop {
+            while let Some(end) = self.text.windows(2).position(|two| two == b"\n\n") {
+                let event: Vec<u8> = self.text.drain(..end + 2).collect();
+                let data = event
+                    .split(|byte| *byte == b'\n')
+                    .find_map(|line| line.strip_prefix(b"data: "));
+                if let Some(Ok(what)) = data.map(serde_json::from_slice) {
+                    return Ok(Some(what));
+                }
+            }
+            match self.pieces.next().await? {
+                Some(piece) if self.text.len() + piece.len() <= EVENT_MAX => {
+                    self.text.extend_from_slice(&piece);
+                }
+                Some(_) => {
+                    return Err(CallError::Transport(ClientError::TooLarge {
+                        target: "the stream of events".into(),
+                        limit: EVENT_MAX,
+                    }));
+                }
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+fn request(
+    method: Method,
+    path: &str,
+    body: Option<(&'static str, Vec<u8>)>,
+) -> Result<Request<Bytes>, CallError> {
+    let mut request = Request::new(Bytes::new());
+    *request.method_mut() = method;
+    *request.uri_mut() = path.parse().map_err(|_| CallError::Path {
+        path: path.to_owned(),
+    })?;
+    if let Some((media_type, bytes)) = body {
+        request
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+        *request.body_mut() = bytes.into();
+    }
+    Ok(request)
 }
 
 fn write(value: &impl Serialize) -> Result<(&'static str, Vec<u8>), CallError> {

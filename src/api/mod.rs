@@ -14,6 +14,7 @@ pub mod client;
 pub mod clients;
 pub mod configuration;
 pub mod doors;
+pub mod events;
 pub mod explaining;
 pub mod extract;
 pub mod local_ca;

@@ -500,7 +500,7 @@ impl From<crate::device::DeviceError> for Problem {
         use crate::device::DeviceError as E;
         let mut retry_after = None;
         let code = match &error {
-            E::Pkcs11 { .. } => Code::TokenError,
+            E::Pkcs11 { .. } | E::Unusable { .. } => Code::TokenError,
             E::TokenAbsent { .. } | E::TokenUnknown { .. } | E::ModuleUnknown { .. } => {
                 Code::TokenAbsent
             }

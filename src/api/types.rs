@@ -11,7 +11,7 @@ use crate::base::ids::{AccountId, ClientName, ComputerId, EnrolmentId, Jti, Oper
 use crate::base::jose::JwkSet;
 use crate::base::key::KeySpec;
 use crate::base::secret::Pin;
-use crate::device::{ModuleStatus, TokenStatus};
+use crate::device::{ModuleStatus, TokenStatus, UnlockOutcome};
 use crate::policy::explain::Explanation;
 use crate::policy::rules::Rule;
 use crate::policy::{Changes, ClientPolicy, ConsentRule, Finding};
@@ -106,6 +106,13 @@ pub struct Unlock {
     /// Whether to use the last try, after which a wrong PIN locks the token.
     #[serde(default)]
     pub last_try: bool,
+}
+
+/// What came of a PIN.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Unlocked {
+    /// Whether the token looked at it.
+    pub outcome: UnlockOutcome,
 }
 
 /// An account service as the courier met it; pinned by the first enrolment.

@@ -2,17 +2,25 @@
 
 use super::error::Error;
 use super::input::{Question, Source, secret};
-use super::output::{Mood, Output};
+use super::output::{Format, Mood, Output, local_time};
 use super::{Global, daemon};
+use crate::api::client::Client;
+use crate::api::events::Happening;
+use crate::base::clock::Clock;
 use crate::base::pkcs11::TokenUri;
 use crate::base::secret::Pin;
 use crate::base::sysexits::EX_OK;
-use crate::device::{LastTry, TokenState, TokenStatus};
+use crate::device::{LastTry, TokenState, TokenStatus, UnlockOutcome};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// List tokens and their state.
-    List,
+    #[command(
+        long_about = "Lists the configured tokens, their state, and the URI that names each. With \
+                      --watch it goes on to tell of every change until it is interrupted: one line \
+                      each, or one JSON object a line with --json."
+    )]
+    List(List),
     /// Give the daemon a token's PIN.
     #[command(
         long_about = "Gives the daemon a token's PIN, typed here or read from a file. The PIN is \
@@ -21,6 +29,13 @@ pub(super) enum Command {
         after_help = "Example:\n  opcert token unlock pkcs11:token=my-token"
     )]
     Unlock(Box<Unlock>),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct List {
+    /// Go on and tell of every change.
+    #[arg(long)]
+    watch: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -38,10 +53,13 @@ pub(super) struct Unlock {
 
 pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> Result<u8, Error> {
     let mut daemon = daemon::control(global).await?;
+    if matches!(command, Command::List(List { watch: true })) {
+        return watch(daemon, output).await;
+    }
     let list = daemon.tokens().await?;
     let tokens = &list.tokens;
     match command {
-        Command::List => {
+        Command::List(_) => {
             output.result(&list, |output| {
                 let rows = tokens.iter().map(|token| row(token, output)).collect();
                 output.table(
@@ -73,21 +91,94 @@ pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> 
                 &format!("PIN for {uri}: "),
                 arguments.pin_file.as_ref(),
             )?);
-            {
+            let outcome = {
                 let _progress = output.progress("Logging in to the token");
                 let last_try = if arguments.last_try {
                     LastTry::Use
                 } else {
                     LastTry::Keep
                 };
-                daemon.unlock(&uri, &pin, last_try).await?;
-            }
-            output.result(&serde_json::json!({ "unlocked": uri }), |output| {
-                format!("{uri} is {}.", output.paint("unlocked", Mood::Good))
+                daemon.unlock(&uri, &pin, last_try).await?
+            };
+            let result = serde_json::json!({ "unlocked": uri, "outcome": outcome });
+            output.result(&result, |output| match outcome {
+                UnlockOutcome::Taken => {
+                    format!("{uri} is {}.", output.paint("unlocked", Mood::Good))
+                }
+                UnlockOutcome::AlreadyUnlocked => format!(
+                    "{uri} was unlocked already; it did not look at this PIN, which may be wrong."
+                ),
             })?;
         }
     }
     Ok(EX_OK)
+}
+
+/// Tells of changes until the daemon ends the stream.
+async fn watch(daemon: Client, output: &Output) -> Result<u8, Error> {
+    let mut events = daemon.events().await?;
+    loop {
+        let Some(what) = events.next().await? else {
+            return Err(Error::State {
+                code: "unreachable",
+                what: "the daemon ended the stream".into(),
+                action: "Start it again, or see its log.".into(),
+            });
+        };
+        if output.format() == Format::Json {
+            let line = serde_json::to_string(&what).map_err(|error| Error::Stream {
+                stream: "standard output",
+                source: error.into(),
+            })?;
+            output.print(&line)?;
+        } else {
+            for line in lines(&what, output) {
+                output.print(&line)?;
+            }
+        }
+        match what {
+            Happening::Stopping {} => return Ok(EX_OK),
+            Happening::Lagged { .. } => {
+                return Err(Error::State {
+                    code: "busy",
+                    what: "events came faster than they could be shown".into(),
+                    action: "Run it again.".into(),
+                });
+            }
+            _ => {}
+        }
+    }
+}
+
+/// An event as a person reads it.
+fn lines(what: &Happening, output: &Output) -> Vec<String> {
+    let now = local_time(Clock::system().now());
+    let token = |token: &TokenStatus| {
+        let reason = token.reason.as_deref().map(|reason| format!(": {reason}"));
+        format!(
+            "{now}  {} is {}{}",
+            token.uri,
+            state(token.state, output),
+            reason.unwrap_or_default()
+        )
+    };
+    match what {
+        Happening::Snapshot { tokens } => tokens.iter().map(token).collect(),
+        Happening::Token { token: one } => vec![token(one)],
+        Happening::CertificateInstalled { fingerprint } => {
+            vec![format!("{now}  certificate {fingerprint} was installed")]
+        }
+        Happening::CertificatesRevoked { service, revoked } => {
+            vec![format!("{now}  {service} revokes {revoked} certificates")]
+        }
+        Happening::Enrolments {} => vec![format!("{now}  enrolments changed")],
+        Happening::Prompts { waiting: 0 } => vec![format!("{now}  no question waits")],
+        Happening::Prompts { waiting } => {
+            vec![format!("{now}  {waiting} waiting for the person here")]
+        }
+        Happening::Lagged { missed } => vec![format!("{now}  {missed} events were missed")],
+        Happening::Stopping {} => vec![format!("{now}  the daemon stops")],
+    }
 }
 
 fn row(token: &TokenStatus, output: &Output) -> Vec<String> {

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use crate::policy::ConsentMethod;
 use crate::statement::Language;
@@ -113,6 +113,24 @@ struct Shared {
     places: Arc<()>,
     /// Held by the question on the screen; given on in the order of arrival.
     screen: Mutex<()>,
+    /// How many questions are on the screen or wait for it.
+    waiting: watch::Sender<usize>,
+}
+
+/// Counts a question as long as it is not answered.
+struct Waiting<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Waiting<'a> {
+    fn begin(count: &'a watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count = count.saturating_sub(1));
+    }
 }
 
 impl Asker {
@@ -122,12 +140,18 @@ impl Asker {
             config: ArcSwap::from_pointee(config),
             places: Arc::new(()),
             screen: Mutex::new(()),
+            waiting: watch::Sender::new(0),
         }))
     }
 
     /// Asks by other settings from the next question on.
     pub fn reconfigure(&self, config: Config) {
         self.0.config.store(Arc::new(config));
+    }
+
+    /// Tells how many questions are on the screen or wait for it.
+    pub fn watch(&self) -> watch::Receiver<usize> {
+        self.0.waiting.subscribe()
     }
 
     /// Shows the question and waits for the answer.
@@ -156,6 +180,7 @@ impl Asker {
             config,
             places,
             screen,
+            waiting,
         } = &*self.0;
         let config = &*config.load_full();
         let Some(program) = &config.pinentry else {
@@ -171,6 +196,7 @@ impl Asker {
         if Arc::strong_count(places) > config.queue.saturating_add(2) {
             return Err(ConsentError::Busy);
         }
+        let _waiting = Waiting::begin(waiting);
         let Ok(_screen) = tokio::time::timeout(config.timeout(), screen.lock()).await else {
             return Err(ConsentError::Busy);
         };

@@ -39,6 +39,7 @@ use self::signals::{Signal, Signals};
 use self::watchdog::Watchdog;
 use crate::api::clients::Clients;
 use crate::api::doors;
+use crate::api::events::{Events, Happening};
 use crate::api::local_ca::LocalCa;
 use crate::api::routes::{App, Parts};
 use crate::api::throttle::Failures;
@@ -244,6 +245,10 @@ async fn run(
     telemetry::metrics::metrics()
         .start_time
         .set(clock.now().as_second());
+    let events = Events::default();
+    let watching = tokio::spawn(events.clone().watch(devices.clone()));
+    let questions = pipeline.asker().watch();
+    let telling = tokio::spawn(events.clone().watch_prompts(questions));
     let app = App::new(Parts {
         clock,
         audit: audit.clone(),
@@ -251,6 +256,7 @@ async fn run(
         local_ca,
         devices: devices.clone(),
         registry,
+        events: events.clone(),
         enroller: enroller.clone(),
         pipeline,
         merchants,
@@ -348,6 +354,7 @@ async fn run(
     manager::tell(Notice::Stopping);
     // Whoever connects from now on finds nobody, rather than a daemon that does not answer.
     drop(guard);
+    events.tell(Happening::Stopping {});
     if server.drain(DRAIN).await == Drained::Cut {
         tracing::warn!(
             "requests that took longer than {} s were cut",
@@ -355,6 +362,8 @@ async fn run(
         );
     }
     reclaim.abort();
+    watching.abort();
+    telling.abort();
     if let Some(watchdog) = watchdog {
         watchdog.abort();
     }

@@ -9,7 +9,7 @@ use crate::base::key::{KeySpec, PublicKey, Scheme};
 use crate::base::pkcs11::{KeyId, KeyRef, TokenId, TokenUri};
 
 /// A configured token, as it is now.
-#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct TokenStatus {
     /// The token. While it is absent, what the configured URI says of label and serial.
     pub id: TokenId,
@@ -68,6 +68,10 @@ pub struct ModuleStatus {
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Workers that were killed and have not ended: the kernel waits for a device on their behalf.
+    /// Above a limit no new one is started.
+    #[serde(default)]
+    pub stuck_workers: usize,
     /// `manufacturerID`, `libraryDescription` and `libraryVersion`, once it was loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub library: Option<String>,

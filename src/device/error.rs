@@ -136,6 +136,14 @@ pub enum DeviceError {
         /// The token.
         token: String,
     },
+    /// The token's state or the configuration prevents its use.
+    #[error("token {token} cannot be used: {reason}")]
+    Unusable {
+        /// The token.
+        token: String,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// A PIN was refused before, or whether it was is not known. It is not tried again on its own.
     #[error(
         "a PIN of {token} is not tried again ({reason}); run `opcert token unlock` with the right one"

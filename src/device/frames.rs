@@ -247,6 +247,16 @@ pub enum LastTry {
     Use,
 }
 
+/// What came of a PIN that a person gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum UnlockOutcome {
+    /// The token took it.
+    Taken,
+    /// The token was unlocked already, so it did not look at the PIN, which may be wrong.
+    AlreadyUnlocked,
+}
+
 /// What a generated private key may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KeyUse {

@@ -47,6 +47,7 @@ pub mod worker;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -64,7 +65,7 @@ use self::catalogue::{Reason, TokenView};
 pub use self::config::{Allowance, Config, InvalidPinSource, ModuleConfig, PinSource, TokenConfig};
 pub use self::error::DeviceError;
 use self::frames::{Answer, CERTIFICATE_MAX, CertificateParts, Class, Failure, Verb};
-pub use self::frames::{KeyUse, LastTry};
+pub use self::frames::{KeyUse, LastTry, UnlockOutcome};
 use self::link::{CallError, Link};
 use self::pin_guard::PinGuard;
 pub use self::private_key::{InvalidPrivateKey, RsaPrivateKey};
@@ -121,6 +122,8 @@ struct Module {
     config: ModuleConfig,
     view: Arc<watch::Sender<Arc<View>>>,
     commands: mpsc::Sender<Command>,
+    /// Workers that were killed and have not ended.
+    stuck: Arc<AtomicUsize>,
     /// A turn for each list, as the worker keeps only so many half read.
     lists: Semaphore,
     /// A turn for each write, so that its deadline begins when the worker can begin.
@@ -170,6 +173,7 @@ impl Devices {
                 library: None,
                 tokens,
             })));
+            let stuck = Arc::new(AtomicUsize::new(0));
             let supervisor = Supervisor {
                 config: config.clone(),
                 worker: worker.clone(),
@@ -185,12 +189,14 @@ impl Devices {
                 search: supervisor::RENEW_EVERY,
                 renewed: None,
                 looking: Vec::new(),
+                stuck: stuck.clone(),
             };
             supervisors.push(supervisor.run());
             modules.push(Module {
                 config,
                 view,
                 commands,
+                stuck,
                 lists: Semaphore::new(LISTS_MAX),
                 writes: Semaphore::new(1),
             });
@@ -252,6 +258,7 @@ impl Devices {
                 path: module.config.path.display().to_string(),
                 up: reason.is_none(),
                 reason,
+                stuck_workers: module.stuck.load(Ordering::Relaxed),
                 library: view.library.as_ref().map(|library| {
                     format!(
                         "{} ({}) {}",
@@ -657,7 +664,7 @@ impl Devices {
         token: &TokenId,
         pin: Pin,
         last_try: LastTry,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<UnlockOutcome, DeviceError> {
         let module = self.module(&token.module)?;
         let (done, result) = oneshot::channel();
         module
@@ -907,15 +914,20 @@ impl Changes {
     /// Returns the tokens after the next change; several quick ones count as one. `None` once the
     /// devices are shut down.
     pub async fn next(&mut self) -> Option<Vec<TokenStatus>> {
-        let stopped = self.stop.wait_for(|stop| *stop);
-        tokio::select! {
+        let stop = &mut self.stop;
+        let stopped = async {
+            // An error means that the devices are gone.
+            let _gone = stop.wait_for(|stop| *stop).await.is_err();
+        };
+        let is_changed = tokio::select! {
             // The last changes are those of the shutdown.
             biased;
-            _ = stopped => None,
-            changed = self.seen.changed() => {
-                changed.ok()?;
-                Some(self.devices.tokens().await)
-            }
+            () = stopped => false,
+            changed = self.seen.changed() => changed.is_ok(),
+        };
+        match is_changed {
+            true => Some(self.devices.tokens().await),
+            false => None,
         }
     }
 }
@@ -1023,6 +1035,12 @@ impl Module {
                     reason: reason.clone(),
                 },
                 Some(Reason::LoginFailed(error)) => error.clone(),
+                Some(Reason::Other(reason)) if known.state == TokenState::Degraded => {
+                    DeviceError::Unusable {
+                        token: name(),
+                        reason: reason.clone(),
+                    }
+                }
                 Some(Reason::Other(_)) | None => DeviceError::PinNeeded { token: name() },
             }),
         }

@@ -22,6 +22,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ use super::config::{ModuleConfig, PinSource, TokenConfig};
 use super::error::DeviceError;
 use super::frames::{
     self, Answer, Class, Failure, FromWorker, LastTry, LoadFailure, LoginOutcome, ModuleInfo,
-    PACKET_MAX, PROTOCOL, PinBytes, ToWorker, Verb,
+    PACKET_MAX, PROTOCOL, PinBytes, ToWorker, UnlockOutcome, Verb,
 };
 use super::link::{CallError, End, Link, receive};
 use super::pin_guard::{self, PinGuard, PinOrigin, Settled};
@@ -69,6 +70,10 @@ const DELAY_WAITED_OUT: Duration = Duration::from_millis(250);
 /// How long the exit status of a killed worker is waited for. A process stuck in the kernel ends
 /// when the kernel lets go of it, and nobody waits for that.
 const REAP_WITHIN: Duration = Duration::from_secs(1);
+
+/// So many workers of one module may be stuck in the kernel before no more is started: each holds
+/// the library's memory, and the next would get stuck as well.
+const STUCK_MAX: usize = 4;
 
 /// How long the output of a worker that ended is waited for.
 const OUTPUT_WITHIN: Duration = Duration::from_millis(100);
@@ -123,7 +128,7 @@ pub(super) enum Command {
         token: TokenId,
         pin: Pin,
         last_try: LastTry,
-        done: oneshot::Sender<Result<(), DeviceError>>,
+        done: oneshot::Sender<Result<UnlockOutcome, DeviceError>>,
     },
     /// The module answered that it is unwell: replace the worker behind `link`.
     Replace { link: Arc<Link>, why: String },
@@ -149,6 +154,8 @@ pub(super) struct Supervisor {
     pub renewed: Option<Instant>,
     /// Those who wait for a token, until the next worker is up.
     pub looking: Vec<oneshot::Sender<()>>,
+    /// Workers that were killed and have not ended.
+    pub stuck: Arc<AtomicUsize>,
 }
 
 /// A running worker, and the tasks that serve it.
@@ -323,6 +330,16 @@ impl Supervisor {
             module: self.config.name.clone(),
             reason,
         })?;
+        let stuck = self.stuck.load(Ordering::Relaxed);
+        if stuck >= STUCK_MAX {
+            return Err(DeviceError::ModuleUnusable {
+                module: self.config.name.clone(),
+                reason: format!(
+                    "{stuck} killed workers are stuck in the kernel; unplug the device, or restart \
+                     the computer"
+                ),
+            });
+        }
         let (worker, library) = self.spawn().await?;
         let tokens = self.find_tokens(&worker.link).await?;
         Ok((worker, library, tokens))
@@ -369,7 +386,7 @@ impl Supervisor {
         let greeted = tokio::time::timeout(self.config.call_timeout, self.greet(&socket)).await;
         let threads = usize::from(self.config.thread_count());
         let link = Link::new(socket, threads, metrics().module(&self.config.name));
-        tokio::spawn(reap(child, link.clone(), log, words));
+        tokio::spawn(reap(child, link.clone(), log, words, self.stuck.clone()));
         let failed = match greeted {
             Ok(Ok(Some(library))) => {
                 tasks.spawn(link.clone().write());
@@ -590,7 +607,7 @@ impl Supervisor {
             Err(error) => Err(error),
         };
         match tried {
-            Ok(()) => settle(token, TokenState::Ready, None),
+            Ok(_) => settle(token, TokenState::Ready, None),
             Err(error) => {
                 if link.end().is_some() || !link.is_open() {
                     return Err(error);
@@ -643,7 +660,7 @@ impl Supervisor {
         token: &TokenId,
         number: u16,
         given: Given,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<UnlockOutcome, DeviceError> {
         let Given {
             pin,
             origin,
@@ -714,11 +731,14 @@ impl Supervisor {
         };
         let result = match result {
             Ok(taken) => {
-                if let Some(pin) = taken {
-                    self.pins.insert(token.clone(), pin);
-                }
                 self.logged_in.insert(token.clone(), Instant::now());
-                Ok(())
+                Ok(match taken {
+                    Some(pin) => {
+                        self.pins.insert(token.clone(), pin);
+                        UnlockOutcome::Taken
+                    }
+                    None => UnlockOutcome::AlreadyUnlocked,
+                })
             }
             Err(error) => {
                 if let Settled::Refused(_) = settled {
@@ -909,7 +929,7 @@ impl Supervisor {
         id: &TokenId,
         pin: Pin,
         last_try: LastTry,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<UnlockOutcome, DeviceError> {
         let pin = pin_guard::checked(pin)?;
         let absent = || DeviceError::TokenAbsent {
             token: id.to_string(),
@@ -935,7 +955,7 @@ impl Supervisor {
         };
         let result = self.try_pin(link, id, number, given).await;
         match &result {
-            Ok(()) => {
+            Ok(_) => {
                 token.state = TokenState::Ready;
                 token.reason = None;
             }
@@ -1010,6 +1030,7 @@ async fn reap(
     link: Arc<Link>,
     log: JoinHandle<()>,
     words: Arc<Mutex<VecDeque<String>>>,
+    stuck: Arc<AtomicUsize>,
 ) {
     let ended = tokio::select! {
         status = child.wait() => Some(status),
@@ -1038,8 +1059,10 @@ async fn reap(
         format!("{status}; its last output: {}", output.join(" / "))
     }));
     if ended.is_none() {
+        stuck.fetch_add(1, Ordering::Relaxed);
         // Whatever comes of it, the process must not stay a zombie.
         let _status = child.wait().await;
+        stuck.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::{HOST, HeaderValue};
 use hyper::{Request, Response, Uri};
@@ -241,12 +241,32 @@ impl Client {
             })?
     }
 
+    /// Sends a request and reads the head of its answer; the body comes piece by piece, without a
+    /// deadline, as long as the connection is kept.
+    pub async fn stream(
+        &mut self,
+        request: Request<Bytes>,
+    ) -> Result<Response<Pieces>, ClientError> {
+        let limit = self.limits.request;
+        let response = tokio::time::timeout(limit, self.begin(request))
+            .await
+            .map_err(|_| ClientError::Timeout {
+                target: self.target.clone(),
+                limit,
+            })??;
+        Ok(response.map(|body| Pieces {
+            target: self.target.clone(),
+            limit: self.limits.body_bytes,
+            body,
+        }))
+    }
+
     /// Whether the other side has closed the connection.
     pub fn is_closed(&self) -> bool {
         self.sender.is_closed()
     }
 
-    async fn exchange(&mut self, request: Request<Bytes>) -> Result<Response<Bytes>, ClientError> {
+    async fn begin(&mut self, request: Request<Bytes>) -> Result<Response<Incoming>, ClientError> {
         let mut request = request.map(Full::new);
         request
             .headers_mut()
@@ -257,22 +277,57 @@ impl Client {
             source,
         };
         self.sender.ready().await.map_err(failed)?;
-        let response = self.sender.send_request(request).await.map_err(failed)?;
-        let (head, body) = response.into_parts();
-        let limit = self.limits.body_bytes;
-        let body = Limited::new(body, limit)
-            .collect()
-            .await
-            .map_err(|source| {
-                let target = self.target.clone();
-                if source.is::<LengthLimitError>() {
-                    ClientError::TooLarge { target, limit }
-                } else {
-                    ClientError::Broken { target, source }
-                }
-            })?
-            .to_bytes();
-        Ok(Response::from_parts(head, body))
+        self.sender.send_request(request).await.map_err(failed)
+    }
+
+    async fn exchange(&mut self, request: Request<Bytes>) -> Result<Response<Bytes>, ClientError> {
+        let (head, body) = self.begin(request).await?.into_parts();
+        let pieces = Pieces {
+            target: self.target.clone(),
+            limit: self.limits.body_bytes,
+            body,
+        };
+        Ok(Response::from_parts(head, pieces.whole().await?))
+    }
+}
+
+/// The body of an answer, as it comes.
+#[derive(Debug)]
+pub struct Pieces {
+    target: String,
+    limit: usize,
+    body: Incoming,
+}
+
+impl Pieces {
+    /// All of it, within the client's limit.
+    pub async fn whole(self) -> Result<Bytes, ClientError> {
+        let Self {
+            target,
+            limit,
+            body,
+        } = self;
+        match Limited::new(body, limit).collect().await {
+            Ok(body) => Ok(body.to_bytes()),
+            Err(source) if source.is::<LengthLimitError>() => {
+                Err(ClientError::TooLarge { target, limit })
+            }
+            Err(source) => Err(ClientError::Broken { target, source }),
+        }
+    }
+
+    /// The next piece; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        while let Some(frame) = self.body.frame().await {
+            let frame = frame.map_err(|source| ClientError::Broken {
+                target: self.target.clone(),
+                source: source.into(),
+            })?;
+            if let Ok(data) = frame.into_data() {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
     }
 }
 

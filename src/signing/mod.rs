@@ -217,6 +217,11 @@ impl Pipeline {
         }
     }
 
+    /// Who asks the person at this computer.
+    pub fn asker(&self) -> &Asker {
+        &self.asker
+    }
+
     /// The rules in force.
     pub fn policies(&self) -> &Policies {
         &self.policies

@@ -5,6 +5,7 @@ use axum::http::StatusCode;
 
 use super::{App, certificates};
 use crate::api::caller::{Courier, Identified};
+use crate::api::events::Happening;
 use crate::api::extract::{Json, Path};
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{
@@ -119,6 +120,7 @@ pub(super) async fn cancel_enrolment(
     own(&app, &courier, &id)?;
     let caller = courier.0.caller;
     app.0.enroller.cancel(request_id, &caller, &id).await?;
+    app.0.events.tell(Happening::Enrolments {});
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -152,6 +154,9 @@ pub(super) async fn complete_enrolment(
         .enroller
         .complete(request_id, &id, &certificates)
         .await?;
+    app.0.events.tell(Happening::CertificateInstalled {
+        fingerprint: installed.fingerprint().to_owned(),
+    });
     let snapshot = app.0.registry.snapshot();
     Ok(Json(certificates::view(
         &snapshot,

@@ -4,6 +4,7 @@ pub mod approvals;
 pub mod certificates;
 pub mod clients;
 pub mod enrolments;
+pub mod events;
 mod observe;
 pub mod openapi;
 pub mod policy;
@@ -21,6 +22,7 @@ use utoipa_axum::routes;
 
 use super::clients::Clients;
 use super::configuration::Configuration;
+use super::events::Events;
 use super::local_ca::LocalCa;
 use super::problem::{self, Code, Problem};
 use super::throttle::Failures;
@@ -52,6 +54,8 @@ pub struct Parts {
     pub devices: Devices,
     /// What is installed, and what this computer is.
     pub registry: Registry,
+    /// Those who listen to what happens.
+    pub events: Events,
     /// Enrolments.
     pub enroller: Arc<Enroller>,
     /// Approvals, and the policy they are decided by.
@@ -154,6 +158,7 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(status::get_status))
         .routes(routes!(tokens::list_tokens))
         .routes(routes!(tokens::unlock_token))
+        .routes(routes!(events::watch_events))
         .routes(routes!(certificates::list_certificates))
         .routes(routes!(
             enrolments::list_enrolments,

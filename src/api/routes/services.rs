@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::{App, blocking};
 use crate::api::caller::{Administrator, Identified};
+use crate::api::events::Happening;
 use crate::api::extract::{Json, MediaType, Raw};
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{CrlTaken, KeysTaken};
@@ -66,6 +67,10 @@ pub(super) async fn take_crl(
             "caller": identified.caller.to_string(),
         }),
     )?;
+    app.0.events.tell(Happening::CertificatesRevoked {
+        service: service.to_string(),
+        revoked,
+    });
     app.0.audit.append(event)?.durable().await?;
     Ok(Json(CrlTaken {
         service: service.to_string(),

@@ -1,14 +1,13 @@
 //! `/v1/tokens`: the configured tokens; unlocking is for the control socket.
 
 use axum::extract::{Extension, State};
-use axum::http::StatusCode;
 use serde_json::json;
 
 use super::App;
 use crate::api::caller::{Administrator, Identified};
 use crate::api::extract::Json;
 use crate::api::problem::{Code, Problem};
-use crate::api::types::{Tokens, Unlock};
+use crate::api::types::{Tokens, Unlock, Unlocked};
 use crate::audit::Event;
 use crate::base::ids::RequestId;
 use crate::base::pkcs11::TokenUri;
@@ -36,14 +35,14 @@ pub(super) async fn list_tokens(State(app): State<App>, _: Identified) -> Json<T
     path = "/v1/tokens/unlock",
     tag = "tokens",
     request_body = Unlock,
-    responses((status = 204, description = "The token took the PIN."))
+    responses((status = 200, description = "The token is unlocked.", body = Unlocked))
 )]
 pub(super) async fn unlock_token(
     State(app): State<App>,
     administrator: Administrator,
     Extension(request_id): Extension<RequestId>,
     Json(Unlock { uri, pin, last_try }): Json<Unlock>,
-) -> Result<StatusCode, Problem> {
+) -> Result<Json<Unlocked>, Problem> {
     let uri: TokenUri = uri
         .parse()
         .map_err(|error| Problem::new(Code::Malformed, format!("uri: {error}")))?;
@@ -60,10 +59,10 @@ pub(super) async fn unlock_token(
         &json!({
             "token": token.to_string(),
             "by": { "uid": administrator.uid },
+            "outcome": outcome.as_ref().ok(),
             "refused": outcome.as_ref().err().map(ToString::to_string),
         }),
     )?;
     app.0.audit.append(event)?.durable().await?;
-    outcome?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(Json(Unlocked { outcome: outcome? }))
 }
