@@ -14,6 +14,7 @@ use crate::audit::proof::{self, InvalidProof, Proof};
 use crate::audit::read;
 use crate::audit::verify::{VerifyError, verify};
 use crate::audit::{Hash, Record};
+use crate::base::Clock;
 use crate::base::files::{FileError, Readers, read_checked};
 use crate::base::ids::RequestId;
 use crate::base::jose::Jwk;
@@ -465,7 +466,8 @@ fn time(text: &str) -> Result<Timestamp, String> {
     let ago: Span = text.parse().map_err(|_| {
         "give an RFC 3339 time, a date, or a time ago such as 2h or 3days".to_owned()
     })?;
-    Timestamp::now()
+    Clock::system()
+        .now()
         .to_zoned_datetime(TimeZone::system())
         .checked_sub(ago)
         .map(|zoned| zoned.timestamp())

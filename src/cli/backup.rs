@@ -14,7 +14,6 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Global;
@@ -23,6 +22,7 @@ use super::error::Error;
 use super::output::{Mood, Output};
 use crate::audit::snapshot;
 use crate::audit::verify::verify;
+use crate::base::Clock;
 use crate::base::encoding::{hex, sha256};
 use crate::base::files::{FileError, sync_directory, write_new};
 use crate::base::sysexits::EX_OK;
@@ -114,7 +114,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
     let summary = verify(&to.join("state").join(AUDIT)).map_err(refused)?;
     let manifest = Manifest {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        time: format!("{:.0}", Timestamp::now()),
+        time: format!("{:.0}", Clock::system().now()),
         files: digests(to)?,
         records: summary.records,
     };
@@ -232,7 +232,7 @@ fn put_aside(state: &Path) -> Result<Option<PathBuf>, Error> {
     }
     let aside = state.join("before-restore").join(format!(
         "{}",
-        Timestamp::now().strftime("%Y%m%dT%H%M%S%.3fZ")
+        Clock::system().now().strftime("%Y%m%dT%H%M%S%.3fZ")
     ));
     DirBuilder::new()
         .recursive(true)
