@@ -259,3 +259,28 @@ async fn the_child_gets_no_environment_but_what_finds_the_screen() {
     assert!(environment.contains("PATH="));
     assert!(!environment.contains("CARGO"), "{environment}");
 }
+
+#[tokio::test]
+async fn a_notice_tells_that_a_question_waits_and_not_what_it_holds() {
+    let fake = Fake::new("echo OK");
+    let notice = Fake::script("printf '%s\\n' \"$@\" >said.new && mv said.new said");
+    let asker = Asker::start(Config {
+        notice: Some(notice.program()),
+        pinentry: Some(fake.program()),
+        ..Config::default()
+    });
+    assert_eq!(asker.ask(prompt()).await, Ok(ConsentMethod::Pinentry));
+    eventually(|| !notice.read("said").is_empty()).await;
+    let said = notice.read("said");
+    assert!(said.contains("\n--\nA question waits"), "{said}");
+    assert!(said.ends_with("shop: Withdrawal\n"), "{said}");
+    assert!(!said.contains("1,000") && !said.contains("张三"), "{said}");
+
+    // A desktop that takes no notices keeps nobody from answering.
+    let asker = Asker::start(Config {
+        notice: Some("/nonexistent/notify-send".into()),
+        pinentry: Some(fake.program()),
+        ..Config::default()
+    });
+    assert_eq!(asker.ask(prompt()).await, Ok(ConsentMethod::Pinentry));
+}

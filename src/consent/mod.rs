@@ -13,6 +13,7 @@
 //! nothing.
 
 mod assuan;
+mod notice;
 mod pinentry;
 mod text;
 
@@ -35,6 +36,9 @@ use crate::telemetry::metrics::metrics;
 pub struct Config {
     /// The pinentry program; without one nobody can be asked.
     pub pinentry: Option<PathBuf>,
+    /// A program that tells the person's desktop that a question waits: `notify-send`, or one that
+    /// takes its arguments. None by default.
+    pub notice: Option<PathBuf>,
     /// How long a question stays on the screen, and how long it waits for its turn. Default 60.
     pub timeout_seconds: NonZeroU32,
     /// How many questions may wait behind the one on the screen. Default 8.
@@ -50,6 +54,7 @@ impl Default for Config {
         const MINUTE: NonZeroU32 = NonZeroU32::MIN.saturating_add(59);
         Self {
             pinentry: None,
+            notice: None,
             timeout_seconds: MINUTE,
             queue: 8,
             tty: None,
@@ -200,6 +205,9 @@ impl Asker {
         let Ok(_screen) = tokio::time::timeout(config.timeout(), screen.lock()).await else {
             return Err(ConsentError::Busy);
         };
+        if let Some(notice) = &config.notice {
+            notice::show(notice, config, &prompt);
+        }
         pinentry::ask(program, config, &question).await
     }
 }

@@ -1,5 +1,6 @@
 //! One conversation with one pinentry process.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -47,6 +48,16 @@ const ENVIRONMENT: &[&str] = &[
     "XAUTHORITY",
     "XDG_RUNTIME_DIR",
 ];
+
+/// What finds the person's screen.
+pub(super) fn environment(config: &Config) -> impl Iterator<Item = (&'static str, OsString)> {
+    let inherited = ENVIRONMENT
+        .iter()
+        .filter_map(|name| Some((*name, std::env::var_os(name)?)));
+    // Window pinentries fall back to a terminal without this one.
+    let display = config.display.iter();
+    inherited.chain(display.map(|display| ("DISPLAY", display.into())))
+}
 
 /// Asks `question` in a window of `program`. When the future is dropped the process is killed.
 pub(super) async fn ask(
@@ -108,13 +119,7 @@ impl Pinentry {
         };
         let mut child = Command::new(program)
             .env_clear()
-            .envs(
-                ENVIRONMENT
-                    .iter()
-                    .filter_map(|name| Some((name, std::env::var_os(name)?))),
-            )
-            // Window pinentries fall back to a terminal without this one.
-            .envs(config.display.iter().map(|display| ("DISPLAY", display)))
+            .envs(environment(config))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -118,7 +118,7 @@ fn push_line(text: &mut String, label: &str, value: &str) {
 }
 
 /// Statement texts hold no such characters; whatever else is shown must not either.
-fn clean(value: &str) -> String {
+pub(super) fn clean(value: &str) -> String {
     let misleading = |c: char| {
         c.is_control()
             || matches!(c, '\u{061C}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}'
