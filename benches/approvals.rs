@@ -8,174 +8,150 @@
 
 #[path = "support/bare.rs"]
 mod bare;
+#[path = "support/connections.rs"]
+mod connections;
+#[path = "support/growth.rs"]
+mod growth;
+#[path = "support/life.rs"]
+mod life;
 #[path = "support/load.rs"]
 mod load;
+#[path = "support/report.rs"]
+mod report;
 #[path = "support/scene.rs"]
 mod scene;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use std::time::Duration;
-
 use opcert::base::key::KeySpec;
+use report::{micros, millis, report};
 
 /// How often each measurement is repeated.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 
-struct Case {
-    name: &'static str,
-    spec: KeySpec,
-    in_flight: usize,
-    requests: usize,
-}
-
-const CASES: [Case; 6] = [
-    Case {
-        name: "rsa2048",
-        spec: KeySpec::Rsa2048,
-        in_flight: 1,
-        requests: 600,
-    },
-    Case {
-        name: "rsa2048",
-        spec: KeySpec::Rsa2048,
-        in_flight: 8,
-        requests: 2_000,
-    },
-    Case {
-        name: "rsa2048",
-        spec: KeySpec::Rsa2048,
-        in_flight: 64,
-        requests: 3_000,
-    },
-    Case {
-        name: "p256",
-        spec: KeySpec::P256,
-        in_flight: 1,
-        requests: 1_500,
-    },
-    Case {
-        name: "p256",
-        spec: KeySpec::P256,
-        in_flight: 8,
-        requests: 4_000,
-    },
-    Case {
-        name: "p256",
-        spec: KeySpec::P256,
-        in_flight: 64,
-        requests: 6_000,
-    },
+/// Kinds of keys, with approvals a round at 1, 8 and 64 in flight: about a second each. The daemon
+/// remembers them all for two minutes and no more than 131,072 at a time, which bounds the numbers.
+const KINDS: [(KeySpec, [usize; 3]); 3] = [
+    (KeySpec::Rsa2048, [500, 1_500, 2_000]),
+    (KeySpec::P256, [1_000, 3_000, 4_000]),
+    (KeySpec::Ed25519, [1_000, 3_000, 4_000]),
 ];
+
+const IN_FLIGHT: [usize; 3] = [1, 8, 64];
+
+/// What the daemon may take idle, in MiB; and the worker; and a connection, in KiB.
+const MEMORY: (f64, f64, f64) = (16.0, 12.0, 48.0);
+
+/// Budgets of a start and of a worker's replacement, in milliseconds.
+const LIFE: (f64, f64) = (60.0, 25.0);
 
 fn main() {
     // `cargo bench` hands over its own flag.
     let filter = std::env::args()
         .skip(1)
         .find(|argument| !argument.starts_with("--"));
-    let bench = scene::Scene::start(&[KeySpec::Rsa2048, KeySpec::P256]);
-    for case in &CASES {
-        let label = format!("{}-{}", case.name, case.in_flight);
-        if filter
+    let wanted = |name: &str| {
+        filter
             .as_ref()
-            .is_some_and(|filter| !label.contains(filter.as_str()))
-        {
-            continue;
-        }
-        measure(&bench, case, &label);
+            .is_none_or(|filter| name.contains(filter.as_str()))
+    };
+    // A scene of its own each; the environment that the module reads is set once a process.
+    match filter.as_deref() {
+        Some("growth-clients") => return growth::clients(1_000),
+        Some("growth-records") => return growth::records(1_000_000),
+        Some("growth-keys") => return growth::keys(1_000),
+        _ => {}
     }
-    // Memory after all that work; idle before it is less.
-    print(
-        "memory-daemon",
-        "MiB",
-        scene::resident_mib(bench.daemon_pid()),
-        16.0,
-    );
-    print(
-        "memory-worker",
-        "MiB",
-        scene::resident_mib(bench.worker_pid()),
-        12.0,
-    );
+    let mut bench = scene::Scene::start(&KINDS.map(|(spec, _)| spec));
+    if wanted("memory-idle") {
+        // Each key has signed once, so that the module has loaded what it loads.
+        for (spec, _) in KINDS {
+            bench.approve_once(spec);
+        }
+        let daemon = scene::resident_mib(bench.daemon_pid());
+        let worker = scene::resident_mib(bench.worker_pid());
+        report("memory-idle-daemon", "MiB", &[daemon], &[MEMORY.0]);
+        report("memory-idle-worker", "MiB", &[worker], &[MEMORY.1]);
+    }
+    if wanted("memory-connection") {
+        let each = connections::idle_kib(&bench, 1_000);
+        report("memory-connection", "KiB", &[each], &[MEMORY.2]);
+    }
+    if wanted("handshakes") {
+        let mut rates = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            rates.0.push(connections::handshakes(&bench, 2_000));
+            rates.1.push(connections::bare_handshakes(&bench, 2_000));
+        }
+        report("handshakes", "handshakes/s", &rates.0, &rates.1);
+    }
+    for (spec, counts) in KINDS {
+        for (in_flight, count) in IN_FLIGHT.into_iter().zip(counts) {
+            let label = format!("{}-{in_flight}", spec.as_str());
+            if wanted(&label) {
+                approvals(&bench, spec, in_flight, count, &label);
+            }
+        }
+    }
+    if wanted("memory-worked") {
+        let daemon = scene::resident_mib(bench.daemon_pid());
+        report("memory-worked-daemon", "MiB", &[daemon], &[MEMORY.0]);
+    }
+    if wanted("respawn") {
+        let times: Vec<f64> = (0..15)
+            .map(|_| millis(life::respawn(&bench, KeySpec::P256)))
+            .collect();
+        report("respawn", "ms", &times, &[LIFE.1]);
+    }
+    if wanted("start") {
+        let times: Vec<f64> = (0..15)
+            .map(|_| millis(life::start(&mut bench, KeySpec::P256)))
+            .collect();
+        report("start", "ms", &times, &[LIFE.0]);
+    }
     bench.stop();
 }
 
-fn measure(bench: &scene::Scene, case: &Case, label: &str) {
-    let mut bare_rounds = Vec::new();
-    let mut rounds: [Vec<Round>; 2] = [Vec::new(), Vec::new()];
+/// Interleaved rounds of bare work, HTTP/2 and HTTP/1.1.
+fn approvals(bench: &scene::Scene, spec: KeySpec, in_flight: usize, count: usize, label: &str) {
+    #[derive(Default)]
+    struct Figures {
+        rate: Vec<f64>,
+        p50: Vec<f64>,
+        cpu: Vec<f64>,
+    }
+    let mut bare = Figures::default();
+    let mut ours = [Figures::default(), Figures::default()];
+    let protocols = [load::Protocol::Http2, load::Protocol::Http1];
     for _ in 0..ROUNDS {
-        let threads: &[usize] = if case.in_flight == 1 {
-            &[1]
-        } else {
-            &[1, 2, 4]
-        };
+        let threads: &[usize] = if in_flight == 1 { &[1] } else { &[1, 2, 4] };
         let best = threads
             .iter()
-            .map(|&threads| bare::run(bench, case.spec, threads, case.requests))
+            .map(|&threads| bare::run(bench, spec, threads, count))
             .max_by(|a, b| a.rate.total_cmp(&b.rate))
             .unwrap();
-        bare_rounds.push(best);
-        for (protocol, rounds) in [load::Protocol::Http2, load::Protocol::Http1]
-            .into_iter()
-            .zip(&mut rounds)
-        {
-            let challenges = bench.challenges(case.spec, case.requests);
+        bare.rate.push(best.rate);
+        bare.p50.push(micros(best.p50));
+        bare.cpu.push(micros(best.cpu));
+        for (protocol, figures) in protocols.into_iter().zip(&mut ours) {
+            let challenges = bench.challenges(spec, count);
             let before = bench.cpu();
-            let run = load::run(bench, protocol, case.in_flight, challenges);
-            let cpu = (bench.cpu() - before) / case.requests as u32;
-            rounds.push(Round { run, cpu });
+            let run = load::run(bench, protocol, in_flight, challenges);
+            let cpu = (bench.cpu() - before) / u32::try_from(count).unwrap();
+            figures.rate.push(run.rate);
+            figures.p50.push(micros(run.p50));
+            figures.cpu.push(micros(cpu));
         }
     }
-    let bare_rate = median(bare_rounds.iter().map(|run| run.rate));
-    let bare_p50 = median(bare_rounds.iter().map(|run| micros(run.p50)));
-    let bare_cpu = median(bare_rounds.iter().map(|run| micros(run.cpu)));
-    for (protocol, rounds) in ["h2", "h1"].into_iter().zip(&rounds) {
-        let rate = median(rounds.iter().map(|round| round.run.rate));
-        print(
-            &format!("{label}-{protocol}"),
-            "approvals/s",
-            rate,
-            bare_rate,
-        );
-        if case.in_flight == 1 {
-            let p50 = median(rounds.iter().map(|round| micros(round.run.p50)));
-            print(&format!("{label}-{protocol}-p50"), "us", p50, bare_p50);
-        }
-        let cpu = median(rounds.iter().map(|round| micros(round.cpu)));
-        print(
-            &format!("{label}-{protocol}-cpu"),
+    for (protocol, figures) in ["h2", "h1"].into_iter().zip(&ours) {
+        let name = format!("{label}-{protocol}");
+        report(&name, "approvals/s", &figures.rate, &bare.rate);
+        report(&format!("{name}-p50"), "us", &figures.p50, &bare.p50);
+        report(
+            &format!("{name}-cpu"),
             "us/approval",
-            cpu,
-            bare_cpu,
+            &figures.cpu,
+            &bare.cpu,
         );
     }
-}
-
-struct Round {
-    run: load::Run,
-    cpu: Duration,
-}
-
-fn micros(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e6
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-fn print(name: &str, unit: &str, ours: f64, peer: f64) {
-    let round = |value: f64| (value * 1000.0).round() / 1000.0;
-    println!(
-        "{}",
-        serde_json::json!({
-            "name": name,
-            "unit": unit,
-            "ours": round(ours),
-            "peer": round(peer),
-            "ratio": round(ours / peer),
-        })
-    );
 }

@@ -6,6 +6,7 @@ use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, UserType};
+use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
 use opcert::base::encoding::{base64url, sha256};
 use opcert::base::key::{KeySpec, Scheme, Signature};
@@ -22,12 +23,7 @@ pub struct Run {
 /// Signs `count` approvals' worth with `threads` threads.
 pub fn run(bench: &Scene, spec: KeySpec, threads: usize, count: usize) -> Run {
     let module = module(bench);
-    let slot = module
-        .get_slots_with_initialized_token()
-        .unwrap()
-        .into_iter()
-        .find(|slot| module.get_token_info(*slot).unwrap().label() == bench.token_label())
-        .unwrap();
+    let slot = slot(bench, module);
     let anchor = module.open_ro_session(slot).unwrap();
     let pin = AuthPin::from(bench.pin().to_owned());
     let _ = anchor.login(UserType::User, Some(&pin));
@@ -118,7 +114,18 @@ fn one(bench: &Scene, spec: KeySpec, session: &Session, key: ObjectHandle, chall
         .unwrap();
 }
 
-fn module(bench: &Scene) -> &'static Pkcs11 {
+/// The slot of the scene's token.
+pub fn slot(bench: &Scene, module: &Pkcs11) -> Slot {
+    module
+        .get_slots_with_initialized_token()
+        .unwrap()
+        .into_iter()
+        .find(|slot| module.get_token_info(*slot).unwrap().label() == bench.token_label())
+        .unwrap()
+}
+
+/// The module, loaded once.
+pub fn module(bench: &Scene) -> &'static Pkcs11 {
     static MODULE: std::sync::OnceLock<Pkcs11> = std::sync::OnceLock::new();
     MODULE.get_or_init(|| {
         let module = Pkcs11::new(bench.module_path()).unwrap();
@@ -129,7 +136,12 @@ fn module(bench: &Scene) -> &'static Pkcs11 {
     })
 }
 
-/// User and system time of this process.
+/// User and system time of this process. Its threads end with each run, so they cannot be asked
+/// one by one afterwards.
 fn process_cpu() -> Duration {
-    crate::scene::cpu_of(std::process::id())
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(
+        time.tv_sec.unsigned_abs(),
+        u32::try_from(time.tv_nsec).unwrap(),
+    )
 }

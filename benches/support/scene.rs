@@ -23,7 +23,6 @@ pub struct Scene {
     client: ClientIdentity,
     keys: HashMap<KeySpec, Key>,
     address: SocketAddr,
-    worker: u32,
 }
 
 struct Key {
@@ -35,8 +34,12 @@ struct Key {
 impl Scene {
     /// Makes the token, starts the release daemon and enrols an operator for each kind of key.
     pub fn start(specs: &[KeySpec]) -> Self {
+        // Inherited by the daemon: a thousand connections are two thousand descriptors.
+        let mut most = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        most.current = most.maximum;
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, most).unwrap();
         let token = TestToken::new("opcert-bench");
-        let daemon = Daemon::start(&token);
+        let daemon = Daemon::start_with(&token, "[native.limits]\nconnections = 1100\n");
         let service = Service::new("https://bench.example");
         let client = daemon.add_client("bench", &json!({ "consent": "none" }));
         let keys = specs
@@ -47,7 +50,6 @@ impl Scene {
             })
             .collect();
         let address = daemon.address();
-        let worker = worker_of(daemon.pid());
         // The module finds its tokens by its environment, in this process for the bare work.
         for (name, value) in &token.environment {
             // SAFETY: no other thread runs yet; the daemon's runtime is single-threaded.
@@ -60,8 +62,27 @@ impl Scene {
             client,
             keys,
             address,
-            worker,
         }
+    }
+
+    /// The daemon, and a client that is registered with it.
+    pub fn door(&self) -> (&Daemon, &ClientIdentity) {
+        (&self.daemon, &self.client)
+    }
+
+    pub fn state_directory(&self) -> PathBuf {
+        self.daemon.directory.join("state")
+    }
+
+    /// Stops the daemon and waits for its end.
+    pub fn stop_daemon(&mut self) {
+        assert_eq!(self.daemon.stop(), 0, "{}", self.daemon.log());
+    }
+
+    /// Starts it again and waits until it answers.
+    pub fn start_daemon(&mut self) {
+        self.daemon.restart();
+        self.address = self.daemon.address();
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -101,20 +122,29 @@ impl Scene {
         &self.service.challenge_key.public
     }
 
-    /// Fresh challenges. They live for 30 s, so that the daemon need not remember them for long.
+    /// Fresh challenges. They live for 60 s, so that the daemon need not remember them for long.
     pub fn challenges(&self, spec: KeySpec, count: usize) -> Vec<String> {
         let statement = withdrawal(spec.as_str());
         (0..count)
             .map(|_| {
                 self.service
-                    .challenge(&statement, |claims| claims.exp = claims.iat + 30)
+                    .challenge(&statement, |claims| claims.exp = claims.iat + 60)
             })
             .collect()
     }
 
+    /// One approval over a connection of its own.
+    pub fn approve_once(&self, spec: KeySpec) {
+        let body = json!({ "challenge": self.challenges(spec, 1)[0] });
+        let answer = self
+            .daemon
+            .native(&self.client, http::Method::POST, "/v1/approvals", &body);
+        answer.ok();
+    }
+
     /// User and system time of daemon and worker.
     pub fn cpu(&self) -> Duration {
-        cpu_of(self.daemon.pid()) + cpu_of(self.worker)
+        cpu_of(self.daemon.pid()) + cpu_of(self.worker_pid())
     }
 
     pub fn daemon_pid(&self) -> u32 {
@@ -122,7 +152,7 @@ impl Scene {
     }
 
     pub fn worker_pid(&self) -> u32 {
-        self.worker
+        worker_of(self.daemon.pid())
     }
 
     /// Stops the daemon; panics if it does not end well or its audit trail does not verify.
@@ -158,18 +188,17 @@ pub fn resident_mib(pid: u32) -> f64 {
     kib / 1024.0
 }
 
-/// User and system time of a process, from `/proc/PID/stat` (proc(5), fields 14 and 15).
+/// User and system time of a process that its living threads took, in nanoseconds
+/// (`/proc/PID/task/TID/schedstat`, first field).
 pub fn cpu_of(pid: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat
-        .rsplit_once(')')
-        .unwrap()
-        .1
-        .split_whitespace()
-        .collect();
-    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    let per_second = rustix::param::clock_ticks_per_second();
-    Duration::from_secs_f64(ticks as f64 / per_second as f64)
+    let mut nanos = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let path = task.unwrap().path().join("schedstat");
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let first = text.split_whitespace().next().unwrap_or("0");
+        nanos += first.parse::<u64>().unwrap();
+    }
+    Duration::from_nanos(nanos)
 }
 
 fn worker_of(daemon: u32) -> u32 {
