@@ -65,6 +65,10 @@ fn add(daemon: &Daemon, merchant: &str, more: Value) -> Value {
 
 /// The platform's authority certifies a request under [`SERIAL`]; by OpenSSL, which keeps it.
 fn certify(request: &CertificateRequest) -> Certificate {
+    certify_as(SERIAL, request)
+}
+
+fn certify_as(serial: &str, request: &CertificateRequest) -> Certificate {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let platform = Platform::new();
@@ -74,7 +78,7 @@ fn certify(request: &CertificateRequest) -> Certificate {
     std::fs::write(path("ca-key.pem"), key).unwrap();
     let output = Command::new("openssl")
         .args(["x509", "-req", "-sha256", "-days", "365"])
-        .args(["-set_serial", &format!("0x{SERIAL}")])
+        .args(["-set_serial", &format!("0x{serial}")])
         .arg("-in")
         .arg(path("csr.pem"))
         .arg("-CA")
@@ -100,7 +104,11 @@ fn install(daemon: &Daemon, merchant: &str, certificate: &Certificate) -> Answer
 }
 
 fn request_of(view: &Value) -> CertificateRequest {
-    let text = view["keys"][0]["request"].as_str().unwrap();
+    request_of_key(view, 0)
+}
+
+fn request_of_key(view: &Value, key: usize) -> CertificateRequest {
+    let text = view["keys"][key]["request"].as_str().unwrap();
     CertificateRequest::from_der(&from_base64(text.as_bytes()).unwrap()).unwrap()
 }
 
@@ -388,6 +396,21 @@ fn callbacks_are_verified_opened_once_and_remembered() {
         }),
         "wechatpay-signature"
     );
+    // A header that is there twice is not hidden by the JSON around it.
+    let request = shop.signed(now() - 4, &callback).to_string();
+    let twice = request.replacen(
+        "\"headers\":{",
+        "\"headers\":{\"Wechatpay-Nonce\":\"EcZ9Cmy4Xyx1i6RlJQzLcCyEqDa26NBz\",",
+        1,
+    );
+    assert_ne!(request, twice);
+    let send = |text: String| {
+        let path = "/v1/wechatpay/v3/verify";
+        shop.daemon
+            .control_bytes(path, "application/json", text.into_bytes())
+    };
+    send(request).ok();
+    assert_eq!(send(twice).code(), "wechatpay-signature");
 }
 
 #[test]
@@ -521,6 +544,53 @@ fn contents_and_fields_that_do_not_open_give_nothing_away() {
         post(&shop.daemon, "v3/fields/encrypt", &long).code(),
         "too-large"
     );
+}
+
+#[test]
+fn a_renewed_key_takes_over_and_the_old_one_still_decrypts() {
+    let shop = Shop::open();
+    let request = json!({ "merchant": MCHID, "method": "GET", "target": "/v3/certificates" });
+    let sign = || {
+        let signed = post(&shop.daemon, "v3/authorization", &request).ok();
+        signed["serial"].as_str().unwrap().to_owned()
+    };
+    let keys = format!("merchants/{MCHID}/keys");
+    let view = post(&shop.daemon, &keys, &json!({})).ok();
+    // A key without a certificate signs nothing, and a certificate for no key is not installed.
+    assert_eq!(sign(), SERIAL);
+    let foreign = Platform::new().certificate;
+    assert_eq!(
+        install(&shop.daemon, MCHID, &foreign).code(),
+        "merchant-certificate"
+    );
+    let next = "0D00000000000000000000000000000000000001";
+    let certificate = certify_as(next, &request_of_key(&view, 1));
+    install(&shop.daemon, MCHID, &certificate).ok();
+    assert_eq!(sign(), next);
+
+    let decrypt = |certificate: &Certificate| {
+        let public = PublicEncryptingKey::from_der(certificate.public_key().spki()).unwrap();
+        let public = OaepPublicEncryptingKey::new(public).unwrap();
+        let mut buffer = vec![0; public.ciphertext_size()];
+        let sealed = public
+            .encrypt(&OAEP_SHA1_MGF1SHA1, b"6222", &mut buffer, None)
+            .unwrap();
+        let body = json!({ "merchant": MCHID, "fields": [base64(sealed)] });
+        post(&shop.daemon, "v3/fields/decrypt", &body)
+    };
+    for certificate in [&shop.certificate, &certificate] {
+        assert_eq!(decrypt(certificate).ok()["fields"][0], "6222");
+    }
+    let uri = shop.view()["keys"][0]["key"].as_str().unwrap().to_owned();
+    let id = uri.rsplit("id=").next().unwrap().replace('%', "");
+    let path = format!("/v1/wechatpay/merchants/{MCHID}/keys/{id}");
+    let left = shop.daemon.control(Method::DELETE, &path, &Value::Null);
+    assert_eq!(left.ok()["keys"].as_array().unwrap().len(), 1);
+    assert_eq!(decrypt(&shop.certificate).code(), "wechatpay-content");
+    assert_eq!(sign(), next);
+    post(&shop.daemon, &keys, &json!({})).ok();
+    post(&shop.daemon, &keys, &json!({})).ok();
+    assert_eq!(post(&shop.daemon, &keys, &json!({})).code(), "too-large");
 }
 
 #[test]
@@ -799,6 +869,30 @@ fn the_command_line_does_all_of_it_with_an_imported_key() {
     let said = ok(&["merchant", "certificate", MCHID, &path("cert.pem")], "");
     assert!(said.out.contains("imported, not proven"), "{}", said.out);
     assert!(said.out.contains(SERIAL));
+    // The token itself tells an imported key from one that it made.
+    let objects = Command::new("pkcs11-tool")
+        .arg("--module")
+        .arg(&token.module)
+        .args([
+            "--login",
+            "--pin",
+            &token.pin,
+            "--token-label",
+            &token.label,
+        ])
+        .args(["--list-objects", "--type", "privkey"])
+        .envs(&token.environment)
+        .output()
+        .expect("pkcs11-tool is needed: apt-get install opensc");
+    let objects = String::from_utf8(objects.stdout).unwrap();
+    for object in objects.split("Private Key Object").skip(1) {
+        let imported = object.contains("opcert WeChat Pay");
+        assert_eq!(!object.contains("never extractable"), imported, "{object}");
+        assert_eq!(!object.contains("local"), imported, "{object}");
+        assert!(object.contains("sensitive"), "{object}");
+        // A key that opens sealed secrets signs nothing.
+        assert_eq!(object.contains("sign"), imported, "{object}");
+    }
     let listed = ok(&["merchant", "list"], "");
     assert!(listed.out.contains("none yet"));
     assert_ne!(opcert(&daemon, &add, "").code, 0);

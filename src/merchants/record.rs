@@ -166,7 +166,8 @@ impl Record {
                 });
             }
         }
-        // The newest certificate first.
+        // The newest certificate first, and of two that begin at once that of the newer key.
+        certified.reverse();
         certified.sort_by_key(|known| std::cmp::Reverse(known.from));
         Ok(Merchant {
             record: self,

@@ -176,10 +176,14 @@ impl Merchants {
         request: RequestToSign,
     ) -> Result<Authorization, MerchantError> {
         let merchant = self.find(ask)?;
-        self.authorise(ask, merchant.any_key(), r#use)?;
         let now = self.0.clock.now();
-        let certified = merchant.signing(now)?;
-        let leave = self.authorise(ask, &certified.key, r#use)?;
+        let certified = merchant.signing(now);
+        // Policy first: whoever may not sign does not learn that nothing could be signed either.
+        let key = certified
+            .as_ref()
+            .map_or(merchant.any_key(), |known| &known.key);
+        let leave = self.authorise(ask, key, r#use)?;
+        let certified = certified?;
         let at = request.timestamp.unwrap_or(now);
         let nonce = request.nonce.unwrap_or_else(Nonce::random);
         let message = RequestMessage::new(
@@ -235,10 +239,14 @@ impl Merchants {
         payment: PaymentToStart,
     ) -> Result<PaySigned, MerchantError> {
         let merchant = self.find(ask)?;
-        self.authorise(ask, merchant.any_key(), r#use)?;
         let now = self.0.clock.now();
-        let certified = merchant.signing(now)?;
-        let leave = self.authorise(ask, &certified.key, r#use)?;
+        let certified = merchant.signing(now);
+        // Policy first: whoever may not sign does not learn that nothing could be signed either.
+        let key = certified
+            .as_ref()
+            .map_or(merchant.any_key(), |known| &known.key);
+        let leave = self.authorise(ask, key, r#use)?;
+        let certified = certified?;
         let at = payment.timestamp.unwrap_or(now);
         let nonce = payment.nonce.unwrap_or_else(Nonce::random);
         let facts = json!({
