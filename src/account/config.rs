@@ -58,6 +58,9 @@ pub struct Config {
     /// Sessions at the portal.
     #[serde(default)]
     pub sessions: Sessions,
+    /// Ways back in after a loss.
+    #[serde(default)]
+    pub recovery: Recovery,
     /// How much an account may have.
     #[serde(default)]
     pub quotas: Quotas,
@@ -152,6 +155,23 @@ impl Default for Sessions {
         Self {
             idle_seconds: 15 * 60,
             absolute_seconds: 8 * 60 * 60,
+        }
+    }
+}
+
+/// `[recovery]`.
+#[derive(Debug, Clone, Copy, Deserialize, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Recovery {
+    /// How long a granted request waits before it takes effect, so that whoever is robbed can stop
+    /// it, 3600 to 2,592,000. Default: 259,200, three days.
+    pub delay_seconds: u64,
+}
+
+impl Default for Recovery {
+    fn default() -> Self {
+        Self {
+            delay_seconds: 3 * 24 * 60 * 60,
         }
     }
 }
@@ -279,10 +299,10 @@ impl Config {
         self.state_directory.join(path)
     }
 
-    /// The limits of connections and requests; bodies are small here.
+    /// The limits of connections and requests; the largest bodies are papers of 5 MiB.
     pub fn limits(&self) -> crate::http::Limits {
         self.limits.clone().unwrap_or(crate::http::Limits {
-            body_bytes: 64 * 1024,
+            body_bytes: 5 * 1024 * 1024,
             ..crate::http::Limits::default()
         })
     }
@@ -307,6 +327,12 @@ impl Loaded<Config> {
             ("sms.tries", sms.tries.into(), 1, 5),
             ("sms.interval-seconds", sms.interval_seconds, 10, 3600),
             ("sms.daily", sms.daily.into(), 1, 100),
+            (
+                "recovery.delay-seconds",
+                config.recovery.delay_seconds,
+                3600,
+                2_592_000,
+            ),
             (
                 "sessions.idle-seconds",
                 config.sessions.idle_seconds,
@@ -418,7 +444,7 @@ mod tests {
             (10, 20)
         );
         assert_eq!((config.sms.tries, config.sms.daily), (3, 10));
-        assert_eq!(config.limits().body_bytes, 65_536);
+        assert_eq!(config.limits().body_bytes, 5_242_880);
         assert_eq!(
             config.database().unwrap(),
             "sqlite:/var/lib/opcert-account/account.db"

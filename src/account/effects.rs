@@ -1,29 +1,45 @@
 //! What the service itself does once an operation of its own is approved, in the transaction that
 //! approves: either both happen or neither.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde_json::json;
 
 use super::issuing::RevocationReason;
 use super::operations::OperationError;
 use super::records::Records;
+use super::requests::{self, RequestError};
+use super::sms::{Outgoing, Texts};
 use super::store::notices::Audience;
 use super::store::operations::{Approval, Effect, Operation};
-use super::store::{Tx, certificates, codes};
+use super::store::requests::{Decision, RequestState};
+use super::store::{Tx, certificates, codes, requests as store_requests};
 use crate::base::ids::{Jti, RequestId};
 
-/// Does `effect` to `on`.
+/// What effects need of the service.
+pub(super) struct Context<'a> {
+    /// The audit trail.
+    pub(super) records: &'a Records,
+    /// Texts to people.
+    pub(super) texts: &'a Texts,
+    /// How long a granted request waits before it takes effect.
+    pub(super) delay: Duration,
+}
+
+/// Does `effect` to `on`; gives the texts to be sent once the transaction is committed.
 #[allow(clippy::too_many_arguments)] // The transaction, what is done, and who approved it.
 pub(super) async fn apply(
     tx: &mut Tx<'_>,
-    records: &Records,
+    context: &Context<'_>,
     operation: &Operation,
     effect: Effect,
     on: &str,
     approval: &Approval,
     request: &RequestId,
     now: Timestamp,
-) -> Result<(), OperationError> {
+) -> Result<Vec<Outgoing>, OperationError> {
+    let records = context.records;
     let account = operation.statement.account();
     match effect {
         Effect::DeleteCertificate => {
@@ -49,7 +65,7 @@ pub(super) async fn apply(
                     )
                     .await?;
             }
-            Ok(())
+            Ok(Vec::new())
         }
         Effect::ReleaseTicket => {
             let jti: Jti = on.parse().map_err(|_| OperationError::Effect {
@@ -62,13 +78,42 @@ pub(super) async fn apply(
             }
             let body = json!({ "ticket": on, "by": approval.operator, "operation": operation.id });
             records
-                .note(tx, account, "installation-released", request, body)
-                .await
+                .note::<OperationError>(tx, account, "installation-released", request, body)
+                .await?;
+            Ok(Vec::new())
         }
         // The ticket is signed and given to whoever hands in the approval.
-        Effect::RenewCertificate => Ok(()),
-        Effect::DecideRequest | Effect::AddRecipient => Err(OperationError::Effect {
-            reason: "it is not known here",
-        }),
+        Effect::RenewCertificate => Ok(Vec::new()),
+        Effect::DecideRequest => {
+            let found = store_requests::find(tx, on)
+                .await?
+                .ok_or(OperationError::Effect {
+                    reason: "the request is not known",
+                })?;
+            let decision = Decision {
+                state: RequestState::Granted,
+                by: "administrators",
+                reason: None,
+                effective_at: Some(now + context.delay),
+            };
+            let settled = requests::settle(
+                tx,
+                context.records,
+                context.texts,
+                &found,
+                &decision,
+                now,
+                request,
+            )
+            .await;
+            match settled {
+                Ok(texts) => Ok(texts),
+                Err(RequestError::Audit(error)) => Err(error.into()),
+                Err(RequestError::Store(error)) => Err(error.into()),
+                Err(_) => Err(OperationError::Effect {
+                    reason: "the request was decided meanwhile",
+                }),
+            }
+        }
     }
 }

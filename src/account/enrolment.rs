@@ -27,6 +27,7 @@ use super::config::Quotas;
 use super::issuing::{Issuer, IssuingError};
 use super::operations::{NewOperation, OperationError, Operations};
 use super::records::Records;
+use super::requests;
 use super::signer::{ChallengeKey, SignError};
 use super::sms::{self, News, Outgoing, Texts};
 use super::store::certificates::{self, Certificate, Ground};
@@ -769,7 +770,7 @@ async fn must_wait(tx: &mut Tx<'_>, binding: &Binding, now: Timestamp) -> Result
     let wanted = accounts::account(tx, &binding.account)
         .await?
         .is_some_and(|account| account.later_installs_held);
-    if !wanted {
+    if !wanted || requests::recovering(tx, &binding.account, &binding.operator, now).await? {
         return Ok(false);
     }
     let (held, _) = certificates::active(tx, &binding.account, &binding.computer, now).await?;

@@ -11,6 +11,7 @@
 //! | [`codes`], [`sms`] | SMS codes: limits, keyed hashes, the gateway |
 //! | [`enrolment`] | a code becomes a ticket, a ticket a certificate |
 //! | [`manage`] | what people see of their account, and delete |
+//! | [`requests`] | ways back in after a loss of number or computer |
 //! | [`issuing`], [`ocsp`] | the authority: certificate profile, revocation lists, OCSP answers |
 //! | [`operations`], [`effects`] | sensitive operations, their challenges and approvals |
 //! | [`webhooks`], [`outgoing`] | telling the platform of approvals |
@@ -38,6 +39,7 @@ pub mod operations;
 pub mod outgoing;
 pub mod passwords;
 pub mod records;
+pub mod requests;
 pub mod routes;
 pub mod seal;
 pub mod serve;

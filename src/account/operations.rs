@@ -23,6 +23,7 @@ use super::effects;
 use super::issuing::Issuer;
 use super::records::Records;
 use super::signer::{ChallengeKey, SignError};
+use super::sms::{Outgoing, Texts};
 use super::store::operations::{
     self, Approval as ApprovalRow, Challenge, Creator, Effect, KeptAnswer, Operation, Search, State,
 };
@@ -205,6 +206,10 @@ pub struct Operations {
     pub rules: config::Operations,
     /// Whether approvals are told to the platform.
     pub notify: Notify,
+    /// Texts to people.
+    pub texts: Texts,
+    /// How long a granted request waits before it takes effect.
+    pub delay: Duration,
 }
 
 impl Operations {
@@ -476,11 +481,14 @@ impl Operations {
         // database, where it is newer than in any list.
         let anchors = self.issuer.anchors();
         let approval = &Approval::verify(compact, &anchors, None, now).map_err(path_error)?;
-        self.store
+        let (operation, texts) = self
+            .store
             .transaction("approve operation", move |tx| {
                 Box::pin(self.take_approval(tx, id, compact, approval, now, request))
             })
-            .await
+            .await?;
+        self.texts.send_all(texts).await;
+        Ok(operation)
     }
 
     /// The body of the transaction that approves.
@@ -492,12 +500,12 @@ impl Operations {
         approval: &Approval,
         now: Timestamp,
         request: &RequestId,
-    ) -> Result<Operation, OperationError> {
+    ) -> Result<(Operation, Vec<Outgoing>), OperationError> {
         operations::take_turn(tx, id).await?;
         let operation = find_at(tx, id, now).await?;
         let accepted = operations::approvals(tx, id).await?;
         if accepted.iter().any(|earlier| earlier.approval == compact) {
-            return Ok(operation);
+            return Ok((operation, Vec::new()));
         }
         if operation.state != State::Created {
             return Err(OperationError::State {
@@ -576,20 +584,17 @@ impl Operations {
             "operation.approval"
         };
         self.emit(tx, &approved, event, Some(&row), now).await?;
-        if let (true, Creator::Service(effect, on)) = (last, &approved.creator) {
-            effects::apply(
-                tx,
-                &self.records,
-                &approved,
-                *effect,
-                on,
-                &row,
-                request,
-                now,
-            )
-            .await?;
-        }
-        Ok(approved)
+        let (true, Creator::Service(effect, on)) = (last, &approved.creator) else {
+            return Ok((approved, Vec::new()));
+        };
+        let context = effects::Context {
+            records: &self.records,
+            texts: &self.texts,
+            delay: self.delay,
+        };
+        let texts =
+            effects::apply(tx, &context, &approved, *effect, on, &row, request, now).await?;
+        Ok((approved, texts))
     }
 
     /// Writes what the platform is told, for each receiver, in the order of the operation.
@@ -806,7 +811,12 @@ async fn may_approve(
             operator: operator.clone(),
         });
     }
-    if operation.needed == 1 && operation.statement.operator() != operator {
+    // What replaces a representative's decision is for any administrator, however many it takes.
+    let shared = matches!(
+        operation.creator,
+        Creator::Service(Effect::DecideRequest, _)
+    );
+    if operation.needed == 1 && !shared && operation.statement.operator() != operator {
         return Err(OperationError::OtherOperator);
     }
     let account = operation.statement.account();

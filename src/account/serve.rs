@@ -180,6 +180,13 @@ async fn sweep_once(service: &Service) -> Result<(u64, u64), OperationError> {
     if expired > 0 {
         service.outbox_changed();
     }
+    match service.requests().carry_out().await {
+        Ok(0) => (),
+        Ok(done) => info!(done, "granted requests took effect"),
+        Err(error) => {
+            error!(error = %crate::telemetry::Chain(&error), "cannot carry out granted requests");
+        }
+    }
     let (failures, sources) = logins::forgettable(now);
     let forgotten = service
         .store()

@@ -15,6 +15,7 @@ use super::ocsp::Responder;
 use super::operations::{Notify as Notices, Operations};
 use super::passwords::{PasswordError, Passwords};
 use super::records::Records;
+use super::requests::Requests;
 use super::seal::Sealer;
 use super::sessions::Sessions;
 use super::signer::{ChallengeKey, Signer};
@@ -93,8 +94,10 @@ struct Inner {
     logins: Logins,
     sessions: Sessions,
     manage: Manage,
+    requests: Requests,
+    records: Records,
     texts: Texts,
-    sealer: Sealer,
+    sealer: Arc<Sealer>,
     challenge_key: ChallengeKey,
     outbox: Notify,
 }
@@ -167,6 +170,18 @@ impl Service {
                 Some(_) => Notices::Outbox,
                 None => Notices::No,
             },
+            texts: texts.clone(),
+            delay: std::time::Duration::from_secs(config.recovery.delay_seconds),
+        };
+        let sealer = Arc::new(Sealer::new(&code_key));
+        let requests = Requests {
+            store: store.clone(),
+            clock: clock.clone(),
+            records: records.clone(),
+            operations: operations.clone(),
+            texts: texts.clone(),
+            sealer: sealer.clone(),
+            delay: std::time::Duration::from_secs(config.recovery.delay_seconds),
         };
         let manage = Manage {
             store: store.clone(),
@@ -179,7 +194,7 @@ impl Service {
         let enrolment = Enrolment {
             store: store.clone(),
             clock: clock.clone(),
-            records,
+            records: records.clone(),
             codes: codes.clone(),
             challenge_key: challenge_key.clone(),
             issuer: issuer.clone(),
@@ -201,8 +216,10 @@ impl Service {
             logins,
             sessions,
             manage,
+            requests,
+            records,
             texts,
-            sealer: Sealer::new(&code_key),
+            sealer,
             challenge_key,
             outbox: Notify::new(),
         })))
@@ -276,6 +293,16 @@ impl Service {
     /// What people see of their account, and delete.
     pub fn manage(&self) -> &Manage {
         &self.0.manage
+    }
+
+    /// Ways back in after a loss.
+    pub fn requests(&self) -> &Requests {
+        &self.0.requests
+    }
+
+    /// The audit trail, for what is done beside the services here.
+    pub fn records(&self) -> &Records {
+        &self.0.records
     }
 
     /// Texts to people.

@@ -87,9 +87,22 @@ pub async fn read(request: Request) -> Result<Bytes, Problem> {
 }
 
 fn body_problem(error: axum::Error) -> Problem {
-    match error.into_inner().downcast::<BodyError>() {
-        Ok(error) => Problem::from(*error),
-        Err(error) => Problem::new(Code::Malformed, format!("the body cannot be read: {error}")),
+    let mut error = error.into_inner();
+    loop {
+        error = match error.downcast::<BodyError>() {
+            Ok(error) => return Problem::from(*error),
+            Err(error) => error,
+        };
+        if error.is::<http_body_util::LengthLimitError>() {
+            return Problem::new(Code::TooLarge, "the body is larger than is allowed here");
+        }
+        // A layer that wraps the body wraps its errors.
+        error = match error.downcast::<axum::Error>() {
+            Ok(inner) => inner.into_inner(),
+            Err(error) => {
+                return Problem::new(Code::Malformed, format!("the body cannot be read: {error}"));
+            }
+        };
     }
 }
 

@@ -5,6 +5,8 @@
 //! | `/v1/enrolment/…` | an operator's courier | SMS code, ticket |
 //! | `/.well-known/est/…` | an EST client with a ticket (RFC 7030) | authority, certificate |
 //! | `/v1/sessions`, `/v1/session`, `/v1/certificates…`, `/v1/computers…`, `/v1/installations…`, `/v1/notices…`, `/v1/events`, `/v1/break-glass` | people, by cookie | their account |
+//! | `/v1/requests…` | people, by cookie | ways back in after a loss |
+//! | `/v1/webhooks…` | the platform, with its key | who is told of operations |
 //! | `/v1/operations…` | the platform, with its key; an approval vouches for itself | operations |
 //! | `/.well-known/jwks.json`, `/pki/issuing.crl`, `/ocsp` | anybody | keys, revocation |
 //! | `/v1/openapi.json`, `/healthz` | anybody | this interface, health |
@@ -18,8 +20,14 @@ pub mod operations;
 pub mod people;
 pub mod problem;
 pub mod published;
+pub mod requests;
+pub mod webhooks;
 
 use axum::Router;
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::Response;
+use http_body_util::Limited;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
@@ -61,8 +69,23 @@ pub fn router(service: Service) -> Router {
         )
         .fallback(problems::not_found)
         .method_not_allowed_fallback(problems::method_not_allowed)
+        .layer(axum::middleware::from_fn(small_bodies))
         .layer(axum::middleware::from_fn(problems::finish))
         .with_state(service)
+}
+
+/// Largest body of everything but papers, in bytes; papers have the limit of the door.
+const BODY_MAX: usize = 64 * 1024;
+
+/// Limits the bodies of everything but papers.
+async fn small_bodies(request: Request, next: Next) -> Response {
+    let is_paper = request.uri().path().contains("/papers/");
+    if is_paper {
+        return next.run(request).await;
+    }
+    let (head, body) = request.into_parts();
+    let body = axum::body::Body::new(Limited::new(body, BODY_MAX));
+    next.run(Request::from_parts(head, body)).await
 }
 
 fn routes() -> OpenApiRouter<Service> {
@@ -104,6 +127,18 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(people::notices))
         .routes(routes!(people::read_notice))
         .routes(routes!(people::events))
+        .routes(routes!(requests::make, requests::list))
+        .routes(routes!(requests::show))
+        .routes(routes!(requests::form))
+        .routes(routes!(requests::attach, requests::paper))
+        .routes(routes!(requests::submit))
+        .routes(routes!(requests::decide))
+        .routes(routes!(requests::ask_administrators))
+        .routes(routes!(requests::withdraw))
+        .routes(routes!(webhooks::subscribe, webhooks::subscriptions))
+        .routes(routes!(webhooks::unsubscribe))
+        .routes(routes!(webhooks::deliveries))
+        .routes(routes!(webhooks::replay))
         .routes(routes!(operations::create, operations::list))
         .routes(routes!(operations::read))
         .routes(routes!(operations::challenge))

@@ -14,6 +14,7 @@ use crate::account::logins::LoginError;
 use crate::account::manage::ManageError;
 use crate::account::operations::OperationError;
 use crate::account::passwords::PasswordError;
+use crate::account::requests::RequestError;
 use crate::account::sessions::SessionError;
 use crate::account::signer::SignError;
 use crate::account::store::StoreError;
@@ -177,6 +178,29 @@ impl From<ManageError> for Problem {
             ManageError::Operation(error) => error.into(),
             ManageError::Audit(error) => audit(&error),
             ManageError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<RequestError> for Problem {
+    fn from(error: RequestError) -> Self {
+        let text = error.to_string();
+        match error {
+            RequestError::Unknown => Self::new(Code::NotFound, text)
+                .with_action("See what there is with GET /v1/requests."),
+            RequestError::Open | RequestError::State { .. } => Self::new(Code::RequestState, text),
+            RequestError::PaperMissing { .. } => Self::new(Code::RequestState, text)
+                .with_action("Send in the photocopy and the document first."),
+            RequestError::SameNumber => Self::new(Code::Malformed, text)
+                .with_action("Name the number that codes are to go to."),
+            RequestError::Paper { .. } => Self::new(Code::PaperRefused, text),
+            RequestError::Forbidden { .. } => {
+                Self::new(Code::Forbidden, text).with_action("Ask an administrator of the account.")
+            }
+            RequestError::Seal(error) => fault(Code::Internal, "a paper cannot be read", &error),
+            RequestError::Operation(error) => error.into(),
+            RequestError::Audit(error) => audit(&error),
+            RequestError::Store(error) => error.into(),
         }
     }
 }

@@ -29,6 +29,7 @@ pub mod messages;
 pub mod notices;
 pub mod operations;
 pub mod outbox;
+pub mod requests;
 pub mod sessions;
 
 use std::future::Future;

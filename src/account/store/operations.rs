@@ -69,8 +69,6 @@ pub enum Effect {
     ReleaseTicket,
     /// Grants a request, by its id.
     DecideRequest,
-    /// Lets secrets be sealed to a key, by its `kid`.
-    AddRecipient,
 }
 
 impl Effect {
@@ -81,7 +79,6 @@ impl Effect {
             Self::RenewCertificate => "renew-certificate",
             Self::ReleaseTicket => "release-ticket",
             Self::DecideRequest => "decide-request",
-            Self::AddRecipient => "add-recipient",
         }
     }
 
@@ -99,7 +96,6 @@ impl FromStr for Effect {
             Self::RenewCertificate,
             Self::ReleaseTicket,
             Self::DecideRequest,
-            Self::AddRecipient,
         ]
         .into_iter()
         .find(|effect| effect.as_str() == text)

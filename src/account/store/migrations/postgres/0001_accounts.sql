@@ -341,7 +341,7 @@ CREATE TABLE operations (
     platform_key TEXT   REFERENCES platform_keys (name),
     -- What the service itself does once it is approved, and to what.
     effect       TEXT   CHECK (effect IN ('delete-certificate', 'renew-certificate',
-                                          'release-ticket', 'decide-request', 'add-recipient')),
+                                          'release-ticket', 'decide-request')),
     effect_on    TEXT,
     -- Events told of it so far: their order.
     events       BIGINT NOT NULL DEFAULT 0,
@@ -538,51 +538,4 @@ CREATE TABLE attachments (
     content    BYTEA   NOT NULL,
     created_at BIGINT NOT NULL,
     UNIQUE (request, kind)
-);
-
--- A key on a merchant's token that secrets are sealed to.
-CREATE TABLE recipients (
-    -- RFC 7638 thumbprint.
-    kid        TEXT   NOT NULL,
-    account    TEXT   NOT NULL REFERENCES accounts (id),
-    -- What people call it, and the key (JWK).
-    name       TEXT   NOT NULL,
-    jwk        TEXT   NOT NULL,
-    -- When it was named, by whom; when a super administrator's certificate approved it; when it
-    -- was taken out.
-    created_at BIGINT NOT NULL,
-    created_by TEXT   NOT NULL,
-    active_at  BIGINT,
-    ended_at   BIGINT,
-    PRIMARY KEY (account, kid)
-);
-
--- That a secret was set. The secret itself is not here: only its recipients can read it.
-CREATE TABLE secrets (
-    -- Random.
-    id         TEXT   NOT NULL PRIMARY KEY,
-    account    TEXT   NOT NULL REFERENCES accounts (id),
-    -- Which: of version 2 of WeChat Pay's interface, or of version 3.
-    kind       TEXT   NOT NULL CHECK (kind IN ('api', 'apiv3')),
-    -- 1, 2, 3, … of each kind.
-    version    BIGINT NOT NULL,
-    -- When and by whom.
-    created_at BIGINT NOT NULL,
-    created_by TEXT   NOT NULL,
-    -- Until when the one before it is still tried after it.
-    overlap_until BIGINT NOT NULL,
-    UNIQUE (account, kind, version)
-);
-
--- A secret, sealed to one recipient.
-CREATE TABLE envelopes (
-    secret    TEXT NOT NULL REFERENCES secrets (id),
-    account   TEXT NOT NULL,
-    recipient TEXT NOT NULL,
-    -- JWE compact (RFC 7516).
-    jwe       TEXT NOT NULL,
-    -- When it was first fetched.
-    fetched_at BIGINT,
-    PRIMARY KEY (secret, recipient),
-    FOREIGN KEY (account, recipient) REFERENCES recipients (account, kid)
 );
