@@ -32,6 +32,31 @@ impl Money {
         Ok(Self { minor, currency })
     }
 
+    /// Reads an amount as people write it, `1000` or `1,000.50`: digits, commas between groups of
+    /// three, at most as many decimals as the currency has.
+    pub fn from_decimal(text: &str, currency: &str) -> Result<Self, FieldError> {
+        let wrong = || FieldError::at("amount", "must be a number such as 1000.00");
+        // The smallest amount: what is asked of the currency here is whether it is one.
+        let decimals = usize::from(Self::new(1, currency)?.currency.exponent().unwrap_or(0));
+        let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+        let first = whole.split(',').next().unwrap_or("");
+        let grouped = whole.contains(',');
+        let well_grouped = !grouped
+            || (first.len() <= 3 && whole.split(',').skip(1).all(|group| group.len() == 3));
+        let all_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        if first.is_empty()
+            || !well_grouped
+            || !whole.split(',').all(all_digits)
+            || !all_digits(fraction)
+            || text.ends_with('.')
+            || fraction.len() > decimals
+        {
+            return Err(wrong());
+        }
+        let digits = format!("{}{fraction:0<decimals$}", whole.replace(',', ""));
+        Self::new(digits.parse().map_err(|_| wrong())?, currency)
+    }
+
     /// The amount in minor units.
     pub fn minor_units(self) -> i64 {
         self.minor
@@ -90,5 +115,42 @@ mod tests {
         );
         assert_eq!(Money::new(1, "cny").unwrap_err().field, "currency");
         assert_eq!(Money::new(1, "ZZZ").unwrap_err().field, "currency");
+    }
+
+    #[test]
+    fn what_people_write_is_read_exactly() {
+        for (text, currency, minor) in [
+            ("1000", "CNY", 100_000),
+            ("1000.5", "CNY", 100_050),
+            ("1,000.50", "CNY", 100_050),
+            ("0.01", "CNY", 1),
+            ("1,234,567", "JPY", 1_234_567),
+            ("1.234", "BHD", 1_234),
+        ] {
+            let money = Money::from_decimal(text, currency).unwrap();
+            assert_eq!(money.minor_units(), minor, "{text}");
+        }
+        for (text, currency) in [
+            ("", "CNY"),
+            (".5", "CNY"),
+            ("1.", "CNY"),
+            ("1.234", "CNY"),
+            ("1.0", "JPY"),
+            ("1,00", "CNY"),
+            ("1000,000", "CNY"),
+            ("-1", "CNY"),
+            ("+1", "CNY"),
+            ("1e3", "CNY"),
+            (" 1", "CNY"),
+            ("0", "CNY"),
+            ("99999999999999999999", "CNY"),
+            ("1", "cny"),
+            ("1", "XYZ"),
+        ] {
+            assert!(
+                Money::from_decimal(text, currency).is_err(),
+                "{text} {currency}"
+            );
+        }
     }
 }
