@@ -73,6 +73,9 @@ pub struct Config {
     /// Notices to the platform.
     #[serde(default)]
     pub webhook: Option<Webhook>,
+    /// The portal.
+    #[serde(default)]
+    pub portal: super::portal::config::Portal,
     /// Limits of connections and requests.
     #[serde(default)]
     pub limits: Option<crate::http::Limits>,

@@ -471,7 +471,8 @@ impl Manage {
                 reference: Some(on.clone()),
                 ..Facts::default()
             },
-            origin: None,
+            // The portal may relay it, and so may any program that names no page.
+            origin: Some(self.operations.challenge_key.origin().clone()),
             maker: None,
             creator: Creator::Service(effect, on),
         };

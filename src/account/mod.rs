@@ -17,6 +17,7 @@
 //! | [`webhooks`], [`outgoing`] | telling the platform of approvals |
 //! | [`signer`], [`seal`] | the service's own keys, on a token; what is sealed |
 //! | [`records`] | the audit trail |
+//! | [`portal`] | pages for people |
 //! | [`store`] | SQL |
 //! | [`config`] | the configuration file |
 //!
@@ -38,6 +39,7 @@ pub mod ocsp;
 pub mod operations;
 pub mod outgoing;
 pub mod passwords;
+pub mod portal;
 pub mod records;
 pub mod requests;
 pub mod routes;

@@ -14,6 +14,7 @@ use super::manage::Manage;
 use super::ocsp::Responder;
 use super::operations::{Notify as Notices, Operations};
 use super::passwords::{PasswordError, Passwords};
+use super::portal::config::Portal;
 use super::records::Records;
 use super::requests::Requests;
 use super::seal::Sealer;
@@ -98,6 +99,7 @@ struct Inner {
     records: Records,
     texts: Texts,
     sealer: Arc<Sealer>,
+    portal: Portal,
     challenge_key: ChallengeKey,
     outbox: Notify,
 }
@@ -220,6 +222,7 @@ impl Service {
             records,
             texts,
             sealer,
+            portal: config.portal.clone(),
             challenge_key,
             outbox: Notify::new(),
         })))
@@ -308,6 +311,11 @@ impl Service {
     /// Texts to people.
     pub fn texts(&self) -> &Texts {
         &self.0.texts
+    }
+
+    /// What the portal was told.
+    pub fn portal(&self) -> &Portal {
+        &self.0.portal
     }
 
     /// What seals with the key of the state directory.

@@ -291,6 +291,11 @@ impl Problem {
         &self.action
     }
 
+    /// Seconds after which trying again makes sense, where waiting helps.
+    pub fn retry_after(&self) -> Option<u32> {
+        self.retry_after
+    }
+
     /// The document, for the request of this id.
     pub fn document(&self, request_id: &RequestId) -> ProblemDocument {
         ProblemDocument {

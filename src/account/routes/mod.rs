@@ -33,6 +33,7 @@ use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, Secur
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::portal;
 use super::service::Service;
 use crate::api::problem as problems;
 
@@ -67,7 +68,8 @@ pub fn router(service: Service) -> Router {
                 )
             }),
         )
-        .fallback(problems::not_found)
+        .merge(portal::router(&service))
+        .fallback_service(portal::fallback(&service))
         .method_not_allowed_fallback(problems::method_not_allowed)
         .layer(axum::middleware::from_fn(small_bodies))
         .layer(axum::middleware::from_fn(problems::finish))

@@ -1,0 +1,95 @@
+//! Problems in words for people at a page: what happened and what to do, in their language.
+//!
+//! The sentences beside each code in `api::problem` speak to programs and to people at a command
+//! line; these speak to somebody who filled in a form. A code that no page can meet falls back to
+//! its title.
+
+use maud::{Markup, html};
+
+use super::i18n::Texts;
+use crate::api::problem::{Code, Problem};
+
+/// What happened, and what to do.
+pub fn explain(t: Texts, code: Code) -> (&'static str, &'static str) {
+    match code {
+        Code::LoginFailed => (t.error_login(), t.error_login_remedy()),
+        Code::SessionEnded => (t.session_over(), t.error_session_remedy()),
+        Code::CsrfRefused => (t.error_csrf(), t.error_csrf_remedy()),
+        Code::LoginThrottled => (t.error_throttled(), t.error_throttled_remedy()),
+        Code::InstallationHeld => (t.held_title(), t.held_lead()),
+        Code::Forbidden | Code::NotPermitted => (t.error_forbidden(), t.error_forbidden_remedy()),
+        Code::NotFound => (t.error_not_found(), t.error_not_found_remedy()),
+        Code::MethodNotAllowed => (t.error_method(), t.error_not_found_remedy()),
+        Code::Busy | Code::TokenTimeout | Code::TokenDown | Code::TooSlow => {
+            (t.error_busy(), t.error_busy_remedy())
+        }
+        Code::TooLarge => (t.error_too_large(), t.error_too_large_remedy()),
+        Code::Malformed | Code::UnsupportedMediaType => {
+            (t.error_malformed(), t.error_malformed_remedy())
+        }
+        Code::StatementInvalid => (t.error_statement(), t.error_malformed_remedy()),
+        Code::SmsCodeWrong => (t.error_code_wrong(), t.error_code_wrong_remedy()),
+        Code::SmsCodeExpired => (t.error_code_expired(), t.error_new_code_remedy()),
+        Code::SmsCodeSpent => (t.error_code_spent(), t.error_new_code_remedy()),
+        Code::SmsTooSoon => (t.error_too_soon(), t.error_too_soon_remedy()),
+        Code::SmsUnavailable => (t.error_sms(), t.error_busy_remedy()),
+        Code::QuotaComputers => (t.error_quota_computers(), t.error_quota_remedy()),
+        Code::QuotaCertificates => (t.error_quota_certificates(), t.error_quota_remedy()),
+        Code::TicketInvalid | Code::TicketSpent => (t.error_ticket(), t.error_ticket_remedy()),
+        Code::CsrInvalid => (t.error_csr(), t.error_csr_remedy()),
+        Code::ApprovalInvalid => (t.error_approval(), t.error_approval_remedy()),
+        Code::OperationState => (t.error_operation_state(), t.error_operation_state_remedy()),
+        Code::ChallengeExpired => (
+            t.error_challenge_expired(),
+            t.error_challenge_expired_remedy(),
+        ),
+        Code::CertificateExpired | Code::CertificateRevoked => {
+            (t.error_certificate(), t.error_certificate_remedy())
+        }
+        Code::Internal | Code::AuditUnavailable => (t.error_internal(), t.error_internal_remedy()),
+        other => (other.title(), other.action()),
+    }
+}
+
+/// Whether the problem's own sentence says more than [`explain`] and is safe to show: it names a
+/// field or a rule, never what is inside the service.
+pub fn detail_helps(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Malformed | Code::StatementInvalid | Code::ApprovalInvalid
+    )
+}
+
+/// A problem on a page.
+pub fn note(t: Texts, problem: &Problem) -> Markup {
+    let (what, remedy) = explain(t, problem.code());
+    html! {
+        div.note.bad role="alert" {
+            p { strong { (what) } }
+            @if detail_helps(problem.code()) {
+                p lang="en" { (problem.detail()) }
+            }
+            p { (remedy) }
+            @if let Some(seconds) = problem.retry_after() {
+                p { (t.error_wait(seconds)) }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::account::portal::i18n::Language;
+
+    #[test]
+    fn both_languages_explain_the_same_codes() {
+        for &code in Code::ALL {
+            let english = explain(Texts(Language::English), code);
+            let chinese = explain(Texts(Language::Chinese), code);
+            let fallback = (code.title(), code.action());
+            assert_eq!(english == fallback, chinese == fallback, "{code}");
+            assert!(!english.0.is_empty() && !english.1.is_empty());
+        }
+    }
+}

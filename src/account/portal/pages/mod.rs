@@ -1,0 +1,9 @@
+//! The pages, one file for each part of the navigation. In each, functions that turn values into
+//! HTML stand apart from the handlers that fetch the values.
+
+pub mod certificates;
+pub mod home;
+pub mod login;
+pub mod notices;
+pub mod operations;
+pub mod operators;

@@ -1,0 +1,216 @@
+//! Notices to administrators and representatives, and the audit trail of an account.
+
+use axum::Extension;
+use axum::extract::{Query, State};
+use maud::{Markup, html};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::account::portal::i18n::Texts;
+use crate::account::portal::layout::Here;
+use crate::account::portal::parts::{self, Tone, badge, time};
+use crate::account::portal::web::{
+    Answer, Anybody, Flash, SignedIn, Submitted, redirect, redirect_with,
+};
+use crate::account::service::Service;
+use crate::account::sessions::Person;
+use crate::account::store::StoreError;
+use crate::account::store::events::Event;
+use crate::account::store::notices::{Audience, Notice};
+use crate::api::problem::{Code, Problem};
+
+/// Records on one page of the trail.
+const PAGE: i64 = 50;
+
+/// The notices that are for this person: none for those who do not manage.
+async fn of(service: &Service, person: &Person) -> Result<Vec<Notice>, StoreError> {
+    match audience(person) {
+        Some(audience) => {
+            let account = person.operator().map(|operator| &operator.account);
+            service
+                .manage()
+                .notices(audience, account, person.id())
+                .await
+        }
+        None => Ok(Vec::new()),
+    }
+}
+
+fn audience(person: &Person) -> Option<Audience> {
+    match person {
+        Person::Operator(operator) if operator.role.manages() => Some(Audience::Administrators),
+        Person::Operator(_) => None,
+        Person::Representative(_) => Some(Audience::Representatives),
+    }
+}
+
+/// How many notices this person has not read.
+pub async fn unread(service: &Service, person: &Person) -> Result<usize, StoreError> {
+    let notices = of(service, person).await?;
+    Ok(notices.iter().filter(|notice| !notice.read).count())
+}
+
+/// The notices.
+pub async fn list(State(service): State<Service>, Extension(visitor): Anybody) -> Answer {
+    let t = visitor.t;
+    let Some(session) = &visitor.session else {
+        return Ok(redirect("/login?next=/notices"));
+    };
+    if audience(&session.person).is_none() {
+        return Err(Problem::new(Code::Forbidden, "notices are for administrators").into());
+    }
+    let notices = of(&service, &session.person).await?;
+    let unread = notices.iter().any(|notice| !notice.read);
+    let actions = html! {
+        @if unread {
+            form method="post" action="/notices" {
+                (visitor.token())
+                button.button.plain type="submit" { (t.mark_read()) }
+            }
+        }
+    };
+    let content = html! {
+        (parts::heading(t.notices(), t.notices_lead(), &actions))
+        @if notices.is_empty() {
+            (parts::empty(t.no_notices()))
+        } @else {
+            (table(t, &notices))
+        }
+    };
+    Ok(visitor.page(t.notices(), Here::Notices, &content))
+}
+
+/// An empty form.
+#[derive(Debug, Deserialize)]
+pub struct Nothing {}
+
+/// Marks all notices as read.
+pub async fn read(
+    State(service): State<Service>,
+    Extension(visitor): Anybody,
+    Submitted(Nothing {}): Submitted<Nothing>,
+) -> Answer {
+    let Some(session) = &visitor.session else {
+        return Ok(redirect("/login"));
+    };
+    let person = &session.person;
+    let Some(audience) = audience(person) else {
+        return Err(Problem::new(Code::Forbidden, "notices are for administrators").into());
+    };
+    let account = person.operator().map(|operator| &operator.account);
+    for notice in of(&service, person)
+        .await?
+        .iter()
+        .filter(|notice| !notice.read)
+    {
+        service
+            .manage()
+            .read_notice(&notice.id, audience, account, person.id())
+            .await?;
+    }
+    Ok(redirect_with("/notices", Flash::NoticesRead))
+}
+
+/// Where the trail begins.
+#[derive(Debug, Default, Deserialize)]
+pub struct From {
+    after: Option<String>,
+}
+
+/// The audit trail, for administrators.
+pub async fn audit(
+    State(service): State<Service>,
+    person: SignedIn,
+    Query(from): Query<From>,
+) -> Answer {
+    person.manages()?;
+    let t = person.t;
+    let page = service
+        .manage()
+        .events(person.account(), from.after.as_deref(), PAGE)
+        .await?;
+    let next = page
+        .next
+        .map(|after| parts::query("/trail", &[("after", &after)]));
+    let content = html! {
+        (parts::heading(t.audit_trail(), t.trail_lead(), &html! {}))
+        @if page.entries.is_empty() {
+            (parts::empty(t.no_events()))
+        } @else {
+            (trail(t, &page.entries))
+        }
+        (parts::older(t, next.as_deref()))
+    };
+    Ok(person.page(t.audit_trail(), Here::Trail, &content))
+}
+
+/// The facts of a record in one line: `name value · name value`, without what stands beside it.
+fn summary(body: &Value) -> Markup {
+    let shown: Vec<(&String, String)> = body
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(name, _)| name.as_str() != "account")
+        .filter_map(|(name, value)| {
+            let text = match value {
+                Value::String(text) => text.clone(),
+                Value::Number(number) => number.to_string(),
+                Value::Bool(value) => value.to_string(),
+                _ => return None,
+            };
+            Some((name, text))
+        })
+        .collect();
+    html! {
+        @for (index, (name, text)) in shown.iter().enumerate() {
+            @if index > 0 { " · " }
+            span.muted { (name) } " " (text)
+        }
+    }
+}
+
+/// A table of notices.
+fn table(t: Texts, notices: &[Notice]) -> Markup {
+    let rows: Vec<Vec<Markup>> = notices
+        .iter()
+        .map(|notice| {
+            vec![
+                time(notice.created_at),
+                html! {
+                    strong { (t.event_title(&notice.kind)) }
+                    @if !notice.read { " " (badge(Tone::Warn, t.unread())) }
+                },
+                html! { (notice.account) },
+                html! { span.small { (summary(&notice.body)) } },
+            ]
+        })
+        .collect();
+    parts::table(
+        t.notices(),
+        &[t.time(), t.event(), t.account(), t.details()],
+        &rows,
+    )
+}
+
+/// A table of events.
+fn trail(t: Texts, records: &[Event]) -> Markup {
+    let rows: Vec<Vec<Markup>> = records
+        .iter()
+        .map(|event| {
+            vec![
+                time(event.at),
+                html! {
+                    strong { (t.event_title(&event.kind)) }
+                    span.sub.mono { (event.kind) }
+                },
+                html! { span.small { (summary(&event.body)) } },
+                html! { span.mono.small { (event.request) } },
+            ]
+        })
+        .collect();
+    parts::table(
+        t.audit_trail(),
+        &[t.time(), t.event(), t.details(), t.request_id()],
+        &rows,
+    )
+}

@@ -1,0 +1,259 @@
+//! What keeps other sites out of the portal: headers, cookies, CSRF tokens.
+//!
+//! | against | what |
+//! | --- | --- |
+//! | injected script or style | a content policy without `unsafe-*`; everything from this origin; `require-trusted-types-for` |
+//! | framing | `frame-ancestors 'none'` |
+//! | forged requests | `SameSite` cookies, a token in each form, `Sec-Fetch-Site` and `Origin` |
+//! | planted cookies | the `__Host-` prefix: only this very host can set them, over TLS |
+//! | leaks | `no-store`, no referrer to other sites, no access from other origins' pages |
+//!
+//! The CSRF token is derived from a secret cookie (of the session, or before log-in of the
+//! visit): whoever cannot read the cookie cannot know the token, and nobody else can set the
+//! cookie. Nothing needs to be stored.
+
+use axum::extract::State;
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, COOKIE, ORIGIN, REFERRER_POLICY,
+    STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::response::Response;
+
+use crate::base::encoding::{base64url, sha256};
+use crate::base::ids::random;
+
+/// Holds the session's token.
+pub const SESSION: &str = "__Host-opcert-session";
+/// Holds a random value of this visit, for forms before log-in.
+pub const VISIT: &str = "__Host-opcert-visit";
+/// Holds the chosen language.
+pub const LANGUAGE: &str = "__Host-opcert-language";
+/// Holds the name of what the next page says first.
+pub const FLASH: &str = "__Host-opcert-flash";
+
+/// Begins what the token is a hash of.
+const DOMAIN: &str = "opcert-csrf";
+
+/// The headers that are the same on every answer of the portal. What is not named in a policy is
+/// not allowed: `default-src 'none'`.
+const HEADERS: [(HeaderName, &str); 6] = [
+    (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (X_FRAME_OPTIONS, "DENY"),
+    // `no-referrer` would make browsers send `Origin: null` with forms.
+    (REFERRER_POLICY, "same-origin"),
+    (
+        HeaderName::from_static("cross-origin-opener-policy"),
+        "same-origin",
+    ),
+    (
+        HeaderName::from_static("cross-origin-resource-policy"),
+        "same-origin",
+    ),
+    // Chromium asks before a public page may reach this computer; the portal itself may ask, no
+    // frame may. `local-network-access` is the older name of the same.
+    (
+        HeaderName::from_static("permissions-policy"),
+        "loopback-network=(self), local-network-access=(self), local-network=(), camera=(), \
+         display-capture=(), geolocation=(), hid=(), microphone=(), midi=(), payment=(), \
+         publickey-credentials-get=(), serial=(), usb=()",
+    ),
+];
+
+/// The content policy; `daemon` is the one foreign origin scripts may connect to: the browser
+/// door of the daemon on the visitor's own computer.
+fn content_policy(daemon: &str) -> String {
+    format!(
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
+         connect-src 'self' {daemon}; form-action 'self'; base-uri 'none'; \
+         frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+}
+
+/// The headers of every answer, made once.
+#[derive(Debug, Clone)]
+pub struct Headers(HeaderMap);
+
+impl Headers {
+    /// `host` is the portal's own name: browsers are told to remember HTTPS for it, except for
+    /// the names of this computer, which other programs use as well.
+    pub fn new(daemon: &str, host: &str) -> Self {
+        let mut headers = HeaderMap::new();
+        for (name, value) in HEADERS {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        if let Ok(value) = HeaderValue::from_str(&content_policy(daemon)) {
+            headers.insert(CONTENT_SECURITY_POLICY, value);
+        }
+        let is_address = host.parse::<std::net::IpAddr>().is_ok();
+        if host != "localhost" && !is_address {
+            headers.insert(
+                STRICT_TRANSPORT_SECURITY,
+                HeaderValue::from_static("max-age=63072000"),
+            );
+        }
+        Self(headers)
+    }
+
+    /// Adds them to an answer; what the answer says itself about caching stays.
+    pub fn add_to(&self, response: &mut Response) {
+        let headers = response.headers_mut();
+        for (name, value) in &self.0 {
+            headers.insert(name, value.clone());
+        }
+        headers
+            .entry(CACHE_CONTROL)
+            .or_insert(HeaderValue::from_static("no-store"));
+    }
+}
+
+/// The layer that adds them.
+pub async fn add_headers(State(headers): State<Headers>, mut response: Response) -> Response {
+    headers.add_to(&mut response);
+    response
+}
+
+/// The value of the cookie `name`, if it is there exactly once.
+pub fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    let mut found = None;
+    for line in headers.get_all(COOKIE) {
+        for pair in line.to_str().ok()?.split(';') {
+            if let Some((key, value)) = pair.trim().split_once('=')
+                && key == name
+                && found.replace(value).is_some()
+            {
+                return None;
+            }
+        }
+    }
+    found
+}
+
+/// How long a cookie stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stay {
+    /// Until the browser ends.
+    Visit,
+    /// A year.
+    Year,
+    /// It goes now.
+    Gone,
+}
+
+/// Which requests from other sites carry a cookie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SameSite {
+    /// None.
+    Strict,
+    /// Links that a person follows.
+    Lax,
+}
+
+/// A `Set-Cookie` value. `value` is one of ours: letters, digits, `-` and `_`.
+pub fn set_cookie(name: &str, value: &str, same_site: SameSite, stay: Stay) -> HeaderValue {
+    let same_site = match same_site {
+        SameSite::Strict => "Strict",
+        SameSite::Lax => "Lax",
+    };
+    let age = match stay {
+        Stay::Visit => "",
+        Stay::Year => "; Max-Age=31536000",
+        Stay::Gone => "; Max-Age=0",
+    };
+    let text = format!("{name}={value}; Path=/; Secure; HttpOnly; SameSite={same_site}{age}");
+    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// A new secret for [`VISIT`].
+pub fn new_visit() -> String {
+    base64url(&random::<32>())
+}
+
+/// The token that forms must carry, from the secret of the session or visit.
+pub fn csrf_token(secret: &str) -> String {
+    base64url(&sha256(format!("{DOMAIN}\0{secret}").as_bytes()))
+}
+
+/// Whether two tokens are the same; takes the same time wherever they differ.
+pub fn same(expected: &str, given: &str) -> bool {
+    aws_lc_rs::constant_time::verify_slices_are_equal(expected.as_bytes(), given.as_bytes()).is_ok()
+}
+
+/// Whether a browser says that another site's page made this request. A request without these
+/// headers is judged by its token alone.
+pub fn from_elsewhere(headers: &HeaderMap, host: Option<&str>) -> bool {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let site = text("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none");
+    let origin = text(ORIGIN.as_str()).is_some_and(|origin| {
+        !host.is_some_and(|host| origin.strip_prefix("https://") == Some(host))
+    });
+    site || origin
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(
+                HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                value.parse().unwrap(),
+            );
+        }
+        headers
+    }
+
+    #[test]
+    fn a_cookie_given_twice_is_none() {
+        let one = headers(&[("cookie", "a=1; b=2")]);
+        assert_eq!(cookie(&one, "b"), Some("2"));
+        assert_eq!(cookie(&one, "c"), None);
+        let two = headers(&[("cookie", "a=1; b=2"), ("cookie", "b=3")]);
+        assert_eq!(cookie(&two, "b"), None);
+        assert_eq!(cookie(&two, "a"), Some("1"));
+    }
+
+    #[test]
+    fn tokens_differ_with_the_secret() {
+        let token = csrf_token("one");
+        assert!(same(&token, &csrf_token("one")));
+        assert!(!same(&token, &csrf_token("two")));
+        assert!(!same(&token, ""));
+        assert!(!same(&token, &token[1..]));
+    }
+
+    #[test]
+    fn requests_of_other_sites_are_told() {
+        let host = Some("pay.example");
+        for (pairs, elsewhere) in [
+            (&[][..], false),
+            (&[("sec-fetch-site", "same-origin")], false),
+            (&[("sec-fetch-site", "none")], false),
+            (&[("sec-fetch-site", "same-site")], true),
+            (&[("sec-fetch-site", "cross-site")], true),
+            (&[("origin", "https://pay.example")], false),
+            (&[("origin", "https://pay.example:444")], true),
+            (&[("origin", "http://pay.example")], true),
+            (&[("origin", "null")], true),
+        ] {
+            assert_eq!(
+                from_elsewhere(&headers(pairs), host),
+                elsewhere,
+                "{pairs:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_content_policy_has_no_unsafe_word_and_one_foreign_origin() {
+        let policy = content_policy("https://localhost:7444");
+        assert!(!policy.contains("unsafe") && !policy.contains('*'));
+        assert_eq!(policy.matches("https://").count(), 1);
+        let headers = Headers::new("https://localhost:7444", "127.0.0.1").0;
+        assert!(headers.get(STRICT_TRANSPORT_SECURITY).is_none());
+        let headers = Headers::new("https://localhost:7444", "pay.example").0;
+        assert!(headers.get(STRICT_TRANSPORT_SECURITY).is_some());
+    }
+}
