@@ -1,0 +1,126 @@
+// The portal in a real browser: every page in both languages, light and dark, at desk and phone
+// width. axe-core finds nothing on any of them, nothing overflows, nothing is fetched from
+// elsewhere, the content policy is never broken; a picture of each is kept.
+//
+//   node portal.mjs DIR   DIR is the directory of a running `softhsm-config/demo --serve`; its
+//                         `scene.json` says where things are. Pictures go to DIR/pictures.
+
+import { readFileSync, mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { createRequire } from "node:module";
+
+import { browser, logIn, scene } from "./support.mjs";
+
+const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+const { directory, portal } = scene(process.argv[2]);
+const pictures = join(directory, "pictures");
+mkdirSync(pictures, { recursive: true });
+
+const wrong = [];
+
+/** Pages by who sees them. */
+const PAGES = {
+  nobody: ["/login", "/login/representative", "/nowhere"],
+  alice: [
+    "/",
+    "/certificates",
+    "/certificates/install",
+    "/operations",
+    "/operations/new",
+    "/operators",
+    "/installations",
+    "/notices",
+    "/trail",
+  ],
+  bob: ["/", "/certificates", "/operations"],
+  carol: ["/notices"],
+};
+
+const LOOKS = [
+  { name: "en", language: "en", scheme: "light", width: 1280 },
+  { name: "zh", language: "zh", scheme: "light", width: 1280 },
+  { name: "en-dark", language: "en", scheme: "dark", width: 1280 },
+  { name: "en-phone", language: "en", scheme: "light", width: 360 },
+  { name: "zh-phone-dark", language: "zh", scheme: "dark", width: 360 },
+];
+
+const context = await browser(directory, { bypassCSP: false });
+const page = await context.newPage();
+page.on("console", (message) => {
+  if (message.type() === "error" && /policy|trusted/i.test(message.text())) {
+    wrong.push(`${page.url()}: ${message.text()}`);
+  }
+});
+page.on("request", (request) => {
+  const { host, protocol } = new URL(request.url());
+  const known = host === new URL(portal).host || host.startsWith("localhost:");
+  if (!known && protocol.startsWith("http")) wrong.push(`${page.url()}: fetched ${request.url()}`);
+});
+
+for (const [who, paths] of Object.entries(PAGES)) {
+  await context.clearCookies();
+  if (who !== "nobody") await logIn(page, portal, directory, who);
+  const links = [...paths];
+  if (who === "alice") links.push(...(await details()));
+  for (const look of LOOKS) await see(who, links, look);
+}
+
+/** A page of one certificate and of each state of an operation. */
+async function details() {
+  const found = new Set();
+  for (const list of ["/certificates", "/operations"]) {
+    await page.goto(portal + list);
+    const hrefs = await page
+      .locator("tbody a")
+      .evaluateAll((links) => links.map((link) => link.getAttribute("href")));
+    for (const href of hrefs.slice(0, 3)) if (href.startsWith(`${list}/`)) found.add(href);
+  }
+  if (found.size === 0) wrong.push("there is no certificate and no operation to look at");
+  return found;
+}
+
+async function see(who, paths, look) {
+  await page.setViewportSize({ width: look.width, height: 900 });
+  await page.emulateMedia({ colorScheme: look.scheme, reducedMotion: "reduce" });
+  await page.goto(portal + (who === "nobody" ? "/login" : paths[0]));
+  if ((await page.locator("html").getAttribute("lang")) !== (look.language === "en" ? "en" : "zh-Hans")) {
+    await page.locator("form[action='/language'] button").click();
+  }
+  for (const path of paths) {
+    await page.goto(portal + path);
+    await settled();
+    const name = `${who}${path.replaceAll("/", "_").slice(0, 40)}`.replace(/_$/, "_home");
+    await page.screenshot({ path: join(pictures, `${name}.${look.name}.png`), fullPage: true });
+    const overflow = await page.evaluate(
+      () => document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    );
+    if (overflow > 0) wrong.push(`${who} ${path} ${look.name}: ${overflow} px too wide`);
+    for (const finding of await audit()) wrong.push(`${who} ${path} ${look.name}: ${finding}`);
+  }
+}
+
+/** Until the page has found out about the daemon. */
+async function settled() {
+  await page.waitForFunction(() =>
+    [...document.querySelectorAll("[data-show=looking]")].every((entry) => entry.hidden),
+  );
+}
+
+async function audit() {
+  // Through the debugger, which the content policy does not concern.
+  await page.evaluate(axe);
+  const { violations } = await page.evaluate(() =>
+    // eslint-disable-next-line no-undef
+    window.axe.run(document, {
+      runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"],
+    }),
+  );
+  return violations.map(
+    ({ id, help, nodes }) => `${id}: ${help} (${nodes.map(({ target }) => target).join(", ")})`,
+  );
+}
+
+await context.close();
+for (const line of wrong) console.error(line);
+console.log(wrong.length === 0 ? "portal: nothing found" : `portal: ${wrong.length} findings`);
+process.exitCode = wrong.length === 0 ? 0 : 1;

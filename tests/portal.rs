@@ -1,0 +1,579 @@
+//! The portal over HTTP, with a real token, a real database and real TLS: what a browser is told
+//! to enforce, and what is refused whatever a browser does. Pictures, scripts and the content
+//! policy at work are tested in a browser.
+
+#![cfg(feature = "account")]
+
+mod support;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode};
+use jiff::Timestamp;
+
+use opcert::account::config::Config;
+use opcert::account::routes;
+use opcert::account::service::Service;
+use opcert::account::sms::Gateway;
+use opcert::base::clock::{Clock, ClockHand};
+use opcert::base::secret::SecretText;
+use opcert::http::client::{ClientLimits, Target};
+use opcert::http::tls::{self, Identity};
+use opcert::http::{Client, Door, Listener, Server};
+use support::softhsm::TestToken;
+
+const PASSWORD: &str = "correct horse";
+const FORM: &str = "application/x-www-form-urlencoded";
+
+/// The service in this process, with alice (super administrator), bob (operator) and carol
+/// (business representative), and a clock that stands still.
+struct Scene {
+    _token: TestToken,
+    service: Service,
+    hand: ClockHand,
+    texts: mpsc::Receiver<SecretText>,
+    server: Server,
+    target: Target,
+}
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: String,
+}
+
+impl Answer {
+    #[track_caller]
+    fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .unwrap_or_else(|| panic!("no {name}: {:?}", self.headers))
+            .to_str()
+            .unwrap()
+    }
+
+    /// The value of a cookie that is set here.
+    fn cookie(&self, name: &str) -> Option<String> {
+        self.headers.get_all("set-cookie").iter().find_map(|line| {
+            let (pair, _) = line.to_str().unwrap().split_once(';').unwrap();
+            pair.strip_prefix(name)?
+                .strip_prefix('=')
+                .map(str::to_owned)
+        })
+    }
+
+    /// The token in the page's forms.
+    #[track_caller]
+    fn csrf(&self) -> String {
+        let (_, rest) = self
+            .body
+            .split_once("name=\"csrf\" value=\"")
+            .expect(&self.body);
+        rest.split_once('"').unwrap().0.to_owned()
+    }
+
+    #[track_caller]
+    fn goes_to(&self, path: &str) {
+        assert_eq!(self.status, StatusCode::SEE_OTHER, "{}", self.body);
+        assert_eq!(self.header("location"), path);
+    }
+}
+
+/// A browser: keeps cookies, sends what browsers send.
+struct Browser<'s> {
+    scene: &'s Scene,
+    cookies: Vec<(String, String)>,
+    language: &'static str,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let (token, config) = tokio::task::spawn_blocking(make).await.unwrap();
+        let mut config = Config::load(&config).unwrap();
+        config.portal.platform_key = Some("shop".into());
+        let (clock, hand) = Clock::manual(Timestamp::now());
+        let (handset, texts) = mpsc::channel();
+        let service = Service::open(&config, clock, Gateway::Handset(handset))
+            .await
+            .unwrap();
+        let read = |name: &str| std::fs::read(token.directory().join("state").join(name)).unwrap();
+        let identity = Identity::from_pem(&read("server.pem"), &read("server-key.pem")).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = Server::start(vec![Door {
+            name: "account",
+            listener: Listener::Tcp {
+                listener,
+                tls: Some(tls::public(identity).unwrap()),
+            },
+            limits: config.limits(),
+            router: routes::router(service.clone()),
+        }]);
+        let roots = tls::roots(tls::certificates(&read("server-ca.pem")).unwrap()).unwrap();
+        Self {
+            _token: token,
+            service,
+            hand,
+            texts,
+            server,
+            target: Target::Tls {
+                host: "127.0.0.1".into(),
+                port,
+                config: tls::client(roots, None).unwrap(),
+            },
+        }
+    }
+
+    fn browser(&self) -> Browser<'_> {
+        Browser {
+            scene: self,
+            cookies: Vec::new(),
+            language: "en",
+        }
+    }
+
+    /// A browser in which somebody is logged in.
+    async fn logged_in(&self, who: &str) -> Browser<'_> {
+        let mut browser = self.browser();
+        browser.log_in(who, PASSWORD).await.goes_to(match who {
+            "carol" => "/notices",
+            _ => "/",
+        });
+        browser
+    }
+
+    async fn end(self) {
+        let _ = self.server.drain(Duration::from_secs(10)).await;
+        self.service.close().await;
+    }
+}
+
+impl Browser<'_> {
+    async fn send(&mut self, request: http::request::Builder, body: String) -> Answer {
+        let mut request = request
+            .header("accept", "text/html,*/*;q=0.8")
+            .header("accept-language", self.language)
+            .header("host", "127.0.0.1");
+        if !self.cookies.is_empty() {
+            let pairs: Vec<String> = self
+                .cookies
+                .iter()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect();
+            request = request.header("cookie", pairs.join("; "));
+        }
+        let request = request.body(Bytes::from(body)).unwrap();
+        let mut client = Client::connect(&self.scene.target, ClientLimits::default())
+            .await
+            .unwrap();
+        let (head, body) = client.send(request).await.unwrap().into_parts();
+        for line in head.headers.get_all("set-cookie") {
+            let line = line.to_str().unwrap();
+            let (name, value) = line.split_once(';').unwrap().0.split_once('=').unwrap();
+            self.cookies.retain(|(known, _)| known != name);
+            if !line.contains("Max-Age=0") {
+                self.cookies.push((name.into(), value.into()));
+            }
+        }
+        Answer {
+            status: head.status,
+            headers: head.headers,
+            body: String::from_utf8(body.to_vec()).unwrap(),
+        }
+    }
+
+    async fn get(&mut self, path: &str) -> Answer {
+        self.send(Request::get(path), String::new()).await
+    }
+
+    /// Sends a form from the page at `page`, with its token.
+    async fn submit(&mut self, page: &str, path: &str, fields: &[(&str, &str)]) -> Answer {
+        let csrf = self.get(page).await.csrf();
+        let fields = [&[("csrf", csrf.as_str())], fields].concat();
+        self.post(path, &fields).await
+    }
+
+    async fn post(&mut self, path: &str, fields: &[(&str, &str)]) -> Answer {
+        let request = Request::post(path).header("content-type", FORM);
+        self.send(request, encode(fields)).await
+    }
+
+    async fn log_in(&mut self, who: &str, password: &str) -> Answer {
+        let fields = [("operator", who), ("password", password)];
+        if who == "carol" {
+            let path = "/login/representative";
+            return self.submit(path, path, &fields).await;
+        }
+        let fields = [&[("account", "acme")], &fields[..]].concat();
+        self.submit("/login", "/login", &fields).await
+    }
+}
+
+fn encode(fields: &[(&str, &str)]) -> String {
+    let pairs: Vec<String> = fields
+        .iter()
+        .map(|(name, value)| {
+            let value: String = value.bytes().map(|byte| format!("%{byte:02X}")).collect();
+            format!("{name}={value}")
+        })
+        .collect();
+    pairs.join("&")
+}
+
+fn make() -> (TestToken, PathBuf) {
+    let token = TestToken::new("portal");
+    let config = token.directory().join("accountd.toml");
+    let run = |arguments: &[&str], input: &str| {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_opcert-accountd"))
+            .arg("--config")
+            .arg(&config)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        let output = child.wait_with_output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+    };
+    let state = token.directory().join("state");
+    let uri = token.uri().to_string();
+    let pin = format!("file:{}", token.pin_file(&token.pin).display());
+    let environment: Vec<String> = token
+        .environment
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    let mut init = vec![
+        "init",
+        "--state-directory",
+        state.to_str().unwrap(),
+        "--origin",
+        "https://127.0.0.1:18443",
+        "--listen",
+        "127.0.0.1:0",
+        "--module",
+        token.module.to_str().unwrap(),
+        "--token",
+        &uri,
+        "--pin-source",
+        &pin,
+        "--worker",
+        env!("CARGO_BIN_EXE_opcert-worker"),
+    ];
+    for pair in &environment {
+        init.extend(["--module-environment", pair]);
+    }
+    run(&init, "");
+    run(&["account", "create", "acme", "--name", "Acme Ltd"], "");
+    for (who, role, mobile) in [
+        ("alice", "super-administrator", "+8613800000001"),
+        ("bob", "operator", "+8613800000002"),
+    ] {
+        let create = [
+            "operator",
+            "create",
+            who,
+            "--account",
+            "acme",
+            "--role",
+            role,
+        ];
+        let rest = ["--mobile", mobile, "--password-file", "-"];
+        run(&[&create[..], &rest[..]].concat(), PASSWORD);
+    }
+    let carol = ["representative", "create", "carol", "--name", "Carol"];
+    run(&[&carol[..], &["--password-file", "-"]].concat(), PASSWORD);
+    run(&["platform-key", "create", "shop"], "");
+    (token, config)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_other_sites_and_strangers_try_is_refused() {
+    let scene = Scene::new().await;
+
+    // What every page tells the browser.
+    let mut stranger = scene.browser();
+    let page = stranger.get("/login").await;
+    assert_eq!(page.status, StatusCode::OK);
+    let policy = page.header("content-security-policy");
+    assert!(policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self';"));
+    assert!(
+        policy.contains("connect-src 'self' https://localhost:7444;"),
+        "{policy}"
+    );
+    assert!(policy.contains("frame-ancestors 'none'") && !policy.contains("unsafe"));
+    for (name, value) in [
+        ("cache-control", "no-store"),
+        ("x-content-type-options", "nosniff"),
+        ("x-frame-options", "DENY"),
+        ("referrer-policy", "same-origin"),
+        ("cross-origin-opener-policy", "same-origin"),
+        ("cross-origin-resource-policy", "same-origin"),
+    ] {
+        assert_eq!(page.header(name), value);
+    }
+    assert!(
+        page.header("permissions-policy")
+            .contains("loopback-network=(self)")
+    );
+    assert!(!page.body.contains("style=\"") && !page.body.contains("<style"));
+    for line in page.headers.get_all("set-cookie") {
+        let line = line.to_str().unwrap();
+        assert!(line.starts_with("__Host-"), "{line}");
+        for word in ["; Path=/", "; Secure", "; HttpOnly", "; SameSite="] {
+            assert!(line.contains(word), "{line}");
+        }
+    }
+
+    // Assets are named by their content and kept; everything on a page comes from here.
+    let mut assets = 0;
+    for part in page
+        .body
+        .split(['"', '\''])
+        .filter(|part| part.starts_with("/assets/"))
+    {
+        let asset = stranger.get(part).await;
+        assert_eq!(asset.status, StatusCode::OK, "{part}");
+        assert!(asset.header("cache-control").contains("immutable"));
+        assets += 1;
+    }
+    assert!(assets >= 3, "{assets}");
+    assert!(!page.body.contains("src=\"http") && !page.body.contains("href=\"http"));
+
+    // Strangers are sent to the log-in, and come back to where they wanted afterwards.
+    stranger
+        .get("/operations?state=created")
+        .await
+        .goes_to("/login?next=/operations%3Fstate%3Dcreated");
+    for path in ["/certificates", "/notices", "/trail", "/operators"] {
+        let answer = stranger.get(path).await;
+        answer.goes_to(&format!("/login?next={path}"));
+    }
+    let wrong = stranger.log_in("alice", "wrong horse").await;
+    assert_eq!(wrong.status, StatusCode::UNAUTHORIZED);
+    assert!(
+        wrong
+            .body
+            .contains("Account, operator or password is wrong.")
+    );
+    assert!(wrong.cookie("__Host-opcert-session").is_none());
+    let next = [
+        ("account", "acme"),
+        ("operator", "alice"),
+        ("password", PASSWORD),
+        ("next", "//evil.example/"),
+    ];
+    stranger
+        .submit("/login", "/login", &next)
+        .await
+        .goes_to("/");
+
+    // A form without the token, with that of another session, or from another site.
+    let mut alice = scene.logged_in("alice").await;
+    let theirs = alice.get("/").await.csrf();
+    let mut bob = scene.logged_in("bob").await;
+    for fields in [vec![], vec![("csrf", "")], vec![("csrf", theirs.as_str())]] {
+        let answer = bob.post("/logout", &fields).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{fields:?}");
+        assert!(answer.body.contains("csrf-refused"));
+    }
+    let csrf = bob.get("/").await.csrf();
+    for (name, value) in [
+        ("origin", "https://evil.example"),
+        ("origin", "null"),
+        ("sec-fetch-site", "cross-site"),
+        ("sec-fetch-site", "same-site"),
+    ] {
+        let request = Request::post("/logout")
+            .header("content-type", FORM)
+            .header(name, value);
+        let answer = bob.send(request, encode(&[("csrf", &csrf)])).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{name}: {value}");
+    }
+    let request =
+        Request::post("/certificates/install/code").header("content-type", "application/json");
+    let answer = bob.send(request, "{}".into()).await;
+    assert_eq!(
+        answer.status,
+        StatusCode::FORBIDDEN,
+        "a script's request without the header"
+    );
+    assert_eq!(bob.get("/").await.status, StatusCode::OK, "still logged in");
+
+    // A session ends by itself, and by logging out; the old cookie is worth nothing then.
+    let old = bob.cookies.clone();
+    bob.submit("/", "/logout", &[]).await.goes_to("/login");
+    assert!(bob.get("/login").await.body.contains("You are logged out."));
+    bob.cookies = old;
+    bob.get("/operations")
+        .await
+        .goes_to("/login?next=/operations");
+    scene.hand.advance(Duration::from_secs(16 * 60));
+    alice
+        .get("/operations")
+        .await
+        .goes_to("/login?next=/operations");
+
+    // People get pages, programs problems.
+    let nowhere = stranger.get("/nowhere").await;
+    assert_eq!(nowhere.status, StatusCode::NOT_FOUND);
+    assert!(nowhere.body.contains("There is no such page."));
+    let target = &scene.target;
+    let mut client = Client::connect(target, ClientLimits::default())
+        .await
+        .unwrap();
+    let request = Request::get("/nowhere").body(Bytes::new()).unwrap();
+    let answer = client.send(request).await.unwrap();
+    assert_eq!(answer.headers()["content-type"], "application/problem+json");
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_speak_the_visitors_language_and_know_his_role() {
+    let scene = Scene::new().await;
+
+    // Accept-Language first; a choice outlasts it.
+    let mut visitor = scene.browser();
+    visitor.language = "zh-CN,zh;q=0.9,en;q=0.8";
+    let page = visitor.get("/login").await;
+    assert!(page.body.contains("<html lang=\"zh-Hans\">") && page.body.contains("登录商户平台"));
+    let choice = [("to", "en"), ("back", "/login")];
+    visitor
+        .submit("/login", "/language", &choice)
+        .await
+        .goes_to("/login");
+    assert!(
+        visitor
+            .get("/login")
+            .await
+            .body
+            .contains("<html lang=\"en\">")
+    );
+    let elsewhere = [("to", "zh"), ("back", "https://evil.example/")];
+    visitor
+        .submit("/login", "/language", &elsewhere)
+        .await
+        .goes_to("/");
+
+    // What each role may see.
+    let mut alice = scene.logged_in("alice").await;
+    let mut bob = scene.logged_in("bob").await;
+    let mut carol = scene.logged_in("carol").await;
+    for (path, alice_may, bob_may, carol_may) in [
+        ("/", 200, 200, 303),
+        ("/certificates", 200, 200, 403),
+        ("/certificates/install", 200, 200, 403),
+        ("/operations", 200, 200, 403),
+        ("/operations/new", 200, 200, 403),
+        ("/operators", 200, 403, 403),
+        ("/installations", 200, 403, 403),
+        ("/trail", 200, 403, 403),
+        ("/notices", 200, 403, 200),
+    ] {
+        for (browser, expected) in [
+            (&mut alice, alice_may),
+            (&mut bob, bob_may),
+            (&mut carol, carol_may),
+        ] {
+            assert_eq!(browser.get(path).await.status.as_u16(), expected, "{path}");
+        }
+    }
+    assert!(
+        bob.get("/")
+            .await
+            .body
+            .contains("You have not installed an operating certificate")
+    );
+    let page = bob.get("/certificates").await.body;
+    assert!(page.contains("0 of 10 computers") && page.contains("0 of 20 certificates"));
+    for problem in [
+        "not-running",
+        "untrusted",
+        "denied",
+        "no-client-certificate",
+    ] {
+        assert!(
+            page.contains(&format!("data-show=\"{problem}\"")),
+            "{problem}"
+        );
+    }
+
+    // Bob enters a withdrawal for Alice; the amounts and the maker are as written.
+    let hostile = "<script>alert(1)</script>\"'&";
+    let fields = |amount: &'static str| {
+        [
+            ("kind", "withdrawal"),
+            ("amount", amount),
+            ("currency", "CNY"),
+            ("payee", hostile),
+            ("reference", "W-1"),
+            ("operator", "alice"),
+        ]
+    };
+    let refused = bob
+        .submit("/operations/new", "/operations/new", &fields("1.005"))
+        .await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    assert!(refused.body.contains("role=\"alert\"") && refused.body.contains("value=\"1.005\""));
+    let created = bob
+        .submit("/operations/new", "/operations/new", &fields("1,000.50"))
+        .await;
+    let path = created.header("location").to_owned();
+    for browser in [&mut alice, &mut bob] {
+        let page = browser.get(&path).await.body;
+        assert!(page.contains("CNY 1,000.50"), "{page}");
+        assert!(!page.contains("<script>alert") && page.contains("&lt;script&gt;alert(1)"));
+    }
+    assert!(alice.get(&path).await.body.contains("data-approver"));
+    let page = bob.get(&path).await.body;
+    assert!(
+        !page.contains("data-approver"),
+        "the maker does not approve"
+    );
+    assert!(page.contains("/cancel\""));
+
+    // A hostile search is shown as text.
+    let page = alice
+        .get("/certificates?q=%3Cscript%3Ealert(1)%3C%2Fscript%3E%22")
+        .await
+        .body;
+    assert!(!page.contains("<script>alert") && page.contains("&lt;script&gt;alert(1)"));
+    assert!(page.contains("No certificate matches."));
+
+    // The one who entered it takes it back; everybody of the account sees that.
+    bob.submit(&path, &format!("{path}/cancel"), &[])
+        .await
+        .goes_to(&path);
+    let page = alice.get(&path).await.body;
+    assert!(page.contains("Cancelled") && !page.contains("data-approver"));
+    assert!(
+        alice
+            .get("/trail")
+            .await
+            .body
+            .contains("Operation cancelled")
+    );
+
+    // A code for an installation goes out under the session, to the registered number only.
+    let csrf = bob.get("/").await.csrf();
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri("/certificates/install/code")
+        .header("content-type", "application/json")
+        .header("x-csrf-token", csrf);
+    let body = r#"{"computer": "c-1", "name": "Finance office", "token_serial": null}"#;
+    let answer = bob.send(request, body.into()).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+    assert!(answer.body.contains("+86*******0002"), "{}", answer.body);
+    let text = scene.texts.try_recv().expect("a text");
+    assert!(text.expose().contains("Finance office"), "{text:?}");
+    scene.end().await;
+}
