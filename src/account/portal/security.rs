@@ -185,7 +185,7 @@ pub fn from_elsewhere(headers: &HeaderMap, host: Option<&str>) -> bool {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let site = text("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none");
     let origin = text(ORIGIN.as_str()).is_some_and(|origin| {
-        !host.is_some_and(|host| origin.strip_prefix("https://") == Some(host))
+        host.is_none_or(|host| origin.strip_prefix("https://") != Some(host))
     });
     site || origin
 }
