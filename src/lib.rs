@@ -68,6 +68,7 @@ pub mod base;
 
 #[cfg(feature = "account")]
 pub use account::main as accountd_main;
+pub use api::client;
 pub use cli::main as opcert_main;
 pub use daemon::main as opcertd_main;
 pub use device::worker::main as worker_main;

@@ -239,6 +239,11 @@ fn the_gates_answer_in_their_order() {
     ] {
         attempt.origin = origin;
         let answer = send(&attempt);
+        // A page can tell that it was refused, and nothing more.
+        if code(&answer) == "origin-refused" {
+            let policy = header(&answer, "cross-origin-resource-policy");
+            assert_eq!(policy, Some("cross-origin"));
+        }
         // A blank at the end is no part of a header's value (RFC 9110 section 5.5).
         if origin.is_some_and(|origin| origin.ends_with(' ')) {
             assert_eq!(code(&answer), "client-certificate-missing");

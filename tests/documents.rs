@@ -37,6 +37,7 @@ fn relative_links_lead_somewhere() {
         "docs/testing.md",
         "docs/threat-model.md",
         "docs/architecture.md",
+        "docs/browser.md",
         "docs/configuration.md",
         "docs/dependencies.md",
         "docs/deploy.md",

@@ -74,14 +74,17 @@ export class OpcertError extends Error {
   }
 }
 
-/** Nothing answers: the daemon does not run, or runs without a door for pages. */
+/**
+ * Nothing answers: the daemon does not run, or runs without a door for pages. In a browser that does
+ * not tell pages about leave to reach this computer (Firefox), it may be that too.
+ */
 export class NotRunning extends OpcertError {
   /** @param {unknown} [cause] */
   constructor(cause) {
     super(
       "not-running",
       "The opcert daemon does not answer on this computer.",
-      "Start it; `opcert browser doctor` says what is missing.",
+      "Start it, and let this page reach programs on this computer if the browser asks; `opcert browser doctor` says what is missing.",
       cause,
     );
   }

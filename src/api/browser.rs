@@ -180,7 +180,15 @@ fn seal(mut response: Response, page: Option<&Origin>) -> Response {
             CONTENT_SECURITY_POLICY,
             "default-src 'none'; frame-ancestors 'none'",
         ),
-        (RESOURCE_POLICY, "same-origin"),
+        (
+            RESOURCE_POLICY,
+            match page {
+                Some(_) => "same-origin",
+                // There is nothing in it but the refusal, which no page can read. That it came tells
+                // a page that its origin, not the certificate, is what is not liked.
+                None => "cross-origin",
+            },
+        ),
         (VARY, "origin"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));

@@ -1,4 +1,10 @@
 //! A typed client of `/v1`, over whichever door its target names.
+//!
+//! Programs in Rust use it as `opcert::client`: [`native_door`] or [`Target::Unix`] says where,
+//! [`Client::connect`] connects, and each call is a method. `tests/clients.rs` is a whole example.
+
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request};
@@ -8,8 +14,8 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::events::Happening;
-use super::problem::ProblemDocument;
-use super::types::{
+pub use super::problem::ProblemDocument;
+pub use super::types::{
     AddClient, AddedClient, Approval, BeginEnrolment, ClientList, CompleteEnrolment, CrlTaken,
     Enrolment, Enrolments, ExplainPolicy, KeysTaken, OperatingCertificate, OperatingCertificates,
     Policy, PolicyExplained, PolicyReloaded, RequestApproval, Status, Tokens, Unlocked,
@@ -19,7 +25,34 @@ use crate::base::ids::{ClientName, EnrolmentId, Jti};
 use crate::base::pkcs11::TokenUri;
 use crate::base::secret::Pin;
 use crate::device::{LastTry, UnlockOutcome};
-use crate::http::client::{self, ClientError, ClientLimits, Target};
+use crate::http::client;
+pub use crate::http::client::{ClientError, ClientLimits, Target};
+use crate::http::tls::{self, Identity, TlsError};
+
+/// Limits for calls that wait for a person at a prompt, or for a slow token that makes an RSA key:
+/// 10 s to connect, 3 minutes for an answer, of at most 4 MiB.
+pub const PATIENT: ClientLimits = ClientLimits {
+    connect: Duration::from_secs(10),
+    request: Duration::from_secs(180),
+    body_bytes: 4 * 1024 * 1024,
+};
+
+/// The native door at `address`, for a program with the three files that `opcert client add` wrote,
+/// each PEM: the daemon's authority, the program's certificate, its key.
+pub fn native_door(
+    address: SocketAddr,
+    authority: &[u8],
+    certificate: &[u8],
+    key: &[u8],
+) -> Result<Target, TlsError> {
+    let identity = Identity::from_pem(certificate, key)?;
+    let roots = tls::roots(tls::certificates(authority)?)?;
+    Ok(Target::Tls {
+        host: address.ip().to_string(),
+        port: address.port(),
+        config: tls::client(roots, Some(&identity))?,
+    })
+}
 
 /// The most bytes of one event.
 const EVENT_MAX: usize = 1024 * 1024;

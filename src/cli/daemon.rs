@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -11,20 +10,13 @@ use super::error::Error;
 use super::init;
 use super::input::read_file;
 use super::service::roots;
-use crate::api::client::{CallError, Client};
+use crate::api::client::{CallError, Client, PATIENT};
 use crate::base::files::{Readers, read_checked};
-use crate::http::client::{ClientLimits, Target};
+use crate::http::client::Target;
 use crate::http::tls;
 
 /// No key or certificate file we read is larger, in bytes.
 const PEM_LIMIT: u64 = 256 * 1024;
-
-/// A call may wait for a person at a prompt, or for a slow token that makes an RSA key.
-const LIMITS: ClientLimits = ClientLimits {
-    connect: Duration::from_secs(10),
-    request: Duration::from_secs(180),
-    body_bytes: 4 * 1024 * 1024,
-};
 
 /// The control socket.
 pub(super) async fn control(global: &Global) -> Result<Client, Error> {
@@ -50,6 +42,18 @@ pub(super) async fn native(
     address: SocketAddr,
     credentials: &Credentials<'_>,
 ) -> Result<Client, Error> {
+    let target = native_target(address, credentials)?;
+    let action = "Check the address with `opcert status`, and that the client is still registered \
+                  with `opcert client list`."
+        .to_owned();
+    connect("the daemon's native door", action, &target).await
+}
+
+/// How the native door is reached.
+pub(super) fn native_target(
+    address: SocketAddr,
+    credentials: &Credentials<'_>,
+) -> Result<Target, Error> {
     let wrong = |error: tls::TlsError| Error::Input {
         what: format!(
             "{} or its key cannot be used: {error}",
@@ -60,19 +64,15 @@ pub(super) async fn native(
     let chain = read_file(credentials.certificate, PEM_LIMIT)?;
     let key = zeroize::Zeroizing::new(read_checked(credentials.key, Readers::Owner, PEM_LIMIT)?);
     let identity = tls::Identity::from_pem(&chain, &key).map_err(wrong)?;
-    let target = Target::Tls {
+    Ok(Target::Tls {
         host: address.ip().to_string(),
         port: address.port(),
         config: tls::client(roots(credentials.ca)?, Some(&identity)).map_err(wrong)?,
-    };
-    let action = "Check the address with `opcert status`, and that the client is still registered \
-                  with `opcert client list`."
-        .to_owned();
-    connect("the daemon's native door", action, &target).await
+    })
 }
 
 async fn connect(who: &'static str, action: String, target: &Target) -> Result<Client, Error> {
-    match Client::connect(target, LIMITS).await {
+    match Client::connect(target, PATIENT).await {
         Ok(client) => Ok(client),
         Err(CallError::Transport(source)) => Err(Error::Unreachable {
             who,

@@ -86,7 +86,7 @@ impl Findings {
         });
     }
 
-    fn error(&mut self, name: impl Into<String>, error: &Error) {
+    pub(super) fn error(&mut self, name: impl Into<String>, error: &Error) {
         self.fail(name, error.detail(), error.action());
     }
 

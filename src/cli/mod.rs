@@ -13,6 +13,7 @@
 mod approve;
 mod audit;
 mod backup;
+mod browser;
 mod client;
 mod completions;
 mod config;
@@ -23,6 +24,7 @@ mod init;
 mod input;
 mod install;
 mod list;
+mod native_host;
 mod operation;
 mod output;
 mod policy;
@@ -117,6 +119,12 @@ enum Command {
     /// The programs that may ask for approvals.
     #[command(subcommand)]
     Client(client::Command),
+    /// The browsers of this user, whose pages may ask for approvals.
+    #[command(subcommand)]
+    Browser(browser::Command),
+    /// Speak with the browser extension, which starts this itself.
+    #[command(hide = true)]
+    NativeHost(native_host::Arguments),
     /// Install an operating certificate.
     Install(install::Arguments),
     /// List the installed operating certificates.
@@ -226,6 +234,8 @@ async fn run_remote(command: &Command, global: &Global, output: &Output) -> Resu
         Command::UpgradeCheck => upgrade_check::run(global, output).await,
         Command::Token(command) => token::run(command, global, output).await,
         Command::Client(command) => client::run(command, global, output).await,
+        Command::Browser(command) => browser::run(command, global, output).await,
+        Command::NativeHost(arguments) => native_host::run(arguments).await,
         Command::Install(arguments) => install::run(arguments, global, output).await,
         Command::List => list::run(global, output).await,
         Command::Sync(arguments) => sync::run(arguments, global, output).await,

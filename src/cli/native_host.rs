@@ -1,0 +1,476 @@
+//! `opcert native-host`: what the browser extension talks to.
+//!
+//! The browser starts one for each page that asks, and speaks native messaging with it: on standard
+//! input and output, each message a length of 32 bits in the byte order of the machine, then JSON.
+//! Each request of the page is one request at the native door, with the certificate that
+//! `opcert browser setup` made and the page's origin as the browser vouches for it; the daemon
+//! decides whether pages of that origin are served. Nothing is decided here.
+//!
+//! | from the browser | to the browser |
+//! | --- | --- |
+//! | `request`: `id`, `origin`, `method`, `path`, `body`, `stream` | `answer`: `id`, `status`, `body` |
+//! | `abort`: `id` | `failure`: `id`, `detail`; there is no answer |
+//! | | `chunk`: `id`, `chunk`; then `end`, for a stream |
+//!
+//! An aborted request closes its connection, by which the daemon takes a question off the screen.
+//! The end of input ends the program, and all its requests with it. Standard output belongs to the
+//! protocol, so what goes wrong is said on standard error, which browsers put into their own log.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, Request};
+use hyper::body::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use super::client::{CA_FILE, CERTIFICATE_FILE, KEY_FILE};
+use super::daemon::{Credentials, native_target};
+use super::error::Error;
+use crate::api::caller::PAGE_ORIGIN;
+use crate::api::client::PATIENT;
+use crate::base::sysexits::EX_OK;
+use crate::http::client::{Client, Target};
+
+/// The extension in `web/extension`: the first half of the SHA-256 of the `key` in its manifest, in
+/// the letters a to p.
+pub(super) const EXTENSION: &str = "chrome-extension://dhcmkehifelncinbaojngcncjoenbbjp/";
+
+/// Browsers take messages of up to 1 MiB from a host; we take no larger ones from them.
+const LARGEST: u32 = 1024 * 1024;
+
+/// Requests of one page that may be under way.
+const MOST: usize = 16;
+
+/// Messages that wait for the browser to read them, or for us.
+const WAITING: usize = 16;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    long_about = "Started by the browser for the opcert extension, not by people. It speaks native \
+                  messaging on standard input and output, and asks the daemon's native door as the \
+                  client that `opcert browser setup` registered."
+)]
+pub(super) struct Arguments {
+    /// Directory with client.pem, client-key.pem and server-ca.pem.
+    #[arg(long, value_name = "DIR")]
+    client: PathBuf,
+    /// Address of the native door.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7443")]
+    native: SocketAddr,
+    /// Who starts it, as the browser says.
+    #[arg(value_name = "EXTENSION")]
+    extension: String,
+    /// What browsers add on other systems.
+    #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    more: Vec<String>,
+}
+
+pub(super) async fn run(arguments: &Arguments) -> Result<u8, Error> {
+    if arguments.extension != EXTENSION {
+        return Err(Error::Usage {
+            what: format!("{:?} is not the opcert extension", arguments.extension),
+            action: format!("Install the extension {EXTENSION} of this version of opcert."),
+        });
+    }
+    let target = Arc::new(native_target(
+        arguments.native,
+        &Credentials {
+            certificate: &arguments.client.join(CERTIFICATE_FILE),
+            key: &arguments.client.join(KEY_FILE),
+            ca: &arguments.client.join(CA_FILE),
+        },
+    )?);
+    let (messages, incoming) = mpsc::channel(WAITING);
+    let (outgoing, answers) = mpsc::channel(WAITING);
+    // Standard input and output block, each on a thread of its own. The reader is not waited for:
+    // it may sit in a read that never ends.
+    std::thread::spawn(move || read_all(io::stdin().lock(), &messages));
+    let writer = std::thread::spawn(move || write_all(io::stdout().lock(), answers));
+    serve(target, incoming, outgoing).await?;
+    // Every sender is gone, so the writer ends once all is written.
+    match writer.join() {
+        Ok(Ok(())) => Ok(EX_OK),
+        Ok(Err(source)) => Err(Error::Stream {
+            stream: "standard output",
+            source,
+        }),
+        Err(_) => Err(Error::Stream {
+            stream: "standard output",
+            source: io::Error::other("its thread failed"),
+        }),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Kind {
+    Request,
+    Abort,
+}
+
+/// A message of the browser.
+#[derive(Debug, Deserialize)]
+struct Incoming {
+    opcert: Kind,
+    id: String,
+    #[serde(default)]
+    origin: String,
+    #[serde(default)]
+    method: String,
+    #[serde(default)]
+    path: String,
+    #[serde(default)]
+    body: Option<Value>,
+    #[serde(default)]
+    stream: bool,
+}
+
+/// A message to the browser.
+#[derive(Debug, Serialize)]
+#[serde(tag = "opcert", rename_all = "kebab-case")]
+enum Outgoing {
+    Answer {
+        id: String,
+        status: u16,
+        body: Value,
+    },
+    Failure {
+        id: String,
+        detail: String,
+    },
+    Chunk {
+        id: String,
+        chunk: String,
+    },
+    End {
+        id: String,
+    },
+}
+
+/// Until the end of input, or until the browser no longer reads.
+async fn serve(
+    target: Arc<Target>,
+    mut incoming: mpsc::Receiver<Result<Vec<u8>, FrameError>>,
+    outgoing: mpsc::Sender<Outgoing>,
+) -> Result<(), Error> {
+    let mut under_way: HashMap<String, AbortHandle> = HashMap::new();
+    let outcome = loop {
+        let frame = tokio::select! {
+            frame = incoming.recv() => match frame {
+                None => break Ok(()),
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => break Err(wrong(&error)),
+            },
+            () = outgoing.closed() => break Ok(()),
+        };
+        let message: Incoming = match serde_json::from_slice(&frame) {
+            Ok(message) => message,
+            Err(error) => break Err(wrong(&error)),
+        };
+        under_way.retain(|_, task| !task.is_finished());
+        if message.opcert == Kind::Abort {
+            if let Some(task) = under_way.remove(&message.id) {
+                task.abort();
+            }
+            continue;
+        }
+        if under_way.len() >= MOST || under_way.contains_key(&message.id) {
+            let detail = format!("{MOST} requests of this page are under way, which is the limit");
+            let id = message.id;
+            // A browser that no longer reads is noticed above.
+            let _ = outgoing.send(Outgoing::Failure { id, detail }).await;
+            continue;
+        }
+        let id = message.id.clone();
+        let task = tokio::spawn(answer(target.clone(), message, outgoing.clone()));
+        under_way.insert(id, task.abort_handle());
+    };
+    for task in under_way.into_values() {
+        task.abort();
+    }
+    outcome
+}
+
+fn wrong(problem: &dyn std::fmt::Display) -> Error {
+    Error::Input {
+        what: format!("the browser sent what is no message: {problem}"),
+        action: "Install the extension of this version of opcert.".into(),
+    }
+}
+
+async fn answer(target: Arc<Target>, message: Incoming, outgoing: mpsc::Sender<Outgoing>) {
+    let id = message.id.clone();
+    let said = match exchange(&target, message, &outgoing).await {
+        Ok(said) => said,
+        Err(detail) => Outgoing::Failure { id, detail },
+    };
+    // A browser that no longer reads has ended the page; nobody is there to tell.
+    let _ = outgoing.send(said).await;
+}
+
+async fn exchange(
+    target: &Target,
+    message: Incoming,
+    outgoing: &mpsc::Sender<Outgoing>,
+) -> Result<Outgoing, String> {
+    let Incoming {
+        id, body, stream, ..
+    } = &message;
+    let request = request(&message, body.as_ref())?;
+    let mut client = Client::connect(target, PATIENT).await.map_err(chain)?;
+    if !stream {
+        let answer = client.send(request).await.map_err(chain)?;
+        return complete(id, answer.status().as_u16(), answer.body());
+    }
+    let answer = client.stream(request).await.map_err(chain)?;
+    let status = answer.status();
+    let mut pieces = answer.into_body();
+    if !status.is_success() {
+        let whole = pieces.whole().await.map_err(chain)?;
+        return complete(id, status.as_u16(), &whole);
+    }
+    // A character may be cut in two between frames.
+    let mut rest = Vec::new();
+    while let Some(piece) = pieces.next().await.map_err(chain)? {
+        rest.extend_from_slice(&piece);
+        if rest.len() > LARGEST as usize / 2 {
+            return Err("an event of the daemon is too large for the browser".into());
+        }
+        let whole = match std::str::from_utf8(&rest) {
+            Ok(text) => text.len(),
+            Err(error) if error.error_len().is_none() => error.valid_up_to(),
+            Err(_) => return Err("an event of the daemon is no text".into()),
+        };
+        let chunk = String::from_utf8_lossy(&rest[..whole]).into_owned();
+        rest.drain(..whole);
+        let id = id.clone();
+        if outgoing.send(Outgoing::Chunk { id, chunk }).await.is_err() {
+            break;
+        }
+    }
+    Ok(Outgoing::End { id: id.clone() })
+}
+
+fn request(message: &Incoming, body: Option<&Value>) -> Result<Request<Bytes>, String> {
+    let method = [Method::GET, Method::POST, Method::PUT, Method::DELETE]
+        .into_iter()
+        .find(|known| known.as_str() == message.method)
+        .ok_or("the method is not one of the daemon's")?;
+    if !message.path.starts_with("/v1/") {
+        return Err("the path is not one of the daemon's".into());
+    }
+    let origin = HeaderValue::from_str(&message.origin).map_err(|_| "the origin is no origin")?;
+    let mut request = Request::new(Bytes::new());
+    *request.method_mut() = method;
+    *request.uri_mut() = message.path.parse().map_err(|_| "the path is no path")?;
+    request.headers_mut().insert(PAGE_ORIGIN, origin);
+    if let Some(body) = body {
+        request
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        *request.body_mut() = serde_json::to_vec(body)
+            .map_err(|error| error.to_string())?
+            .into();
+    }
+    Ok(request)
+}
+
+fn complete(id: &str, status: u16, body: &[u8]) -> Result<Outgoing, String> {
+    let body = if body.is_empty() {
+        Value::Null
+    } else {
+        serde_json::from_slice(body).map_err(|_| "the daemon's answer is not JSON".to_owned())?
+    };
+    Ok(Outgoing::Answer {
+        id: id.to_owned(),
+        status,
+        body,
+    })
+}
+
+fn chain(error: impl std::error::Error) -> String {
+    crate::telemetry::Chain(&error).to_string()
+}
+
+/// Why a message cannot be read.
+#[derive(Debug, thiserror::Error)]
+enum FrameError {
+    #[error("a message of {length} bytes, the limit is {LARGEST}")]
+    TooLarge { length: u32 },
+    #[error("the input ended within a message")]
+    CutOff,
+    #[error("standard input cannot be read: {0}")]
+    Input(#[from] io::Error),
+}
+
+fn read_all(mut input: impl Read, messages: &mpsc::Sender<Result<Vec<u8>, FrameError>>) {
+    loop {
+        let message = match read_frame(&mut input) {
+            Ok(None) => return,
+            Ok(Some(frame)) => Ok(frame),
+            Err(error) => Err(error),
+        };
+        let last = message.is_err();
+        if messages.blocking_send(message).is_err() || last {
+            return;
+        }
+    }
+}
+
+/// The next message; `None` at the end of input.
+fn read_frame(input: &mut impl Read) -> Result<Option<Vec<u8>>, FrameError> {
+    let mut prefix = [0; 4];
+    let mut filled = 0;
+    while filled < prefix.len() {
+        match input.read(&mut prefix[filled..]) {
+            Ok(0) if filled == 0 => return Ok(None),
+            Ok(0) => return Err(FrameError::CutOff),
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let length = u32::from_ne_bytes(prefix);
+    if length > LARGEST {
+        return Err(FrameError::TooLarge { length });
+    }
+    let mut frame = vec![0; length as usize];
+    input
+        .read_exact(&mut frame)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => FrameError::CutOff,
+            _ => error.into(),
+        })?;
+    Ok(Some(frame))
+}
+
+fn write_all(mut output: impl Write, mut answers: mpsc::Receiver<Outgoing>) -> io::Result<()> {
+    while let Some(answer) = answers.blocking_recv() {
+        write_frame(&mut output, &answer)?;
+    }
+    Ok(())
+}
+
+fn write_frame(output: &mut impl Write, message: &Outgoing) -> io::Result<()> {
+    let mut text = serde_json::to_vec(message)?;
+    let mut length = u32::try_from(text.len()).unwrap_or(u32::MAX);
+    if length > LARGEST {
+        let (Outgoing::Answer { id, .. }
+        | Outgoing::Failure { id, .. }
+        | Outgoing::Chunk { id, .. }
+        | Outgoing::End { id }) = message;
+        text = serde_json::to_vec(&Outgoing::Failure {
+            id: id.clone(),
+            detail: "the daemon's answer is too large for the browser".into(),
+        })?;
+        length = u32::try_from(text.len()).unwrap_or(u32::MAX);
+    }
+    output.write_all(&length.to_ne_bytes())?;
+    output.write_all(&text)?;
+    output.flush()
+}
+
+/// The native-messaging manifest of Chromium and Chrome for the host at `program`.
+pub(super) fn manifest(program: &Path) -> Value {
+    serde_json::json!({
+        "name": HOST,
+        "description": "Hands requests of pages to the opcert daemon.",
+        "path": program,
+        "type": "stdio",
+        "allowed_origins": [EXTENSION],
+    })
+}
+
+/// The host's name; its manifest's file is named after it.
+pub(super) const HOST: &str = "opcert.host";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(text: &[u8]) -> Vec<u8> {
+        let mut bytes = u32::try_from(text.len()).unwrap().to_ne_bytes().to_vec();
+        bytes.extend_from_slice(text);
+        bytes
+    }
+
+    #[test]
+    fn frames_are_read_one_by_one_and_broken_ones_are_told_apart() {
+        let mut input = frame(b"{}");
+        input.extend(frame(b""));
+        let mut input = &input[..];
+        assert_eq!(read_frame(&mut input).unwrap().unwrap(), b"{}");
+        assert_eq!(read_frame(&mut input).unwrap().unwrap(), b"");
+        assert!(read_frame(&mut input).unwrap().is_none());
+        for cut in [&frame(b"{}")[..5], &[1, 0]] {
+            let mut cut = cut;
+            assert!(matches!(read_frame(&mut cut), Err(FrameError::CutOff)));
+        }
+        let mut large = &(LARGEST + 1).to_ne_bytes()[..];
+        assert!(matches!(
+            read_frame(&mut large),
+            Err(FrameError::TooLarge { length }) if length == LARGEST + 1
+        ));
+    }
+
+    #[test]
+    fn what_is_too_large_for_the_browser_becomes_a_failure() {
+        let mut output = Vec::new();
+        let id = "1".to_owned();
+        let chunk = "x".repeat(LARGEST as usize);
+        write_frame(&mut output, &Outgoing::Chunk { id, chunk }).unwrap();
+        let text = read_frame(&mut &output[..]).unwrap().unwrap();
+        let message: Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(message["opcert"], "failure");
+        assert_eq!(message["id"], "1");
+    }
+
+    #[test]
+    fn requests_stay_within_the_daemons_interface() {
+        let message = |method: &str, path: &str, origin: &str| Incoming {
+            opcert: Kind::Request,
+            id: "1".into(),
+            origin: origin.into(),
+            method: method.into(),
+            path: path.into(),
+            body: None,
+            stream: false,
+        };
+        let page = "https://accounts.example";
+        assert!(request(&message("GET", "/v1/status", page), None).is_ok());
+        for (method, path, origin) in [
+            ("CONNECT", "/v1/status", page),
+            ("get", "/v1/status", page),
+            ("GET", "/", page),
+            ("GET", "https://elsewhere.example/v1/", page),
+            ("GET", "/v1/ HTTP/1.1\r\nx: y", page),
+            ("GET", "/v1/status", "https://a\r\nx: y"),
+        ] {
+            let refused = request(&message(method, path, origin), None);
+            assert!(refused.is_err(), "{method} {path} {origin}");
+        }
+    }
+
+    #[test]
+    fn the_extension_has_the_id_that_its_key_gives() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("web/extension/manifest.json");
+        let text = std::fs::read_to_string(path).unwrap();
+        let manifest: Value = serde_json::from_str(&text).unwrap();
+        let key = manifest["key"].as_str().unwrap();
+        let key = crate::base::encoding::from_base64(key.as_bytes()).unwrap();
+        let id: String = crate::base::encoding::sha256(&key)[..16]
+            .iter()
+            .flat_map(|byte| [byte >> 4, byte & 15])
+            .map(|digit| char::from(b'a' + digit))
+            .collect();
+        assert_eq!(EXTENSION, format!("chrome-extension://{id}/"));
+        assert_eq!(manifest["version"], env!("CARGO_PKG_VERSION"));
+    }
+}
