@@ -195,7 +195,8 @@ fn garbage_on_each_door_is_refused() {
 
         let mut tls = scene.tls(b"h2");
         let mut bytes = settings.clone();
-        bytes.extend(random.spoiled(&[headers(1, 0x4), random.bytes(200)].concat()));
+        let frame = [headers(1, 0x4), random.bytes(200)].concat();
+        bytes.extend(random.spoiled(&frame));
         let _ = tls.write_all(&bytes);
         tls.conn.send_close_notify();
         let _ = tls.flush();
