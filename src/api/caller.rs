@@ -218,7 +218,7 @@ fn native_page(app: &App, headers: &HeaderMap) -> Result<Option<Origin>, Problem
 
 /// The origin of this text, if its pages are served.
 pub fn origin_served(app: &App, text: &[u8]) -> Result<Origin, Problem> {
-    app.serves(text).cloned().ok_or_else(|| {
+    app.serves(text).ok_or_else(|| {
         Problem::new(
             Code::OriginRefused,
             format!(

@@ -29,6 +29,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use clap::{CommandFactory, Parser};
 
 use self::bind::Bound;
@@ -267,7 +268,7 @@ async fn run(
         configuration: configuration.clone(),
         failures: Failures::default(),
         browser: browser_addresses.clone(),
-        origins: config.browser.origins.clone(),
+        origins: ArcSwap::from_pointee(config.browser.origins.clone()),
         asker: asker.clone(),
     });
     for warning in app.policy().warnings() {

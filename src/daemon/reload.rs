@@ -125,6 +125,15 @@ impl Reload {
                 now.clone_from(then);
             }
         }
+        // The door is bound at the start, or not at all.
+        let (was_open, is_open) = (
+            !running.browser.origins.is_empty(),
+            !read.browser.origins.is_empty(),
+        );
+        if was_open && is_open && read.browser.origins != running.browser.origins {
+            live.app.set_origins(read.browser.origins.clone());
+            running.browser.origins.clone_from(&read.browser.origins);
+        }
         if read.consent != running.consent {
             live.asker.reconfigure(read.consent.clone());
             running.consent.clone_from(&read.consent);

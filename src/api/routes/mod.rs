@@ -16,6 +16,7 @@ pub mod wechatpay;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -77,7 +78,7 @@ pub struct Parts {
     /// Addresses that the browser door is bound to.
     pub browser: Vec<SocketAddr>,
     /// The origins whose pages are served.
-    pub origins: Vec<Origin>,
+    pub origins: ArcSwap<Vec<Origin>>,
     /// Asks the person.
     pub asker: Asker,
 }
@@ -108,11 +109,18 @@ impl App {
     }
 
     /// Whether pages of this origin are served; compared byte for byte.
-    pub fn serves(&self, origin: &[u8]) -> Option<&Origin> {
+    pub fn serves(&self, origin: &[u8]) -> Option<Origin> {
         self.0
             .origins
+            .load()
             .iter()
             .find(|known| known.as_str().as_bytes() == origin)
+            .cloned()
+    }
+
+    /// Serves pages of these origins from now on.
+    pub fn set_origins(&self, origins: Vec<Origin>) {
+        self.0.origins.store(Arc::new(origins));
     }
 
     /// Whether policy lets `caller` change this.

@@ -30,6 +30,7 @@ pub(super) async fn get_status(State(app): State<App>, identified: Identified) -
             metrics: parts.metrics.iter().map(ToString::to_string).collect(),
             origins: parts
                 .origins
+                .load()
                 .iter()
                 .filter(|origin| identified.page.as_ref().is_none_or(|page| page == *origin))
                 .map(ToString::to_string)
