@@ -329,6 +329,179 @@ fn a_revoked_superseded_or_foreign_certificate_signs_nothing() {
     );
 }
 
+/// A program in pinentry's place that writes what it is told to `shown`, and answers CONFIRM with
+/// OK and GETPIN with the PINs in `pins`, one after the other.
+fn person(token: &TestToken, pins: &[&str]) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = token.directory();
+    let pinentry = directory.join("pinentry");
+    std::fs::write(directory.join("pins"), pins.join("\n") + "\n").unwrap();
+    let script = format!(
+        "#!/bin/sh\ncd '{}'\necho 'OK ready'\nwhile read -r line; do\n  printf '%s\\n' \"$line\" >> shown\n  case \"$line\" in\n    GETPIN) echo \"D $(head -n 1 pins)\"; sed -i 1d pins; echo OK ;;\n    BYE*) echo OK; exit 0 ;;\n    *) echo OK ;;\n  esac\ndone\n",
+        directory.display()
+    );
+    std::fs::write(&pinentry, script).unwrap();
+    std::fs::set_permissions(&pinentry, std::fs::Permissions::from_mode(0o755)).unwrap();
+    format!("[consent]\npinentry = \"{}\"\n", pinentry.display())
+}
+
+fn shown(token: &TestToken) -> String {
+    std::fs::read_to_string(token.directory().join("shown")).unwrap_or_default()
+}
+
+#[test]
+fn a_pin_for_one_approval_is_checked_by_the_token() {
+    let token = TestToken::new("opcert-test");
+    let consent = person(
+        &token,
+        &[
+            "wrong-one",
+            "",
+            &token.pin,
+            "wrong-two",
+            "wrong-three",
+            "wrong-four",
+        ],
+    );
+    let mut daemon = Daemon::start_with(&token, &consent);
+    let service = Service::new(ORIGIN);
+    let careful = daemon.add_client("careful", &json!({ "consent": "confirm-with-pin" }));
+    daemon.enrol(&service, "alice", "p256");
+
+    // Two that are wrong, one of them too short to be tried, then the right one.
+    let challenge = service.challenge(&withdrawal("alice"), |_| ());
+    let answer = approve(&daemon, &careful, &challenge).ok();
+    let compact = answer["approval"].as_str().unwrap();
+    let payload = Jws::parse(compact, Approval::MAX).unwrap().payload;
+    let claims: Value = serde_json::from_slice(&payload).unwrap();
+    assert_eq!(claims["consent"]["method"], "pinentry");
+    let text = shown(&token);
+    assert!(text.contains("SETPROMPT PIN of opcert-test:\n"), "{text}");
+    assert_eq!(text.matches("SETERROR ").count(), 2, "{text}");
+    assert!(!text.contains(&*token.pin), "{text}");
+
+    // Three that are wrong are enough; the daemon's own login is untouched.
+    let challenge = service.challenge(&withdrawal("alice"), |_| ());
+    assert_eq!(approve(&daemon, &careful, &challenge).code(), "pin-wrong");
+    let silent = daemon.add_client("till", &silent());
+    let challenge = service.challenge(&withdrawal("alice"), |_| ());
+    approve(&daemon, &silent, &challenge).ok();
+    daemon.crash_and_restart();
+    let challenge = service.challenge(&withdrawal("alice"), |_| ());
+    approve(&daemon, &silent, &challenge).ok();
+    for pin in [
+        "wrong-one",
+        "wrong-two",
+        "wrong-three",
+        "wrong-four",
+        &token.pin,
+    ] {
+        assert!(!daemon.log().contains(pin), "{}", daemon.log());
+    }
+}
+
+#[test]
+fn a_batch_is_approved_with_its_list_and_not_with_another() {
+    use opcert::statement::{Facts, Payee, PayeeList, Statement};
+    let token = TestToken::new("opcert-test");
+    let daemon = Daemon::start_with(&token, &person(&token, &[]));
+    let service = Service::new(ORIGIN);
+    let client = daemon.add_client("till", &json!({}));
+    daemon.enrol(&service, "alice", "p256");
+    let list: Vec<Payee> = (1..=1_000)
+        .map(|number| Payee {
+            payee: format!("收款人 {number}"),
+            amount: 188,
+        })
+        .collect();
+    let checked = PayeeList::new(&list, "CNY").unwrap();
+    let statement = Statement::new(
+        "red-packet".parse().unwrap(),
+        "acme".parse().unwrap(),
+        "alice".parse().unwrap(),
+        Facts {
+            amount: Some((checked.sum(), "CNY".into())),
+            payees: Some(checked.digest().to_string()),
+            count: Some(1_000),
+            reference: Some("R-2026-1".into()),
+            memo: Some("新年快乐".into()),
+            ..Facts::default()
+        },
+    )
+    .unwrap();
+    let challenge = service.challenge(&statement, |_| ());
+    let with = |list: &[Payee]| {
+        let body = json!({ "challenge": challenge, "payees": list });
+        daemon.native(&client, Method::POST, "/v1/approvals", &body)
+    };
+    assert_eq!(
+        approve(&daemon, &client, &challenge).code(),
+        "payees-invalid"
+    );
+    let mut other = list.clone();
+    other[999].payee = "Mallory".into();
+    assert_eq!(with(&other).code(), "payees-invalid");
+    assert_eq!(with(&list[..999]).code(), "payees-invalid");
+    assert_eq!(shown(&token), "", "nobody was asked");
+
+    let answer = with(&list).ok();
+    let approval = Approval::verify(
+        answer["approval"].as_str().unwrap(),
+        std::slice::from_ref(&service.ca),
+        None,
+        Timestamp::now(),
+    )
+    .unwrap();
+    assert_eq!(approval.statement, statement);
+    let text = shown(&token);
+    for part in [
+        "%0AAmount: CNY 1,880.00%0A",
+        "%0ACount: 1000%0A",
+        "%0A1. 收款人 1  CNY 1.88%0A2. 收款人 2  CNY 1.88%0A",
+        " more%0AAsked by: till",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+#[test]
+fn a_refusal_is_recorded_with_its_code_rule_and_request() {
+    let token = TestToken::new("opcert-test");
+    let mut daemon = Daemon::start(&token);
+    let service = Service::new(ORIGIN);
+    let narrow = daemon.add_client(
+        "narrow",
+        &json!({ "consent": "none", "kinds": ["red-packet"] }),
+    );
+    daemon.enrol(&service, "alice", "p256");
+    let refused = |challenge: &str| {
+        let answer = approve(&daemon, &narrow, challenge);
+        assert!(!answer.status.is_success());
+        answer.body
+    };
+    let by_rule = refused(&service.challenge(&withdrawal("alice"), |_| ()));
+    let malformed = refused("garbage");
+    assert_eq!(by_rule["rule"], "registered-kinds");
+    daemon.stop();
+    let records: Vec<_> = opcert::audit::read::all(&daemon.audit_directory())
+        .unwrap()
+        .map(Result::unwrap)
+        .filter(|record| record.kind == "approval-refused")
+        .collect();
+    for (problem, code, rule) in [
+        (&by_rule, "policy-refused", json!("registered-kinds")),
+        (&malformed, "challenge-malformed", Value::Null),
+    ] {
+        assert_eq!(problem["code"], code);
+        let record = records
+            .iter()
+            .find(|record| record.request.as_ref().unwrap().as_str() == problem["request_id"])
+            .unwrap();
+        let body: Value = serde_json::from_str(record.body.get()).unwrap();
+        assert_eq!((&body["code"], &body["rule"]), (&json!(code), &rule));
+    }
+}
+
 #[test]
 fn an_enrolment_is_checked_at_every_step() {
     let token = TestToken::new("opcert-test");

@@ -362,7 +362,10 @@ fn portal_router(shop: Arc<Shop>) -> Router {
         })
     };
     Router::new()
-        .route("/", file("text/html", include_str!("browser/door/page.html")))
+        .route(
+            "/",
+            file("text/html", include_str!("browser/door/page.html")),
+        )
         .route(
             "/page.js",
             file("text/javascript", include_str!("browser/door/page.js")),

@@ -163,6 +163,7 @@ async fn approve(target: &Target, challenge: &str) -> Result<String, CallError> 
     let request = RequestApproval {
         challenge: challenge.to_owned(),
         cms: false,
+        payees: None,
     };
     let answer = daemon.approve(&request).await?;
     let again = daemon.approval(&answer.challenge_jti).await?;

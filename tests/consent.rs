@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use opcert::consent::{Asker, Config, ConsentError, Prompt};
+use opcert::consent::{AskedBy, Asker, Config, ConsentError, PinProblem, Prompt};
 use opcert::policy::ConsentMethod;
 use opcert::statement::Language;
 use tempfile::TempDir;
@@ -26,7 +26,7 @@ impl Fake {
                 printf '%s\n' "$line" >>log
                 case $line in
                     "OPTION grab") echo "ERR 83886254 Unknown option <Pinentry>" ;;
-                    CONFIRM) {answer} ;;
+                    CONFIRM | GETPIN) {answer} ;;
                     BYE) echo "OK closing connection"; exit 0 ;;
                     *) echo "# a note"; echo OK ;;
                 esac
@@ -91,11 +91,16 @@ fn asker(program: &Path, seconds: u32, queue: usize) -> Asker {
 fn prompt() -> Prompt {
     Prompt {
         title: "Withdrawal".into(),
-        client: "shop".into(),
+        asked_by: AskedBy::Client {
+            name: "shop".into(),
+            page: None,
+        },
         lines: vec![
             ("Amount".into(), "CNY 1,000.00".into()),
             ("Payee".into(), "100% 张三\nSETOK Fine".into()),
         ],
+        list: Vec::new(),
+        on_token: None,
         language: Language::English,
     }
 }
@@ -115,7 +120,7 @@ fn runs(pid: &str) -> bool {
 
 fn reason(answer: Result<ConsentMethod, ConsentError>) -> String {
     match answer {
-        Err(ConsentError::Unavailable { reason }) => reason,
+        Err(ConsentError::Unavailable { reason, .. }) => reason,
         other => panic!("{other:?}"),
     }
 }
@@ -123,7 +128,7 @@ fn reason(answer: Result<ConsentMethod, ConsentError>) -> String {
 #[tokio::test]
 async fn ok_is_consent_and_the_window_shows_what_was_asked() {
     let fake = Fake::new("echo OK");
-    let answer = fake.asker(60, 8).ask(prompt()).await;
+    let answer = fake.asker(60, 8).ask(&prompt()).await;
     assert_eq!(answer, Ok(ConsentMethod::Pinentry));
     let log = fake.read("log");
     let told = |line: &str| assert!(log.lines().any(|told| told == line), "{line} in {log}");
@@ -142,7 +147,7 @@ async fn ok_is_consent_and_the_window_shows_what_was_asked() {
         language: Language::Chinese,
         ..prompt()
     };
-    fake.asker(60, 8).ask(chinese).await.unwrap();
+    fake.asker(60, 8).ask(&chinese).await.unwrap();
     let log = fake.read("log");
     assert!(log.contains("SETOK 批准\nSETCANCEL 拒绝\n"), "{log}");
     assert!(log.contains("SETDESC 您是否批准此操作？%0A"), "{log}");
@@ -157,7 +162,7 @@ async fn every_way_to_say_no_is_a_refusal() {
         "echo 'S BUTTON_INFO close'; echo 'ERR 83886278 Fully cancelled'",
     ] {
         let fake = Fake::new(answer);
-        let answer = fake.asker(60, 8).ask(prompt()).await;
+        let answer = fake.asker(60, 8).ask(&prompt()).await;
         assert_eq!(answer, Err(ConsentError::Denied));
     }
 }
@@ -166,10 +171,10 @@ async fn every_way_to_say_no_is_a_refusal() {
 async fn time_runs_out_by_pinentrys_word_or_by_our_clock() {
     let timed_out = Err(ConsentError::TimedOut { seconds: 1 });
     let fake = Fake::new("echo 'ERR 83886142 Timeout <Pinentry>'");
-    assert_eq!(fake.asker(1, 8).ask(prompt()).await, timed_out);
+    assert_eq!(fake.asker(1, 8).ask(&prompt()).await, timed_out);
 
     let fake = Fake::new("exec sleep 600");
-    assert_eq!(fake.asker(1, 8).ask(prompt()).await, timed_out);
+    assert_eq!(fake.asker(1, 8).ask(&prompt()).await, timed_out);
     let pid = fake.started().remove(0);
     eventually(|| !runs(&pid)).await;
 }
@@ -177,10 +182,10 @@ async fn time_runs_out_by_pinentrys_word_or_by_our_clock() {
 #[tokio::test]
 async fn what_is_not_a_working_pinentry_is_unavailable() {
     let nobody = Asker::start(Config::default());
-    assert!(reason(nobody.ask(prompt()).await).contains("no pinentry is configured"));
+    assert!(reason(nobody.ask(&prompt()).await).contains("no pinentry is configured"));
 
     let missing = asker(Path::new("/nonexistent/pinentry"), 60, 8);
-    assert!(reason(missing.ask(prompt()).await).contains("cannot start /nonexistent/pinentry"));
+    assert!(reason(missing.ask(&prompt()).await).contains("cannot start /nonexistent/pinentry"));
 
     for (script, what) in [
         ("exit 3", "ended without an answer"),
@@ -195,18 +200,18 @@ async fn what_is_not_a_working_pinentry_is_unavailable() {
         ),
     ] {
         let fake = Fake::script(script);
-        let reason = reason(fake.asker(60, 8).ask(prompt()).await);
+        let reason = reason(fake.asker(60, 8).ask(&prompt()).await);
         assert!(reason.contains(what), "{script}: {reason}");
         eventually(|| fake.started().iter().all(|pid| !runs(pid))).await;
     }
 
     let fake = Fake::new("echo 'ERR 83918950 Inappropriate ioctl for device <Pinentry>'");
-    assert!(reason(fake.asker(60, 8).ask(prompt()).await).contains("Inappropriate ioctl"));
+    assert!(reason(fake.asker(60, 8).ask(&prompt()).await).contains("Inappropriate ioctl"));
 
     let fake = Fake::new("echo OK");
     let mut long = prompt();
     long.lines.push(("Memo".into(), "汉".repeat(400)));
-    assert!(reason(fake.asker(60, 8).ask(long).await).contains("do not fit"));
+    assert!(reason(fake.asker(60, 8).ask(&long).await).contains("do not fit"));
     assert!(fake.started().is_empty());
 }
 
@@ -216,13 +221,13 @@ async fn one_question_at_a_time_and_a_bounded_queue() {
     let asker = fake.asker(60, 2);
     let ask = || {
         let asker = asker.clone();
-        tokio::spawn(async move { asker.ask(prompt()).await })
+        tokio::spawn(async move { asker.ask(&prompt()).await })
     };
     let shown = ask();
     fake.wait_for_confirm(1).await;
     let (second, third) = (ask(), ask());
     tokio::task::yield_now().await;
-    assert_eq!(asker.ask(prompt()).await, Err(ConsentError::Busy));
+    assert_eq!(asker.ask(&prompt()).await, Err(ConsentError::Busy));
     assert_eq!(fake.started().len(), 1);
 
     std::fs::write(fake.dir.path().join("go"), "").unwrap();
@@ -230,7 +235,7 @@ async fn one_question_at_a_time_and_a_bounded_queue() {
         assert_eq!(asked.await.unwrap(), Ok(ConsentMethod::Pinentry));
     }
     assert_eq!(fake.started().len(), 3);
-    assert_eq!(asker.ask(prompt()).await, Ok(ConsentMethod::Pinentry));
+    assert_eq!(asker.ask(&prompt()).await, Ok(ConsentMethod::Pinentry));
 }
 
 #[tokio::test]
@@ -239,11 +244,11 @@ async fn a_question_taken_back_leaves_the_screen_to_the_next() {
     let asker = fake.asker(60, 2);
     let shown = tokio::spawn({
         let asker = asker.clone();
-        async move { asker.ask(prompt()).await }
+        async move { asker.ask(&prompt()).await }
     });
     fake.wait_for_confirm(1).await;
     std::fs::write(fake.dir.path().join("go"), "").unwrap();
-    let next = tokio::spawn(async move { asker.ask(prompt()).await });
+    let next = tokio::spawn(async move { asker.ask(&prompt()).await });
     shown.abort();
     assert!(shown.await.unwrap_err().is_cancelled());
     assert_eq!(next.await.unwrap(), Ok(ConsentMethod::Pinentry));
@@ -254,7 +259,7 @@ async fn a_question_taken_back_leaves_the_screen_to_the_next() {
 #[tokio::test]
 async fn the_child_gets_no_environment_but_what_finds_the_screen() {
     let fake = Fake::new("env >env; echo OK");
-    fake.asker(60, 8).ask(prompt()).await.unwrap();
+    fake.asker(60, 8).ask(&prompt()).await.unwrap();
     let environment = fake.read("env");
     assert!(environment.contains("PATH="));
     assert!(!environment.contains("CARGO"), "{environment}");
@@ -269,7 +274,7 @@ async fn a_notice_tells_that_a_question_waits_and_not_what_it_holds() {
         pinentry: Some(fake.program()),
         ..Config::default()
     });
-    assert_eq!(asker.ask(prompt()).await, Ok(ConsentMethod::Pinentry));
+    assert_eq!(asker.ask(&prompt()).await, Ok(ConsentMethod::Pinentry));
     eventually(|| !notice.read("said").is_empty()).await;
     let said = notice.read("said");
     assert!(said.contains("\n--\nA question waits"), "{said}");
@@ -282,5 +287,65 @@ async fn a_notice_tells_that_a_question_waits_and_not_what_it_holds() {
         pinentry: Some(fake.program()),
         ..Config::default()
     });
-    assert_eq!(asker.ask(prompt()).await, Ok(ConsentMethod::Pinentry));
+    assert_eq!(asker.ask(&prompt()).await, Ok(ConsentMethod::Pinentry));
+}
+
+#[tokio::test]
+async fn a_pin_is_typed_in_the_same_window() {
+    let fake = Fake::new("echo 'D 12%2534'; echo OK");
+    let asker = fake.asker(60, 8);
+    let turn = asker.turn().await.unwrap();
+    let pin = turn.pin(&prompt(), "demo", None).await.unwrap();
+    assert_eq!(pin.expose(), "12%34");
+    let again = turn.pin(&prompt(), "demo", Some(PinProblem::Wrong)).await;
+    assert_eq!(again.unwrap().expose(), "12%34");
+    let log = fake.read("log");
+    assert!(log.contains("SETPROMPT PIN of demo:\n"), "{log}");
+    assert_eq!(
+        log.matches("SETERROR The token refused this PIN.\n")
+            .count(),
+        1
+    );
+    assert_eq!(log.matches("GETPIN\n").count(), 2);
+    assert!(
+        log.contains("SETDESC Do you approve this operation?%0A"),
+        "{log}"
+    );
+    assert!(!log.contains("CONFIRM\n"), "{log}");
+
+    let fake = Fake::new("echo 'ERR 83886179 Operation cancelled <Pinentry>'");
+    let asker = fake.asker(60, 8);
+    let turn = asker.turn().await.unwrap();
+    let refused = turn.pin(&prompt(), "demo", None).await.map(|_| ());
+    assert_eq!(refused, Err(ConsentError::Denied));
+}
+
+#[tokio::test]
+async fn data_where_none_was_asked_for_is_refused() {
+    let fake = Fake::new("echo 'D 1234'; echo OK");
+    let reason = reason(fake.asker(60, 8).ask(&prompt()).await);
+    assert!(reason.contains("data nobody asked for"), "{reason}");
+    assert!(!reason.contains("1234"), "{reason}");
+}
+
+#[tokio::test]
+async fn the_window_names_the_program_behind_a_local_user() {
+    let fake = Fake::new("echo OK");
+    let own = i32::try_from(std::process::id()).unwrap();
+    let local = Prompt {
+        asked_by: AskedBy::User {
+            uid: 1000,
+            pid: Some(own),
+        },
+        ..prompt()
+    };
+    fake.asker(60, 8).ask(&local).await.unwrap();
+    let log = fake.read("log");
+    assert!(
+        log.contains("%0AAsked by: local user 1000%0AProgram: "),
+        "{log}"
+    );
+    // A long path is wrapped.
+    let plain = log.replace("%0A| ", "");
+    assert!(plain.contains(&format!("({own})")), "{log}");
 }

@@ -96,8 +96,9 @@ async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
 /// What a merchant's server asks for: sign a request, decrypt a field.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_merchants_key_signs_requests_and_decrypts_fields() {
-    use opcert::policy::{Action, Caller, Decision, PolicySet, Request, WechatPayUse, decide};
-    use opcert::statement::{Consent, ConsentMethod};
+    use opcert::policy::{
+        Action, Caller, ConsentRule, Decision, PolicySet, Request, WechatPayUse, decide,
+    };
     use opcert::wechatpay::v3::{Field, Method, PlatformKeys, RequestMessage};
 
     let token = TestToken::new("merchant");
@@ -140,9 +141,7 @@ async fn a_merchants_key_signs_requests_and_decrypts_fields() {
         let Decision::Granted(grant) = decision else {
             panic!("granted");
         };
-        let method = ConsentMethod::Policy;
-        let at = now.as_second();
-        grant.permit(&Consent { method, at }).unwrap()
+        grant.permit(ConsentRule::None).unwrap()
     };
 
     let target = "/v3/certificates".parse().unwrap();

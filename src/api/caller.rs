@@ -15,6 +15,7 @@ use super::clients::ClientKind;
 use super::problem::{Code, Problem};
 use super::routes::App;
 use super::throttle::Source;
+use crate::consent::AskedBy;
 use crate::http::Peer;
 use crate::policy::{Administration, Caller, ClientPolicy};
 use crate::statement::Origin;
@@ -32,12 +33,20 @@ pub struct Identified {
 
 impl Identified {
     /// How a person is told who asks.
-    pub fn shown_as(&self) -> String {
-        match (&self.caller, &self.page) {
-            (Caller::Client(name), Some(page)) => format!("page {page} in {name}"),
-            (Caller::Client(name), None) => name.to_string(),
-            (Caller::Unix { uid }, _) => format!("local user {uid}"),
-            (Caller::Itself, _) => "opcert".to_owned(),
+    pub fn asked_by(&self, peer: &Peer) -> AskedBy {
+        match &self.caller {
+            Caller::Client(name) => AskedBy::Client {
+                name: name.to_string(),
+                page: self.page.as_ref().map(Origin::to_string),
+            },
+            Caller::Unix { uid } => AskedBy::User {
+                uid: *uid,
+                pid: match peer {
+                    Peer::Unix { pid, .. } => *pid,
+                    Peer::Tls { .. } | Peer::Plain { .. } => None,
+                },
+            },
+            Caller::Itself => AskedBy::Itself,
         }
     }
 }

@@ -132,6 +132,7 @@ codes! {
     ChallengeIssuerUnknown "challenge-issuer-unknown" 422 "The challenge's issuer is not known here" "Install a certificate of that account service with `opcert install`.";
     ChallengeKeyUnknown "challenge-key-unknown" 422 "The challenge is signed by an unknown key" "Fetch the service's current keys with `opcert sync`, then ask for a new challenge.";
     ChallengeUsed "challenge-used" 409 "The challenge was already used" "Ask the account service for a new challenge.";
+    PayeesInvalid "payees-invalid" 422 "The list of payees is not the one of the challenge" "Send the list that the operation was created with, unchanged, beside the challenge.";
     StatementInvalid "statement-invalid" 422 "The statement breaks the rules of its kind" "Correct the operation and ask for a new challenge.";
     CertificateMissing "certificate-missing" 422 "No operating certificate is installed for this operator" "Install one with `opcert install`.";
     CertificateExpired "certificate-expired" 422 "The operating certificate has expired" "Install a new one with `opcert install`.";
@@ -455,18 +456,24 @@ impl From<crate::base::x509::X509Error> for Problem {
 
 impl From<crate::audit::AuditError> for Problem {
     fn from(error: crate::audit::AuditError) -> Self {
-        use crate::audit::AuditError;
-        match error {
-            AuditError::Full { .. } => {
-                Self::new(Code::Busy, "too many audit records wait to be written")
-                    .with_retry_after(1)
-            }
-            AuditError::TooLarge { .. } => Self::new(Code::TooLarge, error.to_string()),
-            error => {
+        match audit_code(&error) {
+            Code::Busy => Self::new(Code::Busy, "too many audit records wait to be written")
+                .with_retry_after(1),
+            Code::TooLarge => Self::new(Code::TooLarge, error.to_string()),
+            code => {
                 tracing::error!(error = %crate::telemetry::Chain(&error), "audit");
-                Self::new(Code::AuditUnavailable, "the audit record cannot be written")
+                Self::new(code, "the audit record cannot be written")
             }
         }
+    }
+}
+
+fn audit_code(error: &crate::audit::AuditError) -> Code {
+    use crate::audit::AuditError;
+    match error {
+        AuditError::Full { .. } => Code::Busy,
+        AuditError::TooLarge { .. } => Code::TooLarge,
+        _ => Code::AuditUnavailable,
     }
 }
 
@@ -505,58 +512,56 @@ impl From<super::clients::ClientsError> for Problem {
 impl From<crate::device::DeviceError> for Problem {
     fn from(error: crate::device::DeviceError) -> Self {
         use crate::device::DeviceError as E;
-        let mut retry_after = None;
-        let code = match &error {
-            E::Pkcs11 { .. } | E::Unusable { .. } => Code::TokenError,
-            E::TokenAbsent { .. } | E::TokenUnknown { .. } | E::ModuleUnknown { .. } => {
-                Code::TokenAbsent
-            }
-            E::TokenAmbiguous { .. } => Code::TokenAmbiguous,
-            E::ModuleMissing { .. } => Code::ModuleMissing,
-            E::ModuleDown {
-                retry_after: next, ..
-            } => {
-                retry_after = Some(u32::try_from(next.as_secs()).unwrap_or(u32::MAX).max(1));
-                Code::TokenDown
-            }
-            E::ModuleUnusable { .. }
-            | E::WorkerDied { .. }
-            | E::WorkerStart { .. }
-            | E::Protocol { .. }
-            | E::Stopped => Code::TokenDown,
-            E::Timeout { .. } => Code::TokenTimeout,
-            E::Busy { .. } => {
-                retry_after = Some(1);
-                Code::Busy
-            }
-            E::PinNeeded { .. } | E::PinBlocked { .. } => Code::PinNeeded,
-            E::PinWrong { .. } | E::PinLength { .. } => Code::PinWrong,
-            E::PinLocked { .. } => Code::PinLocked,
-            E::PinFinalTry { .. } => Code::PinFinalTry,
-            E::KeyMissing { .. } | E::KeyAmbiguous { .. } | E::KeyChanged { .. } => {
-                Code::KeyMissing
-            }
-            E::KeyNotProven { .. } => Code::KeyNotProven,
-            E::Unsupported { .. } | E::SchemeUnsupported { .. } | E::KeyUnusable { .. } => {
-                Code::KeyUnsupported
-            }
-            E::BadSignature { .. } => Code::SignatureInvalid,
-            E::TooLarge { .. } => Code::TooLarge,
-            E::Undecryptable { .. } => Code::Malformed,
-            E::PinFileNotPrivate { .. } | E::PinFileUnreadable { .. } | E::PinRecord { .. } => {
-                Code::StateUnusable
-            }
-            E::KeyExists { .. }
-            | E::ModuleTwice { .. }
-            | E::WrongPurpose { .. }
-            | E::MalformedCertificate => Code::Internal,
-        };
+        let code = device_code(&error);
         log_ours(code, &error);
         let problem = Self::new(code, error.to_string());
-        match retry_after {
-            Some(seconds) => problem.with_retry_after(seconds),
-            None => problem,
+        match error {
+            E::ModuleDown { retry_after, .. } => {
+                let seconds = u32::try_from(retry_after.as_secs()).unwrap_or(u32::MAX);
+                problem.with_retry_after(seconds.max(1))
+            }
+            E::Busy { .. } => problem.with_retry_after(1),
+            _ => problem,
         }
+    }
+}
+
+fn device_code(error: &crate::device::DeviceError) -> Code {
+    use crate::device::DeviceError as E;
+    match error {
+        E::Pkcs11 { .. } | E::Unusable { .. } => Code::TokenError,
+        E::TokenAbsent { .. } | E::TokenUnknown { .. } | E::ModuleUnknown { .. } => {
+            Code::TokenAbsent
+        }
+        E::TokenAmbiguous { .. } => Code::TokenAmbiguous,
+        E::ModuleMissing { .. } => Code::ModuleMissing,
+        E::ModuleDown { .. }
+        | E::ModuleUnusable { .. }
+        | E::WorkerDied { .. }
+        | E::WorkerStart { .. }
+        | E::Protocol { .. }
+        | E::Stopped => Code::TokenDown,
+        E::Timeout { .. } => Code::TokenTimeout,
+        E::Busy { .. } => Code::Busy,
+        E::PinNeeded { .. } | E::PinBlocked { .. } => Code::PinNeeded,
+        E::PinWrong { .. } | E::PinLength { .. } => Code::PinWrong,
+        E::PinLocked { .. } => Code::PinLocked,
+        E::PinFinalTry { .. } => Code::PinFinalTry,
+        E::KeyMissing { .. } | E::KeyAmbiguous { .. } | E::KeyChanged { .. } => Code::KeyMissing,
+        E::KeyNotProven { .. } => Code::KeyNotProven,
+        E::Unsupported { .. } | E::SchemeUnsupported { .. } | E::KeyUnusable { .. } => {
+            Code::KeyUnsupported
+        }
+        E::BadSignature { .. } => Code::SignatureInvalid,
+        E::TooLarge { .. } => Code::TooLarge,
+        E::Undecryptable { .. } => Code::Malformed,
+        E::PinFileNotPrivate { .. } | E::PinFileUnreadable { .. } | E::PinRecord { .. } => {
+            Code::StateUnusable
+        }
+        E::KeyExists { .. }
+        | E::ModuleTwice { .. }
+        | E::WrongPurpose { .. }
+        | E::MalformedCertificate => Code::Internal,
     }
 }
 
@@ -649,15 +654,24 @@ impl From<crate::merchants::MerchantError> for Problem {
 impl From<crate::policy::Refusal> for Problem {
     fn from(refusal: crate::policy::Refusal) -> Self {
         use crate::policy::RefusalCause;
-        let (code, retry_after) = match refusal.cause {
-            RefusalCause::Rule => (Code::PolicyRefused, None),
-            RefusalCause::Limit { retry_after } => (Code::LimitReached, Some(retry_after)),
+        let code = refusal_code(&refusal);
+        let retry_after = match refusal.cause {
+            RefusalCause::Rule => None,
+            RefusalCause::Limit { retry_after } => Some(retry_after),
         };
         let problem = Self::new(code, format!("policy refuses: {}", refusal.reason));
         Self {
             retry_after,
             ..problem.with_rule(refusal.rule)
         }
+    }
+}
+
+fn refusal_code(refusal: &crate::policy::Refusal) -> Code {
+    use crate::policy::RefusalCause;
+    match refusal.cause {
+        RefusalCause::Rule => Code::PolicyRefused,
+        RefusalCause::Limit { .. } => Code::LimitReached,
     }
 }
 
@@ -680,65 +694,92 @@ impl From<crate::signing::RestoreError> for Problem {
 impl From<crate::consent::ConsentError> for Problem {
     fn from(error: crate::consent::ConsentError) -> Self {
         use crate::consent::ConsentError as E;
-        let code = match error {
-            E::Denied => Code::ConsentDenied,
-            E::TimedOut { .. } => Code::ConsentTimeout,
-            E::Busy => Code::Busy,
-            E::Unavailable { .. } => Code::ConsentUnavailable,
-        };
+        let code = consent_code(&error);
         log_ours(code, &error);
         let problem = Self::new(code, error.to_string());
-        if code == Code::Busy {
-            problem.with_retry_after(1)
-        } else {
-            problem
+        match error {
+            E::Busy => problem.with_retry_after(1),
+            E::Unavailable {
+                action: Some(action),
+                ..
+            } => problem.with_action(action),
+            _ => problem,
         }
+    }
+}
+
+fn consent_code(error: &crate::consent::ConsentError) -> Code {
+    use crate::consent::ConsentError as E;
+    match error {
+        E::Denied => Code::ConsentDenied,
+        E::TimedOut { .. } => Code::ConsentTimeout,
+        E::Busy => Code::Busy,
+        E::Unavailable { .. } => Code::ConsentUnavailable,
     }
 }
 
 impl From<crate::signing::SigningError> for Problem {
     fn from(error: crate::signing::SigningError) -> Self {
-        use crate::enrol::Standing;
         use crate::signing::SigningError as E;
-        use crate::statement::ServiceError;
-        let code = match error {
+        let code = signing_code(&error);
+        let error = match error {
             E::Device(error) => return error.into(),
             E::Audit(error) => return error.into(),
-            E::Challenge(ref error) => match error {
-                ServiceError::Jose(_) | ServiceError::Claims(_) => Code::ChallengeMalformed,
-                ServiceError::Statement(_) => Code::StatementInvalid,
-                ServiceError::Audience => Code::ChallengeAudience,
-                ServiceError::IssuerUnknown { .. } => Code::ChallengeIssuerUnknown,
-                ServiceError::KeyUnknown { .. } => Code::ChallengeKeyUnknown,
-                ServiceError::Signature => Code::ChallengeSignature,
-                ServiceError::Expired { .. } => Code::ChallengeExpired,
-                ServiceError::NotYetValid { .. } => Code::ChallengeNotYetValid,
-            },
-            E::Origin { .. } => Code::ChallengeOrigin,
-            E::OtherAccount { .. } => Code::ChallengeAccount,
-            E::NoCertificate { .. } => Code::CertificateMissing,
-            E::Standing { standing } => match standing {
-                Standing::Revoked => Code::CertificateRevoked,
-                Standing::Active
-                | Standing::NotYetValid
-                | Standing::Expired
-                | Standing::Superseded => Code::CertificateExpired,
-            },
-            E::Used => Code::ChallengeUsed,
-            E::Denied => Code::ConsentDenied,
+            E::ReadBack(error) => return error.into(),
             E::Policy(refusal) => return refusal.into(),
             E::Consent(error) => return error.into(),
-            E::Busy => Code::Busy,
-            E::Cms(_) | E::Encode(_) => Code::Internal,
+            error => error,
         };
         log_ours(code, &error);
         let problem = Self::new(code, error.to_string());
-        if code == Code::Busy {
-            problem.with_retry_after(1)
-        } else {
-            problem
+        match error {
+            E::Busy => problem.with_retry_after(1),
+            _ => problem,
         }
     }
+}
+
+fn signing_code(error: &crate::signing::SigningError) -> Code {
+    use crate::enrol::Standing;
+    use crate::signing::SigningError as E;
+    use crate::statement::ServiceError;
+    match error {
+        E::Device(error) => device_code(error),
+        E::Audit(error) => audit_code(error),
+        E::Challenge(error) => match error {
+            ServiceError::Jose(_) | ServiceError::Claims(_) => Code::ChallengeMalformed,
+            ServiceError::Statement(_) => Code::StatementInvalid,
+            ServiceError::Audience => Code::ChallengeAudience,
+            ServiceError::IssuerUnknown { .. } => Code::ChallengeIssuerUnknown,
+            ServiceError::KeyUnknown { .. } => Code::ChallengeKeyUnknown,
+            ServiceError::Signature => Code::ChallengeSignature,
+            ServiceError::Expired { .. } => Code::ChallengeExpired,
+            ServiceError::NotYetValid { .. } => Code::ChallengeNotYetValid,
+        },
+        E::Payees(_) => Code::PayeesInvalid,
+        E::Forgotten => Code::ChallengeExpired,
+        E::ReadBack(_) => Code::AuditUnavailable,
+        E::Origin { .. } => Code::ChallengeOrigin,
+        E::OtherAccount { .. } => Code::ChallengeAccount,
+        E::NoCertificate { .. } => Code::CertificateMissing,
+        E::Standing { standing } => match standing {
+            Standing::Revoked => Code::CertificateRevoked,
+            Standing::Active | Standing::NotYetValid | Standing::Expired | Standing::Superseded => {
+                Code::CertificateExpired
+            }
+        },
+        E::Used => Code::ChallengeUsed,
+        E::Denied => Code::ConsentDenied,
+        E::Policy(refusal) => refusal_code(refusal),
+        E::Consent(error) => consent_code(error),
+        E::Busy => Code::Busy,
+        E::Cms(_) | E::Encode(_) => Code::Internal,
+    }
+}
+
+/// The stable code of a refusal, for the audit trail.
+pub fn code_of(error: &crate::signing::SigningError) -> &'static str {
+    signing_code(error).as_str()
 }
 
 /// The caller gets one sentence; what is for us to mend goes to the log with all its causes.

@@ -15,7 +15,7 @@ use crate::device::{ModuleStatus, TokenStatus, UnlockOutcome};
 use crate::policy::explain::Explanation;
 use crate::policy::rules::Rule;
 use crate::policy::{Changes, ClientPolicy, ConsentRule, Finding};
-use crate::statement::Kind;
+use crate::statement::{Kind, Payee};
 
 /// The daemon in a few numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -231,6 +231,10 @@ pub struct RequestApproval {
     /// Whether a detached CMS signature is wanted besides.
     #[serde(default)]
     pub cms: bool,
+    /// The list of payees, where the challenge's statement names one by its digest (`payees`): at
+    /// most 1,000, in the order the operation was created with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payees: Option<Vec<Payee>>,
 }
 
 /// An approval.

@@ -292,7 +292,7 @@ impl Audit {
     }
 
     /// Where the log is.
-    pub fn directory(&self) -> &Path {
+    pub fn directory(&self) -> &Arc<Path> {
         &self.directory
     }
 

@@ -13,7 +13,17 @@ use super::walk::{Step, Walk};
 pub struct Records {
     walk: Option<Walk>,
     not_before: Timestamp,
+    from: u64,
     until: u64,
+    passed_over: Option<Timestamp>,
+}
+
+impl Records {
+    /// The latest time of a record that was passed over as too early, among those that were looked
+    /// at. Where some are older than was asked for, the newest of them is.
+    pub fn passed_over(&self) -> Option<Timestamp> {
+        self.passed_over
+    }
 }
 
 /// All records of the log in `dir`.
@@ -37,26 +47,40 @@ pub(super) fn up_to(dir: &Path, time: Timestamp, until: u64) -> Result<Records, 
     Ok(Records {
         walk: Some(Walk::new(segments, start)?),
         not_before: time,
+        from: 0,
         until,
+        passed_over: None,
+    })
+}
+
+/// The records from number `seq` on. Reads its segment from the beginning, to check the chain.
+pub fn from(dir: &Path, seq: u64) -> Result<Records, VerifyError> {
+    let segments = segments(dir)?;
+    let start = segments
+        .partition_point(|segment| segment.first <= seq)
+        .saturating_sub(1);
+    Ok(Records {
+        walk: Some(Walk::new(segments, start)?),
+        not_before: Timestamp::MIN,
+        from: seq,
+        until: u64::MAX,
+        passed_over: None,
     })
 }
 
 /// The records from number `first` to number `last`.
-pub(super) fn range(
-    dir: &Path,
-    first: u64,
-    last: u64,
-) -> Result<impl Iterator<Item = Result<Record, VerifyError>>, VerifyError> {
+pub(super) fn range(dir: &Path, first: u64, last: u64) -> Result<Records, VerifyError> {
     let segments = segments(dir)?;
     let start = segments
         .partition_point(|segment| segment.first <= first)
         .saturating_sub(1);
-    let records = Records {
+    Ok(Records {
         walk: Some(Walk::new(segments, start)?),
         not_before: Timestamp::MIN,
+        from: first,
         until: last,
-    };
-    Ok(records.filter(move |record| !matches!(record, Ok(record) if record.seq < first)))
+        passed_over: None,
+    })
 }
 
 /// The newest record of this kind up to number `until`. Segments are read from the newest on.
@@ -71,7 +95,9 @@ pub(super) fn last_of_kind(
         let records = Records {
             walk: Some(Walk::new(upto, index)?),
             not_before: Timestamp::MIN,
+            from: 0,
             until,
+            passed_over: None,
         };
         let mut found = None;
         for record in records {
@@ -108,6 +134,7 @@ impl Iterator for Records {
         loop {
             let walk = self.walk.as_mut()?;
             let found = match walk.next() {
+                Ok(Step::Record { record, .. }) if record.seq < self.from => continue,
                 Ok(Step::Record { record, json }) if record.seq <= self.until => {
                     Record::parse(json, record.hash)
                 }
@@ -121,7 +148,9 @@ impl Iterator for Records {
                 }
             };
             match found {
-                Some(record) if record.time < self.not_before => {}
+                Some(record) if record.time < self.not_before => {
+                    self.passed_over = self.passed_over.max(Some(record.time));
+                }
                 Some(record) => return Some(Ok(record)),
                 None => {
                     let error = walk.broken("the line fits the chain but is not a record".into());

@@ -4,10 +4,10 @@
 //! and a client certificate, it is the registered program.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::error::Error;
-use super::input::Source;
+use super::input::{Source, read_file};
 use super::output::{Format, Output};
 use super::verify::compact;
 use super::{Global, daemon};
@@ -17,7 +17,7 @@ use crate::base::files::write_atomic;
 use crate::base::jose::Jws;
 use crate::base::sysexits::EX_OK;
 use crate::statement::strict::Object;
-use crate::statement::{Challenge, Language, Statement};
+use crate::statement::{Challenge, Language, Payee, Statement};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -32,6 +32,10 @@ pub(super) struct Arguments {
     /// File with the challenge, or - for standard input.
     #[arg(long, value_name = "FILE", default_value = "-")]
     challenge: Source,
+    /// File with the list of payees, for a batch: the JSON array that the operation was created
+    /// with.
+    #[arg(long, value_name = "FILE")]
+    payees: Option<PathBuf>,
     /// Write the approval to this file rather than to standard output.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -87,6 +91,7 @@ pub(super) async fn run(
         let request = RequestApproval {
             challenge,
             cms: arguments.cms.is_some(),
+            payees: arguments.payees.as_deref().map(payees).transpose()?,
         };
         daemon.approve(&request).await?
     };
@@ -111,6 +116,16 @@ pub(super) async fn run(
         _ => output.result(&answer, |_| answer.approval.clone())?,
     }
     Ok(EX_OK)
+}
+
+/// The list of payees in a file.
+pub(super) fn payees(path: &Path) -> Result<Vec<Payee>, Error> {
+    /// A thousand payees of the longest names.
+    const LIMIT: u64 = 1024 * 1024;
+    serde_json::from_slice(&read_file(path, LIMIT)?).map_err(|error| Error::Input {
+        what: format!("{} is no list of payees: {error}", path.display()),
+        action: "Give a JSON array of objects with \"payee\" and \"amount\" (minor units).".into(),
+    })
 }
 
 /// What the challenge asks for, before anybody checked it: the daemon does that.

@@ -2,7 +2,7 @@
 //!
 //! For trials and tests, and for a look at one operation: a backend calls the interface itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -18,7 +18,7 @@ use crate::base::secret::SecretText;
 use crate::base::sysexits::EX_OK;
 use crate::statement::approval::Approval;
 use crate::statement::strict::Object;
-use crate::statement::{Kind, Language, Statement};
+use crate::statement::{Kind, Language, Payee, Statement};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -102,6 +102,10 @@ struct Facts {
     #[arg(long, value_name = "TEXT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     payee: Option<String>,
+    /// File with the list of payees of a batch: a JSON array of objects with "payee" and "amount".
+    #[arg(long, value_name = "FILE", conflicts_with = "payee", value_parser = payees)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payees: Option<PayeesFile>,
     /// How many pieces.
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -118,6 +122,15 @@ struct Facts {
     #[arg(long, value_name = "ORIGIN")]
     #[serde(skip_serializing_if = "Option::is_none")]
     origin: Option<String>,
+}
+
+/// A list of payees that was read from a file.
+#[derive(Debug, Clone, Serialize)]
+#[serde(transparent)]
+struct PayeesFile(Vec<Payee>);
+
+fn payees(path: &str) -> Result<PayeesFile, Error> {
+    super::approve::payees(Path::new(path)).map(PayeesFile)
 }
 
 #[derive(Debug, Serialize, Deserialize)]

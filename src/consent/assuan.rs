@@ -1,6 +1,8 @@
 //! The Assuan protocol's lines (<https://www.gnupg.org/documentation/manuals/assuan/>), as far as
 //! a client of pinentry needs them.
 
+use zeroize::Zeroizing;
+
 /// The longest line of the protocol, its line break included (section "Client requests").
 pub(super) const LINE_LIMIT: usize = 1000;
 
@@ -37,7 +39,9 @@ pub(super) enum Reply {
         /// The server's words.
         text: String,
     },
-    /// A status line, data or comment, after which the reply still comes.
+    /// Data: what a person typed. The rest of the line, still escaped, is for [`unescape`].
+    Data,
+    /// A status line or comment, after which the reply still comes.
     Interim,
 }
 
@@ -67,11 +71,33 @@ impl Reply {
                     text: text.chars().filter(|c| !c.is_control()).collect(),
                 })
             }
-            "S" | "D" | "#" => Some(Self::Interim),
+            "D" => Some(Self::Data),
+            "S" | "#" => Some(Self::Interim),
             _ if word.starts_with('#') => Some(Self::Interim),
             _ => None,
         }
     }
+}
+
+/// The data of a line of [`Reply::Data`]; `None` where an escape is not one. Appends to a buffer
+/// that was made large enough, so that nothing is left behind by its growing.
+pub(super) fn unescape(line: &[u8], into: &mut Zeroizing<Vec<u8>>) -> Option<()> {
+    let mut rest = line.strip_prefix(b"D ").unwrap_or_default();
+    while let Some((&byte, behind)) = rest.split_first() {
+        rest = behind;
+        let byte = if byte == b'%' {
+            let (digits, behind) = rest.split_at_checked(2)?;
+            rest = behind;
+            u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?
+        } else {
+            byte
+        };
+        if into.len() == into.capacity() {
+            return None;
+        }
+        into.push(byte);
+    }
+    Some(())
 }
 
 #[cfg(test)]
@@ -114,6 +140,20 @@ mod tests {
             b"\xff",
         ] {
             assert_eq!(Reply::parse(garbage), None, "{garbage:?}");
+        }
+    }
+
+    #[test]
+    fn data_is_unescaped_and_bounded() {
+        let read = |line: &[u8]| {
+            let mut buffer = Zeroizing::new(Vec::with_capacity(8));
+            unescape(line, &mut buffer).map(|()| buffer.to_vec())
+        };
+        assert_eq!(Reply::parse(b"D 12%2534"), Some(Reply::Data));
+        assert_eq!(read(b"D 12%2534").unwrap(), b"12%34");
+        assert_eq!(read(b"D").unwrap(), b"");
+        for bad in [&b"D %"[..], b"D %2", b"D %zz", b"D 123456789"] {
+            assert_eq!(read(bad), None);
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::pinentry::environment;
 use super::text::clean;
-use super::{Config, Prompt};
+use super::{AskedBy, Config, Prompt};
 use crate::statement::Language;
 
 /// How long the program may take to hand the notice to the desktop.
@@ -26,15 +26,19 @@ pub(super) fn show(program: &Path, config: &Config, prompt: &Prompt) {
         Language::Chinese => "有操作等待您确认",
     };
     let milliseconds = u64::from(config.timeout_seconds.get()) * 1_000;
+    let asks = match &prompt.asked_by {
+        AskedBy::Client { name, .. } => name.clone(),
+        AskedBy::User { uid, .. } => match prompt.language {
+            Language::English => format!("local user {uid}"),
+            Language::Chinese => format!("本机用户 {uid}"),
+        },
+        AskedBy::Itself => "opcert".into(),
+    };
     let started = Command::new(program)
         .args(["--app-name", "opcert", "--urgency", "critical"])
         .args(["--expire-time", &milliseconds.to_string()])
         .args(["--hint", "boolean:transient:true", "--", waits])
-        .arg(format!(
-            "{}: {}",
-            clean(&prompt.client),
-            clean(&prompt.title)
-        ))
+        .arg(format!("{}: {}", clean(&asks), clean(&prompt.title)))
         .env_clear()
         .envs(environment(config))
         .stdin(Stdio::null())

@@ -5,17 +5,16 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{
-    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
-};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use zeroize::Zeroizing;
 
 use super::assuan::{self, CANCELED, FULLY_CANCELED, LINE_LIMIT, NOT_CONFIRMED, Reply, TIMEOUT};
 use super::text::Question;
 use super::{Config, ConsentError};
-use crate::policy::ConsentMethod;
+use crate::base::secret::Pin;
 
 /// How long pinentry may take to start and to accept the text.
 const SETUP_LIMIT: Duration = Duration::from_secs(10);
@@ -60,22 +59,52 @@ pub(super) fn environment(config: &Config) -> impl Iterator<Item = (&'static str
 }
 
 /// Asks `question` in a window of `program`. When the future is dropped the process is killed.
-pub(super) async fn ask(
+pub(super) async fn confirm(
     program: &Path,
     config: &Config,
     question: &Question,
-) -> Result<ConsentMethod, ConsentError> {
+) -> Result<(), ConsentError> {
+    converse(
+        program,
+        config,
+        question,
+        async |pinentry: &mut Pinentry| pinentry.confirm(config).await,
+    )
+    .await
+}
+
+/// Asks for a PIN in the same way.
+pub(super) async fn pin(
+    program: &Path,
+    config: &Config,
+    question: &Question,
+) -> Result<Pin, ConsentError> {
+    converse(
+        program,
+        config,
+        question,
+        async |pinentry: &mut Pinentry| pinentry.pin(config).await,
+    )
+    .await
+}
+
+async fn converse<T>(
+    program: &Path,
+    config: &Config,
+    question: &Question,
+    ask: impl AsyncFnOnce(&mut Pinentry) -> Result<T, Failure>,
+) -> Result<T, ConsentError> {
     let mut pinentry = Pinentry::start(program, config)?;
     let set_up = timeout(SETUP_LIMIT, pinentry.set_up(config, question)).await;
     let answer = match set_up {
-        Ok(Ok(())) => pinentry.confirm(config).await,
+        Ok(Ok(())) => ask(&mut pinentry).await,
         Ok(Err(failure)) => Err(Failure::Talk(failure)),
         Err(_) => Err(Failure::Talk("it did not answer in time".into())),
     };
     match answer {
-        Ok(()) => {
+        Ok(answer) => {
             pinentry.leave().await;
-            Ok(ConsentMethod::Pinentry)
+            Ok(answer)
         }
         Err(Failure::Answer(error)) => {
             pinentry.leave().await;
@@ -84,10 +113,9 @@ pub(super) async fn ask(
         Err(Failure::Talk(failure)) => {
             let last_words = pinentry.last_words().await;
             Err(ConsentError::Unavailable {
-                reason: format!(
-                    "{} failed: {failure}{last_words}. Run it by hand to see that it can open a \
-                     window for the service's user",
-                    program.display()
+                reason: format!("{} failed: {failure}{last_words}", program.display()),
+                action: Some(
+                    "Run it by hand to see that it can open a window for the service's user.",
                 ),
             })
         }
@@ -105,17 +133,15 @@ enum Failure {
 struct Pinentry {
     child: Child,
     input: ChildStdin,
-    output: BufReader<ChildStdout>,
+    output: Lines,
     complaints: JoinHandle<Vec<u8>>,
 }
 
 impl Pinentry {
     fn start(program: &Path, config: &Config) -> Result<Self, ConsentError> {
         let failed = |why: &dyn std::fmt::Display| ConsentError::Unavailable {
-            reason: format!(
-                "cannot start {}: {why}. Install pinentry or correct `pinentry` under `[consent]`",
-                program.display()
-            ),
+            reason: format!("cannot start {}: {why}", program.display()),
+            action: Some("Install pinentry, or correct `pinentry` under `[consent]`."),
         };
         let mut child = Command::new(program)
             .env_clear()
@@ -130,7 +156,7 @@ impl Pinentry {
             (Some(input), Some(output), Some(complaints)) => Ok(Self {
                 child,
                 input,
-                output: BufReader::with_capacity(LINE_LIMIT, output),
+                output: Lines::new(output),
                 complaints: tokio::spawn(drain(complaints)),
             }),
             _ => Err(failed(&"its pipes are missing")),
@@ -151,7 +177,7 @@ impl Pinentry {
         for line in std::iter::once(line.as_slice()).chain(question.commands()) {
             match self.request(line).await? {
                 Reply::Err { text, .. } => return Err(format!("it refused the text: {text}")),
-                Reply::Ok | Reply::Interim => {}
+                Reply::Ok | Reply::Interim | Reply::Data => {}
             }
         }
         Ok(())
@@ -159,17 +185,40 @@ impl Pinentry {
 
     /// Opens the window and waits for the person.
     async fn confirm(&mut self, config: &Config) -> Result<(), Failure> {
+        match self.person(config, b"CONFIRM\n").await? {
+            None => Ok(()),
+            Some(_) => Err(Failure::Talk("it sent data nobody asked for".into())),
+        }
+    }
+
+    /// The same with a field for a PIN.
+    async fn pin(&mut self, config: &Config) -> Result<Pin, Failure> {
+        let typed = self.person(config, b"GETPIN\n").await?.unwrap_or_default();
+        // A PIN of the token is UTF-8 (PKCS#11 section 2.5).
+        match std::str::from_utf8(&typed) {
+            Ok(text) => Ok(Pin::new(text.to_owned())),
+            Err(_) => Err(Failure::Talk("what was typed is not UTF-8".into())),
+        }
+    }
+
+    /// Waits for the person after `command`.
+    async fn person(
+        &mut self,
+        config: &Config,
+        command: &[u8],
+    ) -> Result<Option<Zeroizing<Vec<u8>>>, Failure> {
         let timed_out = || {
             Failure::Answer(ConsentError::TimedOut {
                 seconds: config.timeout_seconds.get(),
             })
         };
         let limit = config.timeout() + ANSWER_GRACE;
-        let reply = timeout(limit, self.request(b"CONFIRM\n"))
+        let mut data = None;
+        let reply = timeout(limit, self.exchange(command, &mut data))
             .await
             .map_err(|_| timed_out())?;
         match reply.map_err(Failure::Talk)? {
-            Reply::Ok => Ok(()),
+            Reply::Ok => Ok(data),
             Reply::Err { code, .. }
                 if [CANCELED, NOT_CONFIRMED, FULLY_CANCELED].contains(&code) =>
             {
@@ -177,7 +226,7 @@ impl Pinentry {
             }
             Reply::Err { code: TIMEOUT, .. } => Err(timed_out()),
             Reply::Err { text, .. } => Err(Failure::Talk(text)),
-            Reply::Interim => Err(Failure::Talk("it gave no answer".into())),
+            Reply::Interim | Reply::Data => Err(Failure::Talk("it gave no answer".into())),
         }
     }
 
@@ -214,45 +263,96 @@ impl Pinentry {
     }
 
     async fn request(&mut self, line: &[u8]) -> Result<Reply, String> {
+        let mut data = None;
+        let reply = self.exchange(line, &mut data).await?;
+        match data {
+            None => Ok(reply),
+            Some(_) => Err("it sent data nobody asked for".into()),
+        }
+    }
+
+    async fn exchange(
+        &mut self,
+        line: &[u8],
+        data: &mut Option<Zeroizing<Vec<u8>>>,
+    ) -> Result<Reply, String> {
         self.input
             .write_all(line)
             .await
             .map_err(|error| format!("it does not read: {error}"))?;
-        self.reply().await
+        self.reply(data).await
     }
 
     async fn expect_ok(&mut self) -> Result<(), String> {
-        match self.reply().await? {
+        match self.reply(&mut None).await? {
             Reply::Ok => Ok(()),
             Reply::Err { text, .. } => Err(text),
-            Reply::Interim => Err("it does not greet".into()),
+            Reply::Interim | Reply::Data => Err("it does not greet".into()),
         }
     }
 
-    /// The next reply, past a few status lines.
-    async fn reply(&mut self) -> Result<Reply, String> {
+    /// The next reply, past a few status lines; what it sent as data goes to `data`.
+    async fn reply(&mut self, data: &mut Option<Zeroizing<Vec<u8>>>) -> Result<Reply, String> {
         for _ in 0..INTERIM_LIMIT {
-            let mut line = Vec::new();
-            (&mut self.output)
-                .take(LINE_LIMIT as u64)
-                .read_until(b'\n', &mut line)
-                .await
-                .map_err(|error| format!("it cannot be read: {error}"))?;
-            let Some(text) = line.strip_suffix(b"\n") else {
-                let what = if line.len() < LINE_LIMIT {
-                    "it ended without an answer"
-                } else {
-                    "it sent a line that is too long"
-                };
-                return Err(what.into());
-            };
-            match Reply::parse(text) {
+            let line = self.output.next().await?;
+            match Reply::parse(line) {
                 Some(Reply::Interim) => {}
+                Some(Reply::Data) => {
+                    let typed =
+                        data.get_or_insert_with(|| Zeroizing::new(Vec::with_capacity(LINE_LIMIT)));
+                    assuan::unescape(line, typed).ok_or("it sent data that is none")?;
+                }
                 Some(reply) => return Ok(reply),
                 None => return Err("it does not speak the pinentry protocol".into()),
             }
         }
         Err("it sent too many status lines".into())
+    }
+}
+
+/// Lines from pinentry. One of them may be a PIN, so the buffer never moves and is wiped.
+struct Lines {
+    from: ChildStdout,
+    buffer: Zeroizing<Vec<u8>>,
+    filled: usize,
+    /// The length of the line given out last, its end included.
+    given: usize,
+}
+
+impl Lines {
+    fn new(from: ChildStdout) -> Self {
+        Self {
+            from,
+            buffer: Zeroizing::new(vec![0; LINE_LIMIT]),
+            filled: 0,
+            given: 0,
+        }
+    }
+
+    /// The next line, without its end.
+    async fn next(&mut self) -> Result<&[u8], String> {
+        self.buffer.copy_within(self.given..self.filled, 0);
+        self.filled -= self.given;
+        self.given = 0;
+        loop {
+            let line = self.buffer[..self.filled].iter().position(|b| *b == b'\n');
+            if let Some(end) = line {
+                self.given = end + 1;
+                return Ok(&self.buffer[..end]);
+            }
+            if self.filled == self.buffer.len() {
+                return Err("it sent a line that is too long".into());
+            }
+            let count = self
+                .from
+                .read(&mut self.buffer[self.filled..])
+                .await
+                .map_err(|error| format!("it cannot be read: {error}"))?;
+            if count == 0 {
+                return Err("it ended without an answer".into());
+            }
+            self.filled += count;
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! begins with a mark: nothing a value holds can look like a line of ours. An indent would not do,
 //! pinentry-curses drops it.
 
-use super::{ConsentError, Prompt, assuan};
+use super::{AskedBy, ConsentError, OnToken, PinProblem, Prompt, assuan, process};
 use crate::statement::Language;
 
 /// Columns of the text; a terminal of 80 has room for it and a frame.
@@ -26,8 +26,29 @@ pub(super) struct Question {
 }
 
 impl Question {
-    /// Lays out a prompt. One that does not fit is [`ConsentError::Unavailable`].
-    pub fn new(prompt: &Prompt) -> Result<Self, ConsentError> {
+    /// Lays out a prompt with two buttons. One that does not fit is [`ConsentError::Unavailable`].
+    pub fn confirm(prompt: &Prompt) -> Result<Self, ConsentError> {
+        Self::new(prompt, &[])
+    }
+
+    /// Lays out a prompt that asks for a PIN.
+    pub fn pin(
+        prompt: &Prompt,
+        label: &str,
+        again: Option<PinProblem>,
+    ) -> Result<Self, ConsentError> {
+        let words = Words::of(prompt.language);
+        let field = format!("{} {}:", words.pin_of, clean(label));
+        let mut more = vec![("SETPROMPT", field.as_str())];
+        match again {
+            None => {}
+            Some(PinProblem::Wrong) => more.push(("SETERROR", words.pin_wrong)),
+            Some(PinProblem::Length) => more.push(("SETERROR", words.pin_length)),
+        }
+        Self::new(prompt, &more)
+    }
+
+    fn new(prompt: &Prompt, more: &[(&str, &str)]) -> Result<Self, ConsentError> {
         let words = Words::of(prompt.language);
         let title = format!("opcert: {}", clean(&prompt.title));
         let description = description(prompt, words).ok_or_else(too_long)?;
@@ -37,7 +58,8 @@ impl Question {
             ("SETOK", words.approve),
             ("SETCANCEL", words.refuse),
         ]
-        .into_iter()
+        .iter()
+        .chain(more)
         .map(|(name, argument)| assuan::command(name, argument))
         .collect::<Option<_>>()
         .ok_or_else(too_long)?;
@@ -53,16 +75,27 @@ impl Question {
 fn too_long() -> ConsentError {
     ConsentError::Unavailable {
         reason: "the operation's texts do not fit the window, and nothing is signed that was not \
-                 shown in full. Create the operation again with a shorter payee, reference or memo"
+                 shown in full"
             .into(),
+        action: Some("Create the operation again with a shorter payee, reference or memo."),
     }
 }
 
 struct Words {
     question: &'static str,
-    client: &'static str,
+    asked_by: &'static str,
+    user: &'static str,
+    itself: &'static str,
+    page: &'static str,
+    program: &'static str,
     approve: &'static str,
     refuse: &'static str,
+    more: (&'static str, &'static str),
+    pin_of: &'static str,
+    pin_wrong: &'static str,
+    pin_length: &'static str,
+    touch: &'static str,
+    pin_on_token: &'static str,
 }
 
 impl Words {
@@ -70,33 +103,118 @@ impl Words {
         match language {
             Language::English => &Self {
                 question: "Do you approve this operation?",
-                client: "Asked by",
+                asked_by: "Asked by",
+                user: "local user",
+                itself: "opcert itself",
+                page: "Page",
+                program: "Program",
                 approve: "Approve",
                 refuse: "Refuse",
+                more: ("and ", " more"),
+                pin_of: "PIN of",
+                pin_wrong: "The token refused this PIN.",
+                pin_length: "No PIN has this length; it was not tried.",
+                touch: "After you approve, touch the token",
+                pin_on_token: "After you approve, enter the PIN on the token",
             },
             Language::Chinese => &Self {
                 question: "您是否批准此操作？",
-                client: "请求方",
+                asked_by: "请求方",
+                user: "本机用户",
+                itself: "opcert 自身",
+                page: "网页",
+                program: "程序",
                 approve: "批准",
                 refuse: "拒绝",
+                more: ("另有 ", " 项"),
+                pin_of: "PIN 码，设备",
+                pin_wrong: "设备拒绝了此 PIN 码。",
+                pin_length: "PIN 码长度不符，未尝试。",
+                touch: "批准后，请触碰设备",
+                pin_on_token: "批准后，请在设备上输入 PIN 码",
             },
         }
     }
 }
 
+/// The text of the window; `None` where what has to be shown does not fit.
 fn description(prompt: &Prompt, words: &Words) -> Option<String> {
     let mut text = String::from(words.question);
     text.push('\n');
     for (label, value) in &prompt.lines {
         push_line(&mut text, label, value);
     }
-    push_line(&mut text, words.client, &prompt.client);
-    (text.lines().count() <= LINES).then_some(text)
+    let mut below = String::new();
+    match &prompt.asked_by {
+        AskedBy::Client { name, page } => {
+            push_line(&mut below, words.asked_by, name);
+            if let Some(page) = page {
+                push_line(&mut below, words.page, page);
+            }
+        }
+        AskedBy::User { uid, pid } => {
+            push_line(&mut below, words.asked_by, &format!("{} {uid}", words.user));
+            if let Some(pid) = pid {
+                push_line(&mut below, words.program, &process::chain(*pid));
+            }
+        }
+        AskedBy::Itself => push_line(&mut below, words.asked_by, words.itself),
+    }
+    if let Some(on_token) = &prompt.on_token {
+        let (sentence, label) = match on_token {
+            OnToken::Touch { label } => (words.touch, label),
+            OnToken::Pin { label } => (words.pin_on_token, label),
+        };
+        below.push('\n');
+        push_line(&mut below, sentence, label);
+    }
+    // `below` begins with a line end.
+    let taken = text.lines().count() + below.lines().count() - 1;
+    let room = LINES.checked_sub(taken)?;
+    push_list(&mut text, &prompt.list, room, words)?;
+    text.push_str(&below);
+    Some(text)
+}
+
+/// Appends as many entries as `room` has lines for, one a line and numbered, then how many more
+/// there are. At least one has to fit.
+fn push_list(text: &mut String, list: &[String], room: usize, words: &Words) -> Option<()> {
+    let mut shown = 0;
+    let mut used = 0;
+    let mut entries = String::new();
+    for (index, entry) in list.iter().enumerate() {
+        let mut lines = String::new();
+        push_numbered(&mut lines, index + 1, entry);
+        let more = usize::from(index + 1 < list.len());
+        let count = lines.lines().count() - 1;
+        if used + count + more > room {
+            break;
+        }
+        entries.push_str(&lines);
+        used += count;
+        shown += 1;
+    }
+    if shown == 0 && !list.is_empty() {
+        return None;
+    }
+    text.push_str(&entries);
+    if shown < list.len() {
+        let (before, after) = words.more;
+        text.push_str(&format!("\n{before}{}{after}", list.len() - shown));
+    }
+    Some(())
 }
 
 /// Appends `label: value`, wrapped at [`COLUMNS`].
 fn push_line(text: &mut String, label: &str, value: &str) {
-    let mut line = format!("{}: ", clean(label));
+    push_wrapped(text, format!("{}: ", clean(label)), value);
+}
+
+fn push_numbered(text: &mut String, number: usize, value: &str) {
+    push_wrapped(text, format!("{number}. "), value);
+}
+
+fn push_wrapped(text: &mut String, mut line: String, value: &str) {
     let mut unbreakable = line.len();
     for c in clean(value).chars() {
         if columns(&line) + width(c) > COLUMNS {
@@ -163,11 +281,16 @@ mod tests {
     fn prompt(lines: &[(&str, &str)]) -> Prompt {
         Prompt {
             title: "Withdrawal".into(),
-            client: "shop".into(),
+            asked_by: AskedBy::Client {
+                name: "shop".into(),
+                page: None,
+            },
             lines: lines
                 .iter()
                 .map(|(label, value)| ((*label).into(), (*value).into()))
                 .collect(),
+            list: Vec::new(),
+            on_token: None,
             language: Language::English,
         }
     }
@@ -219,10 +342,80 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let long = "汉".repeat(120);
-        let refused = Question::new(&prompt(&[("A", &long), ("B", &long), ("C", &long)]));
+        let refused = Question::confirm(&prompt(&[("A", &long), ("B", &long), ("C", &long)]));
         assert!(matches!(refused, Err(ConsentError::Unavailable { .. })));
         let many: Vec<_> = (0..20).map(|_| ("A", "b")).collect();
-        assert!(Question::new(&prompt(&many)).is_err());
-        assert!(Question::new(&prompt(&[("A", &long), ("B", &long)])).is_ok());
+        assert!(Question::confirm(&prompt(&many)).is_err());
+        assert!(Question::confirm(&prompt(&[("A", &long), ("B", &long)])).is_ok());
+    }
+
+    #[test]
+    fn a_list_is_shown_as_far_as_there_is_room() {
+        let mut batch = prompt(&[("Amount", "CNY 1,000.00"), ("Count", "1000")]);
+        batch.list = (1..=1000).map(|n| format!("payee {n}  CNY 1.00")).collect();
+        let text = shown(&batch);
+        assert!(
+            text.contains("\n1. payee 1  CNY 1.00\n2. payee 2"),
+            "{text}"
+        );
+        assert!(text.contains("\nand 986 more\nAsked by: shop"), "{text}");
+        assert_eq!(text.lines().count(), LINES);
+        batch.list.truncate(3);
+        assert!(shown(&batch).contains("\n3. payee 3  CNY 1.00\nAsked by: shop"));
+        batch.list = vec!["汉".repeat(120); 2];
+        let text = shown(&batch);
+        assert!(
+            text.contains("\n1. 汉") && text.contains("\n2. 汉"),
+            "{text}"
+        );
+        let many: Vec<_> = (0..17).map(|_| ("A", "b")).collect();
+        let mut full = prompt(&many);
+        full.list = vec!["x".into(), "y".into()];
+        assert_eq!(description(&full, Words::of(Language::English)), None);
+    }
+
+    #[test]
+    fn the_window_says_who_asks_and_what_to_do_on_the_token() {
+        let mut page = prompt(&[("Amount", "CNY 1.00")]);
+        page.asked_by = AskedBy::Client {
+            name: "browser".into(),
+            page: Some("https://pay.example".into()),
+        };
+        page.on_token = Some(OnToken::Touch {
+            label: "demo\nAmount: 1".into(),
+        });
+        let text = shown(&page);
+        assert!(
+            text.ends_with(
+                "\nAsked by: browser\nPage: https://pay.example\n\nAfter you approve, touch the \
+                 token: demo\u{fffd}Amount: 1"
+            ),
+            "{text}"
+        );
+        let own = i32::try_from(std::process::id()).unwrap();
+        let user = Prompt {
+            asked_by: AskedBy::User {
+                uid: 1000,
+                pid: Some(own),
+            },
+            language: Language::Chinese,
+            ..page
+        };
+        let text = shown(&user);
+        assert!(text.contains("\n请求方: 本机用户 1000\n程序: "), "{text}");
+    }
+
+    #[test]
+    fn a_pin_is_asked_for_by_the_name_of_its_token() {
+        let pin = |again| {
+            let question = Question::pin(&prompt(&[]), "demo", again).unwrap();
+            let lines: Vec<String> = question
+                .commands()
+                .map(|line| String::from_utf8_lossy(line).into_owned())
+                .collect();
+            lines.concat()
+        };
+        assert!(pin(None).ends_with("SETPROMPT PIN of demo:\n"));
+        assert!(pin(Some(PinProblem::Wrong)).ends_with("SETERROR The token refused this PIN.\n"));
     }
 }

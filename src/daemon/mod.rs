@@ -203,6 +203,7 @@ async fn run(
         asker.clone(),
         Policies::new(policy),
         clock.clone(),
+        crate::api::problem::code_of,
     );
     // Without the memory of what was approved, a challenge could be approved twice.
     let remembered = pipeline.restore(&recovered).map_err(Failure::state)?;

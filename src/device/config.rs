@@ -86,6 +86,10 @@ pub struct TokenConfig {
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub pin_source: Option<PinSource>,
+    /// Whether it waits for a touch before it signs, which PKCS#11 does not tell; people are then
+    /// told to touch it.
+    #[serde(default)]
+    pub touch: bool,
 }
 
 /// Where a PIN comes from.

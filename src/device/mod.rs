@@ -39,6 +39,7 @@ mod error;
 mod frames;
 mod hygiene;
 mod link;
+mod pin_check;
 mod pin_guard;
 mod private_key;
 mod public_key;
@@ -67,6 +68,7 @@ pub use self::error::DeviceError;
 use self::frames::{Answer, CERTIFICATE_MAX, CertificateParts, Class, Failure, Verb};
 pub use self::frames::{KeyUse, LastTry, UnlockOutcome};
 use self::link::{CallError, Link};
+use self::pin_check::PinCheck;
 use self::pin_guard::PinGuard;
 pub use self::private_key::{InvalidPrivateKey, RsaPrivateKey};
 use self::supervisor::{Command, Phase, Supervisor, View, call_error, unexpected};
@@ -109,6 +111,37 @@ struct Inner {
     /// Counts what [`Changes`] reports.
     changed: watch::Sender<u64>,
     supervisors: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// For the fuzz target of the frames: each frame that is read is written back as it was.
+#[cfg(fuzzing)]
+pub fn fuzz_packet(packet: &[u8]) {
+    use self::frames::{FromWorker, ToWorker};
+    fn round_trip<T: serde::Serialize + for<'a> serde::Deserialize<'a>>(frame: &[u8]) {
+        if let Ok(value) = frames::decode::<T>(frame) {
+            let (mut once, mut twice) = (Vec::new(), Vec::new());
+            if frames::append(&mut once, &value).is_ok() {
+                for frame in frames::split(&once).flatten() {
+                    let again = frames::decode::<T>(frame);
+                    let _ = again.map(|again| frames::append(&mut twice, &again));
+                }
+                assert!(once == twice, "a frame is not read as it was written");
+            }
+        }
+    }
+    for frame in frames::split(packet).flatten() {
+        round_trip::<ToWorker>(frame);
+        round_trip::<FromWorker>(frame);
+    }
+}
+
+/// What a person has to do on a token itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByHand {
+    /// Its PIN is typed on the device (`CKF_PROTECTED_AUTHENTICATION_PATH`).
+    pub protected_path: bool,
+    /// It waits for a touch before it signs, as the configuration says.
+    pub touch: bool,
 }
 
 /// Waits for tokens to come, leave, or change their state.
@@ -654,6 +687,60 @@ impl Devices {
                 Some(TokenCertificate { id, der: entry.der })
             })
             .collect())
+    }
+
+    /// What a person has to do on the token itself, as far as it is known now.
+    pub fn by_hand(&self, token: &TokenId) -> Result<ByHand, DeviceError> {
+        let module = self.module(&token.module)?;
+        let view = module.view.borrow().clone();
+        let known = view.tokens.iter().find(|known| known.id == *token);
+        let touch = known.is_some_and(|known| {
+            let mut configured = module.config.token.iter();
+            configured.any(|config| config.uri == known.uri && config.touch)
+        });
+        let protected_path = known
+            .and_then(|known| known.found.as_ref())
+            .is_some_and(|info| info.flags.protected_path);
+        Ok(ByHand {
+            protected_path,
+            touch,
+        })
+    }
+
+    /// Asks a token whether a PIN that a person typed for one operation is its own: one try, and
+    /// none if it is locked or has one try left. `None` on a token whose PIN is typed on the
+    /// device, for which there is `patience`. Neither the login that is there nor what the machine
+    /// may try on its own changes.
+    pub async fn check_pin(
+        &self,
+        token: &TokenId,
+        pin: Option<Pin>,
+        patience: Duration,
+    ) -> Result<(), DeviceError> {
+        let pin = pin.map(pin_guard::checked).transpose()?;
+        let module = self.module(&token.module)?;
+        let limit = module.config.call_timeout;
+        let (done, result) = oneshot::channel();
+        let check = PinCheck {
+            token: token.clone(),
+            patience: match pin {
+                Some(_) => limit,
+                None => patience.max(limit),
+            },
+            pin,
+        };
+        // Loading the library and looking at the slots have a deadline each.
+        let in_all = limit * 3 + check.patience;
+        module.command(Command::CheckPin { check, done }).await?;
+        match tokio::time::timeout(in_all, result).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(module.outage().unwrap_or(DeviceError::Stopped)),
+            Err(_) => Err(DeviceError::Timeout {
+                token: token.to_string(),
+                function: "C_Login",
+                after: in_all,
+            }),
+        }
     }
 
     /// Logs in with a PIN that a person gave: one try, and none if the token is locked, or has one

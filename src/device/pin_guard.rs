@@ -14,11 +14,12 @@
 //!
 //! The file holds nothing about the PIN itself: a hash of a few digits is guessed at once.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::config::PinSource;
@@ -38,11 +39,16 @@ const FILE_MAX: u64 = 1024 * 1024;
 /// The most bytes of a PIN's file: the PIN and the end of its line.
 const PIN_FILE_MAX: u64 = PIN_MAX as u64 + 2;
 
+/// One login of a token at a time.
+type Turn = Arc<Mutex<()>>;
+
 /// Remembers which PINs must not be tried.
 pub(super) struct PinGuard {
     path: PathBuf,
     clock: Clock,
     blocks: Mutex<Vec<Block>>,
+    /// By serial and label: two modules may show the same token.
+    turns: std::sync::Mutex<HashMap<(String, String), Turn>>,
 }
 
 /// A token whose PIN must not be tried.
@@ -127,7 +133,21 @@ impl PinGuard {
             path,
             clock,
             blocks: Mutex::new(blocks),
+            turns: std::sync::Mutex::default(),
         })
+    }
+
+    /// Waits until nobody else logs in to `token`. Whoever looks for an entry and then makes one
+    /// holds this over both.
+    pub async fn turn(&self, token: &TokenId) -> OwnedMutexGuard<()> {
+        let turn = self
+            .turns
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .entry((token.serial.clone(), token.label.clone()))
+            .or_default()
+            .clone();
+        turn.lock_owned().await
     }
 
     /// Why the machine must not try a PIN of `token`, if so.

@@ -43,6 +43,7 @@ use super::frames::{
     PACKET_MAX, PROTOCOL, PinBytes, ToWorker, UnlockOutcome, Verb,
 };
 use super::link::{CallError, End, Link, receive};
+use super::pin_check::PinCheck;
 use super::pin_guard::{self, PinGuard, PinOrigin, Settled};
 use crate::base::pkcs11::{TokenId, TokenUri};
 use crate::base::secret::Pin;
@@ -129,6 +130,11 @@ pub(super) enum Command {
         pin: Pin,
         last_try: LastTry,
         done: oneshot::Sender<Result<UnlockOutcome, DeviceError>>,
+    },
+    /// Ask the token whether a PIN is its own, without touching the login that is there.
+    CheckPin {
+        check: PinCheck,
+        done: oneshot::Sender<Result<(), DeviceError>>,
     },
     /// The module answered that it is unwell: replace the worker behind `link`.
     Replace { link: Arc<Link>, why: String },
@@ -260,6 +266,9 @@ impl Supervisor {
                 () = stopped(stop) => return Pause::Stop,
                 command = self.commands.recv() => match command {
                     Some(Command::Unlock { done, .. }) => {
+                        let _gone = done.send(Err(reason.clone()));
+                    }
+                    Some(Command::CheckPin { done, .. }) => {
                         let _gone = done.send(Err(reason.clone()));
                     }
                     Some(Command::LookAgain { done, .. } | Command::LogInAgain { done, .. }) => {
@@ -586,6 +595,9 @@ impl Supervisor {
                 return Ok(());
             }
         };
+        // A PIN check of this token that is under way has an entry of its own.
+        let guard = self.guard.clone();
+        let _turn = guard.turn(&token.id).await;
         if let Some(reason) = self.guard.blocked(&token.id, origin).await {
             settle(
                 token,
@@ -815,6 +827,21 @@ impl Supervisor {
                     let result = self.unlock(link, &token, pin, last_try).await;
                     let _gone = done.send(result);
                 }
+                Some(Command::CheckPin { check, done }) => match self.spawn().await {
+                    // Beside this task: a person may have to type on the device. Whoever asked
+                    // may leave; an attempt that has begun is ended all the same.
+                    Ok((mut other, _)) => {
+                        let (guard, limit) = (self.guard.clone(), self.config.call_timeout);
+                        tokio::spawn(async move {
+                            let result = check.run(&other.link, &guard, limit).await;
+                            let _gone = done.send(result);
+                            other.retire().await;
+                        });
+                    }
+                    Err(error) => {
+                        let _gone = done.send(Err(error));
+                    }
+                },
             }
         }
     }
@@ -953,6 +980,8 @@ impl Supervisor {
             source,
             last_try,
         };
+        let guard = self.guard.clone();
+        let _turn = guard.turn(id).await;
         let result = self.try_pin(link, id, number, given).await;
         match &result {
             Ok(_) => {

@@ -39,7 +39,7 @@ use crate::base::x509::{
     verify_operating_certificate,
 };
 use crate::device::{DeviceError, Devices};
-use crate::policy::{self, Caller, Consent, Decision, Purpose, Refusal};
+use crate::policy::{self, Caller, Consent, ConsentRule, Decision, Purpose, Refusal};
 use crate::statement::{Origin, ServiceError, Ticket};
 
 /// At most this many enrolments may be under way; past it the oldest must be ended first.
@@ -492,7 +492,7 @@ impl Enroller {
         let decision = policy::decide_own(caller, &enrolment.key, Purpose::CertificateRequest);
         let permit = match decision {
             Decision::Refused(refusal) => return Err(refusal.into()),
-            Decision::Granted(grant) => grant.permit(consent)?,
+            Decision::Granted(grant) => grant.permit(ConsentRule::of_method(consent.method))?,
         };
         let signature = self
             .devices

@@ -664,12 +664,8 @@ impl Merchants {
         debug_assert_eq!(public.family(), KeyFamily::Rsa(2048));
         let subject = common_name(merchant.as_str())?;
         let draft = request_draft(subject, Vec::new(), RemoteKey::new(public.clone()))?;
-        let now = self.0.clock.now();
         let permit = match policy::decide_own(by, key, Purpose::CertificateRequest) {
-            policy::Decision::Granted(grant) => grant.permit(&policy::Consent {
-                method: policy::ConsentMethod::Policy,
-                at: now.as_second(),
-            })?,
+            policy::Decision::Granted(grant) => grant.permit(policy::ConsentRule::None)?,
             policy::Decision::Refused(refusal) => return Err(refusal.into()),
         };
         let signature = self

@@ -40,8 +40,8 @@ use crate::base::pkcs11::KeyRef;
 use crate::device::Devices;
 use crate::enrol::Registry;
 use crate::policy::{
-    self, Action, Caller, ClientPolicy, Consent, ConsentMethod, Decision, NOT_ALLOWED, Permit,
-    Policies, Refusal, RefusalCause, WechatPayUse,
+    self, Action, Caller, ClientPolicy, ConsentRule, Decision, NOT_ALLOWED, Permit, Policies,
+    Refusal, RefusalCause, WechatPayUse,
 };
 use crate::wechatpay::MerchantId;
 
@@ -174,10 +174,7 @@ impl Merchants {
         match decision {
             Decision::Granted(grant) => {
                 let rule = grant.rule().to_owned();
-                let permit = grant.permit(&Consent {
-                    method: ConsentMethod::Policy,
-                    at: now.as_second(),
-                })?;
+                let permit = grant.permit(ConsentRule::None)?;
                 Ok(Leave { permit, rule })
             }
             Decision::Refused(refusal) => Err(refusal.into()),

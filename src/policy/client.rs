@@ -175,13 +175,13 @@ impl ConsentRule {
         }
     }
 
-    /// Whether consent that came about by `method` is enough.
-    pub fn is_met_by(self, method: ConsentMethod) -> bool {
-        match self {
-            Self::None => true,
-            Self::Confirm => method != ConsentMethod::Policy,
-            // Only a device with a key pad of its own proves that its PIN was entered.
-            Self::ConfirmWithPin => method == ConsentMethod::ProtectedPath,
+    /// The most that consent by `method` is known to be worth. Only a device with a key pad of its
+    /// own proves by itself that its PIN was entered.
+    pub fn of_method(method: ConsentMethod) -> Self {
+        match method {
+            ConsentMethod::Policy => Self::None,
+            ConsentMethod::Pinentry => Self::Confirm,
+            ConsentMethod::ProtectedPath => Self::ConfirmWithPin,
         }
     }
 }

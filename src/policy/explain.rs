@@ -154,6 +154,7 @@ pub fn explain(set: &PolicySet, usage: &Usage, supposed: &Supposed) -> Explanati
             .as_ref()
             .map(|(minor, currency)| (*minor, currency.as_str())),
         payee: supposed.payee.as_deref(),
+        payees: None,
         count: supposed.count,
         reference: supposed.reference.as_deref(),
         service: supposed.service.as_str(),

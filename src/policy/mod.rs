@@ -42,7 +42,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::ids::{ClientName, ComputerId};
 use crate::base::pkcs11::KeyRef;
 pub use crate::statement::{Consent, ConsentMethod};
-use crate::statement::{Origin, Statement};
+use crate::statement::{Origin, Payees, Statement};
 use crate::wechatpay::MerchantId;
 
 pub use client::{
@@ -112,6 +112,8 @@ pub enum Action<'a> {
 pub struct Approving<'a> {
     /// Of what.
     pub statement: &'a Statement,
+    /// The list of payees that the statement names, for a batch.
+    pub payees: Option<&'a Payees>,
     /// The account service that issued the challenge.
     pub service: &'a Origin,
     /// The page that relayed it, where one did.
@@ -133,6 +135,7 @@ impl<'a> Approving<'a> {
                 .amount()
                 .map(|money| (money.minor_units(), money.currency())),
             payee: statement.payee().map(|text| text.as_str()),
+            payees: self.payees,
             count: statement.count(),
             reference: statement.reference().map(|text| text.as_str()),
             service: self.service.as_str(),
@@ -240,9 +243,9 @@ impl Grant {
         &self.rule
     }
 
-    /// The permit, once consent is there. `given` must satisfy [`Grant::consent`].
-    pub fn permit(self, given: &Consent) -> Result<Permit, Refusal> {
-        if self.consent.is_met_by(given.method) {
+    /// The permit, once consent is there. `given` must be [`Grant::consent`] or more.
+    pub fn permit(self, given: ConsentRule) -> Result<Permit, Refusal> {
+        if given >= self.consent {
             Ok(Permit {
                 key: self.key,
                 purpose: self.purpose,
@@ -480,13 +483,11 @@ fn refuse(rule: &'static str, reason: impl Into<String>) -> Decision {
 }
 
 /// Leave for the program to sign on its own account with its own key; refused for anything that
-/// needs a statement.
-pub fn own(key: &KeyRef, purpose: Purpose, now: Timestamp) -> Result<Permit, Refusal> {
+/// needs a statement. No rule about it looks at the time, which is given all the same, as to every
+/// decision.
+pub fn own(key: &KeyRef, purpose: Purpose, _now: Timestamp) -> Result<Permit, Refusal> {
     match decide_own(&Caller::Itself, key, purpose) {
-        Decision::Granted(grant) => grant.permit(&Consent {
-            method: ConsentMethod::Policy,
-            at: now.as_second(),
-        }),
+        Decision::Granted(grant) => grant.permit(ConsentRule::None),
         Decision::Refused(refusal) => Err(refusal),
     }
 }

@@ -20,7 +20,7 @@ use super::usage::Tally;
 use super::{Caller, ClientPolicy, ConsentRule, WechatPayUse};
 use crate::base::ids::{AccountId, ComputerId, OperatorId};
 use crate::base::pkcs11::TokenId;
-use crate::statement::Kind;
+use crate::statement::{Kind, Payees};
 use crate::wechatpay::MerchantId;
 
 /// The facts that rules about an approval may read.
@@ -31,6 +31,7 @@ pub(super) struct View<'a> {
     pub operator: &'a OperatorId,
     pub amount: Option<(i64, &'a str)>,
     pub payee: Option<&'a str>,
+    pub payees: Option<&'a Payees>,
     pub count: Option<u32>,
     pub reference: Option<&'a str>,
     pub service: &'a str,
@@ -130,6 +131,10 @@ impl Question {
         }
         if let Some(payee) = view.payee {
             put("payee", string(payee));
+        }
+        if let Some(payees) = view.payees {
+            let payees = payees.iter().map(|(payee, _)| string(payee.as_str()));
+            put("payees", RestrictedExpression::new_set(payees));
         }
         if let Some(count) = view.count {
             put("count", RestrictedExpression::new_long(count.into()));

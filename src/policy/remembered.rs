@@ -31,7 +31,7 @@ const MOST: usize = 1_024;
 
 /// What the context of a request may have besides the kind, which is the action too, and the
 /// consent, which is what is asked for.
-const CONTEXT: [&str; 13] = [
+const CONTEXT: [&str; 14] = [
     "service",
     "origin",
     "time",
@@ -43,6 +43,7 @@ const CONTEXT: [&str; 13] = [
     "amount",
     "currency",
     "payee",
+    "payees",
     "count",
     "reference",
 ];
@@ -131,6 +132,7 @@ impl Asked {
             operator,
             amount,
             payee,
+            payees,
             count,
             reference,
             service,
@@ -152,6 +154,14 @@ impl Asked {
         // Whether it has an amount is of the kind, as is what else it must or must not have; what
         // it may have is told apart by `has`, which names it.
         asked.text(reads.has("payee"), *payee);
+        if reads.has("payees") {
+            asked.part(&[u8::from(payees.is_some())]);
+            for (payee, _) in payees.iter().flat_map(|payees| payees.iter()) {
+                asked.part(payee.as_str().as_bytes());
+            }
+            // Where the list ends: no part before it is so long.
+            asked.0.extend_from_slice(&u64::MAX.to_le_bytes());
+        }
         asked.number(reads.has("count"), count.map(i64::from));
         asked.text(reads.has("reference"), *reference);
         asked.text(reads.has("service"), Some(service));

@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use crate::statement::kinds::Presence;
+use crate::statement::kinds::{Batch, Presence};
 use crate::statement::{Kind, Language};
 
 const FIXED: &str = include_str!("opcert.cedarschema");
@@ -45,8 +45,13 @@ pub fn text() -> String {
     text
 }
 
-fn members(kind: Kind) -> [(&'static str, &'static str, Presence); 15] {
+fn members(kind: Kind) -> [(&'static str, &'static str, Presence); 16] {
     let always = Presence::Required;
+    // A batch has a list in place of the payee.
+    let (payee, payees) = match kind.batch() {
+        Batch::Forbidden => (kind.payee(), Presence::Forbidden),
+        Batch::Allowed => (Presence::Optional, Presence::Optional),
+    };
     [
         ("kind", "Kind", always),
         ("consent", "Consent", always),
@@ -60,7 +65,8 @@ fn members(kind: Kind) -> [(&'static str, &'static str, Presence); 15] {
         ("today", "Today", always),
         ("amount", "Long", kind.amount()),
         ("currency", "String", kind.amount()),
-        ("payee", "String", kind.payee()),
+        ("payee", "String", payee),
+        ("payees", "Set<String>", payees),
         ("count", "Long", kind.count()),
         ("reference", "String", kind.reference()),
     ]

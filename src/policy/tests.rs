@@ -26,6 +26,7 @@ fn statement(kind: &str, minor: i64) -> Statement {
         "acme".parse().unwrap(),
         "alice".parse().unwrap(),
         Facts {
+            payees: None,
             amount: has(kind.amount()).then(|| (minor, "CNY".into())),
             payee: has(kind.payee()).then(|| "Bank".into()),
             count: has(kind.count()).then_some(3),
@@ -89,6 +90,7 @@ impl<'a> Ask<'a> {
             key: &key,
             action: Action::Approve(Approving {
                 statement,
+                payees: None,
                 service: &service,
                 origin: None,
                 certificate: "ab12",
@@ -184,6 +186,7 @@ fn every_request_conforms_to_the_schema() {
         ] {
             let approving = Approving {
                 statement: &statement,
+                payees: None,
                 service: &service,
                 origin,
                 certificate: "ab12",
@@ -423,11 +426,7 @@ fn nobody_signs_an_approval_without_a_statement() {
     else {
         panic!("a page may ask a person");
     };
-    let unasked = Consent {
-        method: ConsentMethod::Policy,
-        at: 0,
-    };
-    assert_eq!(grant.permit(&unasked).unwrap_err().rule, "consent");
+    assert_eq!(grant.permit(ConsentRule::None).unwrap_err().rule, "consent");
     assert_eq!(rule(Caller::Itself, Purpose::Crl), "own");
 }
 
@@ -439,23 +438,12 @@ fn consent_of_the_wrong_kind_makes_no_permit() {
         consent,
         rule: "r".into(),
     };
-    for (wanted, given, enough) in [
-        (ConsentRule::None, ConsentMethod::Policy, true),
-        (ConsentRule::Confirm, ConsentMethod::Policy, false),
-        (ConsentRule::Confirm, ConsentMethod::Pinentry, true),
-        (ConsentRule::Confirm, ConsentMethod::ProtectedPath, true),
-        (ConsentRule::ConfirmWithPin, ConsentMethod::Pinentry, false),
-        (
-            ConsentRule::ConfirmWithPin,
-            ConsentMethod::ProtectedPath,
-            true,
-        ),
-    ] {
-        let consent = Consent {
-            method: given,
-            at: 0,
-        };
-        match grant(wanted).permit(&consent) {
+    for (wanted, given) in ConsentRule::ALL
+        .into_iter()
+        .flat_map(|wanted| ConsentRule::ALL.map(|given| (wanted, given)))
+    {
+        let enough = given >= wanted;
+        match grant(wanted).permit(given) {
             Ok(permit) => {
                 assert!(enough);
                 let (permit, cms) = permit.with_cms();
@@ -464,6 +452,13 @@ fn consent_of_the_wrong_kind_makes_no_permit() {
             }
             Err(refusal) => assert!(!enough && refusal.rule == "consent"),
         }
+    }
+    for (method, worth) in [
+        (ConsentMethod::Policy, ConsentRule::None),
+        (ConsentMethod::Pinentry, ConsentRule::Confirm),
+        (ConsentMethod::ProtectedPath, ConsentRule::ConfirmWithPin),
+    ] {
+        assert_eq!(ConsentRule::of_method(method), worth);
     }
 }
 

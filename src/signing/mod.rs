@@ -20,23 +20,25 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 use crate::audit::verify::VerifyError;
-use crate::audit::{Audit, AuditError, Event, Recovered};
+use crate::audit::{self, Audit, AuditError, Event, Recovered};
 use crate::base::Clock;
 use crate::base::cms::{CmsError, DetachedDraft};
 use crate::base::ids::{Jti, RequestId};
 use crate::base::key::Signature;
-use crate::consent::{Asker, ConsentError, Prompt};
+use crate::base::pkcs11::TokenId;
+use crate::consent::{AskedBy, Asker, ConsentError, OnToken, PinProblem, Prompt};
 use crate::device::{DeviceError, Devices};
 use crate::enrol::{Installed, Registry, Snapshot, Standing};
 use crate::policy::{
     self, Action, Approving, Caller, ClientPolicy, Consent, ConsentMethod, ConsentRule, Decision,
     Grant, Permit, Policies, PolicySet, Refusal, Tally, Use,
 };
-use crate::statement::{ApprovalDraft, Challenge, Language, Origin, ServiceError};
+use crate::statement::strict::FieldError;
+use crate::statement::{ApprovalDraft, Challenge, Origin, Payee, Payees, ServiceError};
 
 use counted::CountedBefore;
 use memory::{
-    Answer, ApprovalRecord, DeniedRecord, Memory, NoRoom, Progress, Recorded, SignedRecord,
+    Answer, ApprovalRecord, DeniedRecord, Memory, NoTurn, Progress, Recorded, Seq, SignedRecord,
 };
 pub use memory::{GRACE, MAX_ENTRIES};
 
@@ -46,6 +48,13 @@ pub enum SigningError {
     /// The challenge is refused.
     #[error("the challenge is refused: {0}")]
     Challenge(ServiceError),
+    /// The list of payees beside it is not the one of its statement.
+    #[error("the list of payees is refused: {0}")]
+    Payees(FieldError),
+    /// It expires no later than challenges that were forgotten, so it may have been answered. The
+    /// clock was set back.
+    #[error("the challenge has expired: later ones have been forgotten here")]
+    Forgotten,
     /// The page that relayed it is not the one the challenge names.
     #[error("the challenge may not be relayed by {}", origin)]
     Origin {
@@ -93,6 +102,9 @@ pub enum SigningError {
     /// The record cannot be written, so nothing is signed.
     #[error("the audit record cannot be written, so nothing was signed")]
     Audit(#[from] AuditError),
+    /// What became of the challenge before cannot be read back.
+    #[error("the answer that was given before cannot be read back")]
+    ReadBack(#[from] RestoreError),
     /// The token did not sign.
     #[error("the token did not sign")]
     Device(#[from] DeviceError),
@@ -128,6 +140,15 @@ pub enum RestoreError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// The record is not where it was written.
+    #[error("audit record {seq} is not an approval")]
+    Missing {
+        /// Its number.
+        seq: u64,
+    },
+    /// The program failed.
+    #[error("the audit log was not read")]
+    Task(#[from] tokio::task::JoinError),
 }
 
 fn standing_text(standing: Standing) -> &'static str {
@@ -150,15 +171,15 @@ pub struct ApprovalRequest {
     /// What that caller may do; `None` where it is not registered.
     pub policy: Option<ClientPolicy>,
     /// How the caller is shown to a person.
-    pub shown_as: String,
+    pub asked_by: AskedBy,
     /// The compact challenge.
     pub challenge: String,
+    /// The list of payees that its statement names, for a batch.
+    pub payees: Option<Vec<Payee>>,
     /// The page that relays it, where one does.
     pub origin: Option<Origin>,
     /// Whether a CMS signature is wanted too.
     pub cms: Cms,
-    /// The language a person is asked in.
-    pub language: Language,
 }
 
 /// Whether a detached CMS signature is made beside the JWS.
@@ -193,7 +214,30 @@ pub struct Pipeline {
     clock: Clock,
     memory: Memory,
     counted: CountedBefore,
+    /// One repeat at a time is read back from the log.
+    reading: tokio::sync::Mutex<()>,
+    stable_code: StableCode,
 }
+
+/// The stable code of an error, for the records: those above this module name them.
+pub type StableCode = fn(&SigningError) -> &'static str;
+
+/// What a person agreed to, or policy in their place.
+#[derive(Debug, Clone)]
+struct Agreed {
+    consent: Consent,
+    /// How much it is worth.
+    given: ConsentRule,
+}
+
+/// A challenge with all that its statement names.
+struct Asked {
+    challenge: Challenge,
+    payees: Option<Payees>,
+}
+
+/// How often a person may mistype a PIN in a row; each is tried once.
+const PIN_TRIES: usize = 3;
 
 impl Pipeline {
     /// A pipeline that remembers nothing yet; see [`Pipeline::restore`].
@@ -204,6 +248,7 @@ impl Pipeline {
         asker: Asker,
         policies: Policies,
         clock: Clock,
+        stable_code: StableCode,
     ) -> Self {
         Self {
             devices,
@@ -214,6 +259,8 @@ impl Pipeline {
             clock,
             memory: Memory::default(),
             counted: CountedBefore::default(),
+            reading: tokio::sync::Mutex::default(),
+            stable_code,
         }
     }
 
@@ -241,9 +288,8 @@ impl Pipeline {
     /// Reads back what was approved before a restart, from the audit records since
     /// `Pipeline::restore_since`; returns how many challenges are remembered.
     pub fn restore(&self, log: &Recovered) -> Result<usize, RestoreError> {
-        let records = log.since(self.restore_since())?;
-        let snapshot = self.registry.snapshot();
-        let remembered = self.memory.restore(records, &snapshot, self.clock.now())?;
+        let mut records = log.since(self.restore_since())?;
+        let remembered = self.memory.restore(&mut records, self.clock.now())?;
         self.counted.hold(log.clone());
         self.prepare(&self.policies.current())?;
         Ok(remembered)
@@ -270,8 +316,18 @@ impl Pipeline {
 
     /// The approval given to `caller` for that challenge, if there is one.
     pub async fn find(&self, caller: &Caller, challenge_jti: &Jti) -> Option<ApprovalAnswer> {
-        let entry = self.memory.find(challenge_jti)?;
-        match &*entry.lock().await {
+        let turn = self.memory.find(challenge_jti, self.clock.now())?;
+        let mut progress = turn.lock().await;
+        if let Progress::Logged(seq) = *progress {
+            match self.read_back(seq).await {
+                Ok(read) => *progress = read,
+                Err(error) => {
+                    tracing::error!(error = %crate::telemetry::Chain(&error), "an approval cannot be read back");
+                    return None;
+                }
+            }
+        }
+        match &*progress {
             Progress::Approved(recorded, answer) if recorded.owner == *caller => {
                 Some(answer_of(challenge_jti, recorded, answer))
             }
@@ -284,18 +340,25 @@ impl Pipeline {
         request: &ApprovalRequest,
     ) -> Result<ApprovalAnswer, SigningError> {
         let snapshot = self.registry.snapshot();
-        let challenge = self.parse(request, &snapshot)?;
-        let installed = self.certificate(&challenge, &snapshot)?;
+        let asked = self.parse(request, &snapshot)?;
+        let challenge = &asked.challenge;
+        let installed = self.certificate(challenge, &snapshot)?;
 
-        let entry = self
+        let turn = self
             .memory
-            .entry(challenge.jti(), challenge.expires_at(), self.clock.now())
-            .map_err(|NoRoom| SigningError::Busy)?;
-        let mut progress = entry.lock().await;
+            .turn(challenge.jti(), challenge.expires_at(), self.clock.now())
+            .map_err(|none| match none {
+                NoTurn::Full => SigningError::Busy,
+                NoTurn::Forgotten => SigningError::Forgotten,
+            })?;
+        let mut progress = turn.lock().await;
+        if let Progress::Logged(seq) = *progress {
+            *progress = self.read_back(seq).await?;
+        }
         let earlier = match &*progress {
             Progress::Fresh => None,
             Progress::Denied => return Err(SigningError::Denied),
-            Progress::Spent => return Err(SigningError::Used),
+            Progress::Spent(_) | Progress::Logged(_) => return Err(SigningError::Used),
             Progress::Recorded(recorded) | Progress::Approved(recorded, _)
                 if recorded.owner != request.caller || recorded.challenge != challenge.hash() =>
             {
@@ -315,8 +378,8 @@ impl Pipeline {
             Some(_) => Counted::Already,
             None => Counted::NotYet,
         };
-        let used = used(request, &challenge, installed.fingerprint());
-        let grant = self.authorise(request, &challenge, &installed, &used, counted)?;
+        let used = used(request, challenge, installed.fingerprint());
+        let grant = self.authorise(request, &asked, &installed, &used, counted)?;
         let (recorded, permit, pending) = match earlier {
             // The person agreed to this very payload before; only a signature is missing.
             Some(recorded) if recorded.installed.fingerprint() != installed.fingerprint() => {
@@ -325,32 +388,32 @@ impl Pipeline {
                 });
             }
             Some(recorded) => {
-                let permit = grant.permit(&recorded.draft.consent()?)?;
+                let permit = grant.permit(recorded.given)?;
                 (recorded, permit, None)
             }
             None => {
-                let consent = match self.ask(request, &challenge, &grant).await {
-                    Ok(consent) => consent,
+                let agreed = match self.ask(request, &asked, &installed, &grant).await {
+                    Ok(agreed) => agreed,
                     Err(error) => {
                         if matches!(error, SigningError::Denied) {
-                            self.record_denial(request, &challenge)?;
+                            self.record_denial(request, challenge)?;
                             *progress = Progress::Denied;
                         }
                         return Err(error);
                     }
                 };
-                if consent.method != ConsentMethod::Policy {
-                    self.check_again(request, &installed)?;
-                }
-                let grant = match consent.method {
+                let grant = match agreed.consent.method {
                     ConsentMethod::Policy => grant,
-                    _ => self.authorise(request, &challenge, &installed, &used, counted)?,
+                    _ => {
+                        self.check_again(request, &installed)?;
+                        self.authorise(request, &asked, &installed, &used, counted)?
+                    }
                 };
                 let rule = grant.rule().to_owned();
-                let permit = grant.permit(&consent)?;
+                let permit = grant.permit(agreed.given)?;
                 let place = self.policies.usage().reserve(&used, self.clock.now())?;
-                let recorded = self.draft(request, &challenge, &installed, &consent)?;
-                let pending = self.record(request, &challenge, &recorded, &rule)?;
+                let recorded = self.draft(request, challenge, &installed, &agreed)?;
+                let pending = self.record(request, challenge, &recorded, &rule)?;
                 // The record is on its way: from here on the place is taken, unless the record
                 // turns out not to be durable.
                 (recorded, permit, Some((pending, place.keep())))
@@ -359,9 +422,9 @@ impl Pipeline {
 
         let durable = async {
             match pending {
-                None => Ok(()),
+                None => Ok(recorded.seq),
                 Some((pending, place)) => match pending.durable().await {
-                    Ok(_) => Ok(()),
+                    Ok(record) => Ok(record.seq),
                     Err(error) => {
                         place.give_back();
                         Err(SigningError::from(error))
@@ -378,7 +441,8 @@ impl Pipeline {
         let (durable, signed) = tokio::join!(durable, signing);
         // Whoever goes away before this point leaves the turn as it was: nothing has left, and
         // only what is known to be durable counts.
-        durable?;
+        let seq = durable?;
+        let recorded = Recorded { seq, ..recorded };
         let answer = match signed {
             Ok(answer) => answer,
             Err(error) => {
@@ -397,15 +461,12 @@ impl Pipeline {
             self.audit.note(event)?;
         }
         let given = answer_of(challenge.jti(), &recorded, &answer);
+        // From here on whoever asks again gets this; when all have left, the log has it.
         *progress = Progress::Approved(recorded, answer);
         Ok(given)
     }
 
-    fn parse(
-        &self,
-        request: &ApprovalRequest,
-        snapshot: &Snapshot,
-    ) -> Result<Challenge, SigningError> {
+    fn parse(&self, request: &ApprovalRequest, snapshot: &Snapshot) -> Result<Asked, SigningError> {
         let challenge = Challenge::open(&request.challenge, self.clock.now(), |issuer, kid| {
             snapshot.service_key(issuer, kid)
         })
@@ -414,8 +475,22 @@ impl Pipeline {
             Some(origin) if challenge.origin() != Some(origin) => Err(SigningError::Origin {
                 origin: origin.clone(),
             }),
-            _ => Ok(challenge),
+            _ => {
+                let payees = Payees::of(challenge.statement(), request.payees.as_deref())
+                    .map_err(SigningError::Payees)?;
+                Ok(Asked { challenge, payees })
+            }
         }
+    }
+
+    /// What the log says of a challenge that was answered before.
+    async fn read_back(&self, seq: Seq) -> Result<Progress, SigningError> {
+        let _one_at_a_time = self.reading.lock().await;
+        let (directory, snapshot) = (self.audit.directory().clone(), self.registry.snapshot());
+        let read = tokio::task::spawn_blocking(move || {
+            memory::read_back(seq, audit::read::from(&directory, seq)?, &snapshot)
+        });
+        Ok(read.await.map_err(RestoreError::from)??)
     }
 
     fn certificate(
@@ -447,7 +522,7 @@ impl Pipeline {
     fn authorise(
         &self,
         request: &ApprovalRequest,
-        challenge: &Challenge,
+        asked: &Asked,
         installed: &Installed,
         used: &Use<'_>,
         counted: Counted,
@@ -466,8 +541,9 @@ impl Pipeline {
                 policy: request.policy.as_ref(),
                 key: &installed.key,
                 action: Action::Approve(Approving {
-                    statement: challenge.statement(),
-                    service: challenge.issuer(),
+                    statement: asked.challenge.statement(),
+                    payees: asked.payees.as_ref(),
+                    service: asked.challenge.issuer(),
                     origin: request.origin.as_ref(),
                     certificate: used.certificate,
                     today,
@@ -486,49 +562,107 @@ impl Pipeline {
         }
     }
 
+    /// Has a person agree, as far as the grant wants it.
     async fn ask(
         &self,
         request: &ApprovalRequest,
-        challenge: &Challenge,
+        asked: &Asked,
+        installed: &Installed,
         grant: &Grant,
-    ) -> Result<Consent, SigningError> {
-        let method = match grant.consent() {
+    ) -> Result<Agreed, SigningError> {
+        let given = grant.consent();
+        let method = match given {
             ConsentRule::None => ConsentMethod::Policy,
-            ConsentRule::ConfirmWithPin => {
-                return Err(SigningError::Consent(ConsentError::Unavailable {
-                    reason: "policy wants the token's PIN entered on the device for this \
-                             operation, and no configured token can be asked for it"
-                        .into(),
-                }));
-            }
-            ConsentRule::Confirm => {
-                let lines = challenge
-                    .statement()
-                    .lines(request.language)
-                    .into_iter()
-                    .map(|(label, value)| (label.to_owned(), value))
-                    .collect();
-                let prompt = Prompt {
-                    title: challenge
-                        .statement()
-                        .kind()
-                        .title(request.language)
-                        .to_owned(),
-                    client: request.shown_as.clone(),
-                    lines,
-                    language: request.language,
-                };
-                match self.asker.ask(prompt).await {
-                    Ok(method) => method,
-                    Err(ConsentError::Denied) => return Err(SigningError::Denied),
-                    Err(error) => return Err(error.into()),
+            ConsentRule::Confirm | ConsentRule::ConfirmWithPin => {
+                let answer = self.ask_person(request, asked, installed, given).await;
+                match answer {
+                    Err(SigningError::Consent(ConsentError::Denied)) => {
+                        return Err(SigningError::Denied);
+                    }
+                    answer => answer?,
                 }
             }
         };
-        Ok(Consent {
-            method,
-            at: self.clock.now().as_second(),
+        Ok(Agreed {
+            consent: Consent {
+                method,
+                at: self.clock.now().as_second(),
+            },
+            given,
         })
+    }
+
+    async fn ask_person(
+        &self,
+        request: &ApprovalRequest,
+        asked: &Asked,
+        installed: &Installed,
+        wanted: ConsentRule,
+    ) -> Result<ConsentMethod, SigningError> {
+        let token = &installed.key.token;
+        let by_hand = self.devices.by_hand(token)?;
+        let mut prompt = self.prompt(request, asked);
+        if by_hand.touch {
+            prompt.on_token = Some(OnToken::Touch {
+                label: token.label.clone(),
+            });
+        }
+        let turn = self.asker.turn().await?;
+        if wanted == ConsentRule::Confirm {
+            return Ok(turn.confirm(&prompt).await?);
+        }
+        if by_hand.protected_path {
+            prompt.on_token = Some(OnToken::Pin {
+                label: token.label.clone(),
+            });
+            turn.confirm(&prompt).await?;
+            let patience = self.asker.patience();
+            self.devices.check_pin(token, None, patience).await?;
+            return Ok(ConsentMethod::ProtectedPath);
+        }
+        self.ask_pin(&turn, &prompt, token).await
+    }
+
+    /// Each PIN that a person types is tried once, and never the last try of the token.
+    async fn ask_pin(
+        &self,
+        turn: &crate::consent::Turn<'_>,
+        prompt: &Prompt,
+        token: &TokenId,
+    ) -> Result<ConsentMethod, SigningError> {
+        let mut again = None;
+        for left in (0..PIN_TRIES).rev() {
+            let pin = turn.pin(prompt, &token.label, again).await?;
+            let patience = self.asker.patience();
+            let checked = self.devices.check_pin(token, Some(pin), patience).await;
+            again = match checked {
+                Ok(()) => return Ok(ConsentMethod::Pinentry),
+                Err(DeviceError::PinWrong { .. }) if left > 0 => Some(PinProblem::Wrong),
+                Err(DeviceError::PinLength { .. }) if left > 0 => Some(PinProblem::Length),
+                Err(error) => return Err(error.into()),
+            };
+        }
+        Err(SigningError::Denied)
+    }
+
+    fn prompt(&self, request: &ApprovalRequest, asked: &Asked) -> Prompt {
+        let language = self.asker.language();
+        let statement = asked.challenge.statement();
+        let list = asked.payees.iter().flat_map(Payees::iter);
+        Prompt {
+            title: statement.kind().title(language).to_owned(),
+            asked_by: request.asked_by.clone(),
+            lines: statement
+                .lines(language)
+                .into_iter()
+                .map(|(label, value)| (label.to_owned(), value))
+                .collect(),
+            list: list
+                .map(|(payee, money)| format!("{payee}  {money}"))
+                .collect(),
+            on_token: None,
+            language,
+        }
     }
 
     fn draft(
@@ -536,17 +670,20 @@ impl Pipeline {
         request: &ApprovalRequest,
         challenge: &Challenge,
         installed: &Arc<Installed>,
-        consent: &Consent,
+        agreed: &Agreed,
     ) -> Result<Recorded, SigningError> {
         let draft = ApprovalDraft::new(
             challenge,
             &request.caller.to_string(),
             request.origin.as_ref(),
             self.registry.computer(),
-            consent,
+            &agreed.consent,
             self.clock.now(),
         )?;
         Ok(Recorded {
+            // Until its record is durable.
+            seq: 0,
+            given: agreed.given,
             owner: request.caller.clone(),
             challenge: challenge.hash(),
             draft,
@@ -571,6 +708,7 @@ impl Pipeline {
             jti: recorded.draft.jti().clone(),
             certificate: recorded.installed.fingerprint().to_owned(),
             key: recorded.installed.key.to_string(),
+            given: Some(recorded.given),
             rule: Some(rule.to_owned()),
             payload: RawValue::from_string(payload)?,
         };
@@ -639,7 +777,7 @@ impl Pipeline {
     ) -> Result<(), SigningError> {
         let snapshot = self.registry.snapshot();
         let challenge = self.parse(request, &snapshot)?;
-        let still = self.certificate(&challenge, &snapshot)?;
+        let still = self.certificate(&challenge.challenge, &snapshot)?;
         if still.fingerprint() == installed.fingerprint() {
             Ok(())
         } else {
@@ -654,6 +792,7 @@ impl Pipeline {
         let body = serde_json::json!({
             "caller": request.caller.to_string(),
             "origin": request.origin,
+            "code": (self.stable_code)(error),
             "rule": error.rule(),
             "reason": error.to_string(),
         });

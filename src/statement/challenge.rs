@@ -30,6 +30,8 @@ impl Challenge {
     pub const MAX: usize = 8 * 1024;
     /// Longest validity, in seconds. The service issues for 120 s unless told otherwise.
     pub const LONGEST: i64 = 600;
+    /// How far ahead of ours the clock of the service may be, in seconds.
+    pub const SKEW: i64 = service::CLOCK_SKEW;
 
     /// Checks `compact` at `now`. `key` answers with the key pinned for an issuer and key id.
     pub fn open(

@@ -8,8 +8,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::kinds::{self, KindSpec, Presence};
+use super::kinds::{self, Batch, KindSpec, Presence};
 use super::money::Money;
+use super::payees::{InvalidDigest, PayeesDigest};
 use super::strict::{FieldError, Object};
 use super::text::Text;
 use crate::base::ids::{AccountId, OperatorId};
@@ -44,6 +45,11 @@ impl Kind {
     /// Whether they have a payee or other target.
     pub fn payee(self) -> Presence {
         self.0.payee
+    }
+
+    /// Whether a list of payees may take the place of the payee.
+    pub fn batch(self) -> Batch {
+        self.0.batch
     }
 
     /// Whether they have a count.
@@ -111,7 +117,18 @@ impl From<Kind> for String {
 }
 
 /// A language that statements are shown in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    Serialize,
+    Deserialize,
+    utoipa::ToSchema,
+    schemars::JsonSchema,
+)]
 pub enum Language {
     /// English.
     #[default]
@@ -123,7 +140,16 @@ pub enum Language {
 }
 
 impl Language {
-    fn pick(self, (english, chinese): (&'static str, &'static str)) -> &'static str {
+    /// Its tag (BCP 47).
+    pub fn tag(self) -> &'static str {
+        match self {
+            Self::English => "en",
+            Self::Chinese => "zh",
+        }
+    }
+
+    /// Of an English and a Chinese text, the one in this language.
+    pub fn pick<'a>(self, (english, chinese): (&'a str, &'a str)) -> &'a str {
         match self {
             Self::English => english,
             Self::Chinese => chinese,
@@ -139,6 +165,7 @@ pub struct Statement {
     operator: OperatorId,
     amount: Option<Money>,
     payee: Option<Text>,
+    payees: Option<PayeesDigest>,
     count: Option<u32>,
     reference: Option<Text>,
     memo: Option<Text>,
@@ -151,6 +178,8 @@ pub struct Facts {
     pub amount: Option<(i64, String)>,
     /// Who receives.
     pub payee: Option<String>,
+    /// The digest of the list of those who receive; see [`super::payees`].
+    pub payees: Option<String>,
     /// How many pieces.
     pub count: Option<i64>,
     /// The merchant's or platform's own number.
@@ -169,7 +198,16 @@ impl Statement {
     ) -> Result<Self, FieldError> {
         let spec = kind.0;
         spec.amount.check("amount", facts.amount.is_some())?;
-        spec.payee.check("payee", facts.payee.is_some())?;
+        if facts.payees.is_some() {
+            if spec.batch == Batch::Forbidden {
+                return Err(FieldError::at("payees", "is not known for this kind"));
+            }
+            Presence::Forbidden.check("payee", facts.payee.is_some())?;
+            Presence::Required.check("count", facts.count.is_some())?;
+            Presence::Required.check("amount", facts.amount.is_some())?;
+        } else {
+            spec.payee.check("payee", facts.payee.is_some())?;
+        }
         spec.count.check("count", facts.count.is_some())?;
         spec.reference
             .check("reference", facts.reference.is_some())?;
@@ -192,6 +230,14 @@ impl Statement {
                 .map(|(minor, currency)| Money::new(minor, &currency))
                 .transpose()?,
             payee: text("payee", facts.payee)?,
+            payees: facts
+                .payees
+                .map(|digest| {
+                    digest
+                        .parse()
+                        .map_err(|error: InvalidDigest| FieldError::at("payees", error.to_string()))
+                })
+                .transpose()?,
             count,
             reference: text("reference", facts.reference)?,
             memo: text("memo", facts.memo)?,
@@ -215,6 +261,7 @@ impl Statement {
         let facts = Facts {
             amount,
             payee: object.optional_text("payee")?,
+            payees: object.optional_text("payees")?,
             count: object.optional_integer("count")?,
             reference: object.optional_text("reference")?,
             memo: object.optional_text("memo")?,
@@ -235,6 +282,9 @@ impl Statement {
         }
         if let Some(payee) = &self.payee {
             map.insert("payee".into(), payee.as_str().into());
+        }
+        if let Some(payees) = self.payees {
+            map.insert("payees".into(), payees.to_string().into());
         }
         if let Some(count) = self.count {
             map.insert("count".into(), count.into());
@@ -273,11 +323,17 @@ impl Statement {
         if let Some(count) = self.count {
             lines.push((language.pick(("Count", "数量")), count.to_string()));
         }
+        if let Some(payees) = self.payees {
+            lines.push((
+                language.pick(("Payee list", "收款名单")),
+                payees.to_string(),
+            ));
+        }
         if let Some(reference) = &self.reference {
             lines.push((language.pick(("Reference", "单号")), reference.to_string()));
         }
         if let Some(memo) = &self.memo {
-            lines.push((language.pick(("Memo", "备注")), memo.to_string()));
+            lines.push((language.pick(self.kind.0.memo_label), memo.to_string()));
         }
         lines
     }
@@ -314,6 +370,11 @@ impl Statement {
     /// The payee or other target.
     pub fn payee(&self) -> Option<&Text> {
         self.payee.as_ref()
+    }
+
+    /// The digest of the list of payees, for a batch.
+    pub fn payees(&self) -> Option<PayeesDigest> {
+        self.payees
     }
 
     /// How many pieces.

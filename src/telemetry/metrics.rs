@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
+pub use super::cells::Entered;
 use super::cells::{Counter, Gauge, Histogram, Labelled};
 use super::exposition::{Sample, Value};
 

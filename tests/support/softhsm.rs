@@ -174,6 +174,7 @@ impl TestToken {
         module.token = vec![TokenConfig {
             uri: self.uri(),
             pin_source,
+            touch: false,
         }];
         config
     }

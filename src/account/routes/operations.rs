@@ -23,7 +23,7 @@ use crate::base::encoding::{hex, sha256};
 use crate::base::ids::{AccountId, OperationId, OperatorId, RequestId};
 use crate::base::x509::Certificate;
 use crate::http::Peer;
-use crate::statement::{Facts, Origin};
+use crate::statement::{Facts, Origin, Payee, PayeeList};
 
 const SCHEME: &str = "Bearer realm=\"opcert platform\"";
 
@@ -162,7 +162,11 @@ pub struct OperationRequest {
     /// Who receives.
     #[serde(default)]
     pub payee: Option<String>,
-    /// How many pieces.
+    /// Who receive how much, for a batch: in place of `payee`. The statement names the list by its
+    /// digest; hand the list to the daemon beside the challenge.
+    #[serde(default)]
+    pub payees: Option<Vec<Payee>>,
+    /// How many pieces; for a batch, the number of payees.
     #[serde(default)]
     pub count: Option<i64>,
     /// The platform's own number.
@@ -191,6 +195,23 @@ impl OperationRequest {
             (Some(_), None) => return Err(invalid("currency", &"is missing")),
             (None, Some(_)) => return Err(invalid("amount", &"is missing")),
         };
+        let mut count = self.count;
+        let payees = match (&self.payees, &amount) {
+            (None, _) => None,
+            (Some(_), None) => return Err(invalid("amount", &"is missing")),
+            (Some(list), Some((minor, currency))) => {
+                let list = PayeeList::new(list, currency)
+                    .map_err(|error| invalid(&error.field, &error.problem))?;
+                if list.sum() != *minor {
+                    return Err(invalid("amount", &"is not the sum of the payees"));
+                }
+                let many = i64::try_from(list.count()).unwrap_or(i64::MAX);
+                if *count.get_or_insert(many) != many {
+                    return Err(invalid("count", &"is not the number of the payees"));
+                }
+                Some(list.digest().to_string())
+            }
+        };
         let origin = self
             .origin
             .map(|origin| origin.parse::<Origin>())
@@ -203,7 +224,8 @@ impl OperationRequest {
             facts: Facts {
                 amount,
                 payee: self.payee,
-                count: self.count,
+                payees,
+                count,
                 reference: self.reference,
                 memo: self.memo,
             },

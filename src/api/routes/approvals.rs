@@ -9,8 +9,8 @@ use crate::api::problem::{Code, Problem};
 use crate::api::types::{Approval, RequestApproval};
 use crate::base::encoding::base64;
 use crate::base::ids::{Jti, RequestId};
+use crate::http::Peer;
 use crate::signing::{ApprovalAnswer, ApprovalRequest, Cms};
-use crate::statement::Language;
 
 /// Approves the operation of a challenge, or says why not.
 ///
@@ -26,17 +26,18 @@ pub(super) async fn request_approval(
     State(app): State<App>,
     identified: Identified,
     Extension(id): Extension<RequestId>,
+    Extension(peer): Extension<Peer>,
     Json(body): Json<RequestApproval>,
 ) -> Result<Json<Approval>, Problem> {
     let request = ApprovalRequest {
         id,
-        shown_as: identified.shown_as(),
+        asked_by: identified.asked_by(&peer),
         caller: identified.caller,
         policy: identified.policy,
         challenge: body.challenge,
+        payees: body.payees,
         origin: identified.page,
         cms: if body.cms { Cms::Include } else { Cms::Omit },
-        language: Language::default(),
     };
     let answer = app.0.pipeline.approve(request).await?;
     Ok(Json(view(&answer)))

@@ -15,8 +15,9 @@ use crate::base::encoding::from_base64;
 use crate::base::ids::{EnrolmentId, RequestId};
 use crate::consent::Prompt;
 use crate::enrol::{self, Begin, Step};
+use crate::http::Peer;
 use crate::policy::{Caller, Consent, ConsentMethod};
-use crate::statement::{Language, Origin};
+use crate::statement::Origin;
 
 /// The enrolments that have no certificate yet.
 #[utoipa::path(
@@ -59,6 +60,7 @@ pub(super) async fn begin_enrolment(
     State(app): State<App>,
     courier: Courier,
     Extension(request_id): Extension<RequestId>,
+    Extension(peer): Extension<Peer>,
     Json(body): Json<BeginEnrolment>,
 ) -> Result<(StatusCode, Json<Enrolment>), Problem> {
     let malformed = |what: &str| Problem::new(Code::Malformed, what.to_owned());
@@ -93,7 +95,7 @@ pub(super) async fn begin_enrolment(
         },
     };
     if courier.0.page.is_some() {
-        begin.consent.method = ask(&app, &courier, &begin).await?;
+        begin.consent.method = ask(&app, &courier, &peer, &begin).await?;
         begin.consent.at = app.clock().now().as_second();
     }
     let caller = courier.0.caller;
@@ -183,31 +185,40 @@ fn own(app: &App, courier: &Courier, id: &EnrolmentId) -> Result<(), Problem> {
 
 /// Asks the person whether a page may have a key made. A ticket that began its enrolment before
 /// is not asked about again.
-async fn ask(app: &App, courier: &Courier, begin: &Begin) -> Result<ConsentMethod, Problem> {
+async fn ask(
+    app: &App,
+    courier: &Courier,
+    peer: &Peer,
+    begin: &Begin,
+) -> Result<ConsentMethod, Problem> {
     let Some(identity) = app.0.enroller.preview(begin)? else {
         // Should it be gone by then, this is not consent enough for a new key.
         return Ok(ConsentMethod::Policy);
     };
+    let language = app.0.asker.language();
+    let what = language.pick(("Install an operating certificate", "安装操作证书"));
     let token = match &begin.token {
         Some(token) => token.to_string(),
-        None => "the only one".to_owned(),
+        None => language.pick(("the only one", "唯一的设备")).to_owned(),
     };
+    let lines = [
+        (("Operation", "操作"), what.to_owned()),
+        (("Service", "服务"), begin.origin.to_string()),
+        (("Account", "商户号"), identity.account.to_string()),
+        (("Operator", "操作员"), identity.operator.to_string()),
+        (("Token", "设备"), token),
+    ];
     let prompt = Prompt {
-        title: "Install an operating certificate".to_owned(),
-        client: courier.0.shown_as(),
-        lines: vec![
-            (
-                "Operation".into(),
-                "install an operating certificate".into(),
-            ),
-            ("Service".into(), begin.origin.to_string()),
-            ("Account".into(), identity.account.to_string()),
-            ("Operator".into(), identity.operator.to_string()),
-            ("Token".into(), token),
-        ],
-        language: Language::default(),
+        title: what.to_owned(),
+        asked_by: courier.0.asked_by(peer),
+        lines: lines
+            .map(|(label, value)| (language.pick(label).to_owned(), value))
+            .into(),
+        list: Vec::new(),
+        on_token: None,
+        language,
     };
-    Ok(app.0.asker.ask(prompt).await?)
+    Ok(app.0.asker.ask(&prompt).await?)
 }
 
 fn view(app: &App, enrolment: &enrol::Enrolment, caller: &Caller) -> Enrolment {

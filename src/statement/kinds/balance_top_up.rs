@@ -1,6 +1,6 @@
 //! Money is paid into the account's balance.
 
-use super::{KindSpec, Presence};
+use super::{Batch, KindSpec, Presence};
 
 pub(super) const SPEC: KindSpec = KindSpec {
     name: "balance-top-up",
@@ -11,4 +11,6 @@ pub(super) const SPEC: KindSpec = KindSpec {
     count: Presence::Forbidden,
     reference: Presence::Required,
     memo: Presence::Optional,
+    memo_label: ("Memo", "备注"),
+    batch: Batch::Forbidden,
 };

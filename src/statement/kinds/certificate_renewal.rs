@@ -1,6 +1,6 @@
 //! A successor is issued for the certificate named by `payee`.
 
-use super::{KindSpec, Presence};
+use super::{Batch, KindSpec, Presence};
 
 pub(super) const SPEC: KindSpec = KindSpec {
     name: "certificate-renewal",
@@ -11,4 +11,6 @@ pub(super) const SPEC: KindSpec = KindSpec {
     count: Presence::Forbidden,
     reference: Presence::Required,
     memo: Presence::Optional,
+    memo_label: ("Memo", "备注"),
+    batch: Batch::Forbidden,
 };

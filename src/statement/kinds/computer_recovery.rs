@@ -1,6 +1,6 @@
 //! The administrator named by `payee`, whose only computer is lost, may install on a new one.
 
-use super::{KindSpec, Presence};
+use super::{Batch, KindSpec, Presence};
 
 pub(super) const SPEC: KindSpec = KindSpec {
     name: "computer-recovery",
@@ -11,4 +11,6 @@ pub(super) const SPEC: KindSpec = KindSpec {
     count: Presence::Forbidden,
     reference: Presence::Required,
     memo: Presence::Optional,
+    memo_label: ("Memo", "备注"),
+    batch: Batch::Forbidden,
 };

@@ -47,6 +47,20 @@ pub struct KindSpec {
     pub(super) reference: Presence,
     /// `memo`.
     pub(super) memo: Presence,
+    /// What a person reads beside the memo, in English and Chinese.
+    pub(super) memo_label: (&'static str, &'static str),
+    /// Whether a list of payees may take the place of one.
+    pub(super) batch: Batch,
+}
+
+/// Whether statements of a kind may name a list of payees by its digest (`payees`), in place of
+/// one payee. `count` is the number of payees then, and `amount` their sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Batch {
+    /// They may.
+    Allowed,
+    /// One payee at a time.
+    Forbidden,
 }
 
 /// Whether statements of a kind have a fact.

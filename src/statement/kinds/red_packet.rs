@@ -1,6 +1,7 @@
-//! Money is given away in `count` packets; `memo` is the greeting.
+//! Money is given away in `count` packets, `amount` in all; `memo` is the greeting. A batch names
+//! its payees by the digest of their list, a packet for each.
 
-use super::{KindSpec, Presence};
+use super::{Batch, KindSpec, Presence};
 
 pub(super) const SPEC: KindSpec = KindSpec {
     name: "red-packet",
@@ -11,4 +12,6 @@ pub(super) const SPEC: KindSpec = KindSpec {
     count: Presence::Required,
     reference: Presence::Required,
     memo: Presence::Optional,
+    memo_label: ("Greeting", "祝福语"),
+    batch: Batch::Allowed,
 };

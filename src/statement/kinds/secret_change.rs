@@ -1,6 +1,6 @@
 //! The API secret named by `payee` is replaced; the secret itself is never in a statement.
 
-use super::{KindSpec, Presence};
+use super::{Batch, KindSpec, Presence};
 
 pub(super) const SPEC: KindSpec = KindSpec {
     name: "secret-change",
@@ -11,4 +11,6 @@ pub(super) const SPEC: KindSpec = KindSpec {
     count: Presence::Forbidden,
     reference: Presence::Required,
     memo: Presence::Optional,
+    memo_label: ("Memo", "备注"),
+    batch: Batch::Forbidden,
 };

@@ -239,6 +239,7 @@ impl Draft {
         let facts = Facts {
             amount: Some((money.minor_units(), currency)),
             payee: given(&self.payee),
+            payees: None,
             count,
             reference: given(&self.reference),
             memo: given(&self.memo),
