@@ -26,10 +26,12 @@ pub struct Daemon {
     child: Child,
     pub directory: PathBuf,
     config: PathBuf,
+    environment: Vec<(String, String)>,
     runtime: tokio::runtime::Runtime,
 }
 
 /// A client with a certificate for the native door.
+#[derive(Clone)]
 pub struct ClientIdentity {
     pub certificate: CertificateDer<'static>,
     pub key: Vec<u8>,
@@ -71,6 +73,11 @@ impl Daemon {
 
     /// The same with more tables in the configuration.
     pub fn start_with(token: &TestToken, more: &str) -> Self {
+        Self::start_in(token, more, &[])
+    }
+
+    /// The same with variables in its environment.
+    pub fn start_in(token: &TestToken, more: &str, environment: &[(&str, String)]) -> Self {
         use std::os::unix::fs::PermissionsExt;
         let directory = token.directory();
         let config = directory.join("opcertd.toml");
@@ -86,11 +93,16 @@ impl Daemon {
             .enable_all()
             .build()
             .unwrap();
-        let child = spawn(&config, directory);
+        let environment: Vec<(String, String)> = environment
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.clone()))
+            .collect();
+        let child = spawn(&config, directory, &environment);
         let mut daemon = Self {
             child,
             directory: directory.to_owned(),
             config,
+            environment,
             runtime,
         };
         daemon.wait_ready();
@@ -143,7 +155,7 @@ impl Daemon {
     pub fn crash_and_restart(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        self.child = spawn(&self.config, &self.directory);
+        self.child = spawn(&self.config, &self.directory, &self.environment);
         self.wait_ready();
     }
 
@@ -410,7 +422,7 @@ fn request(method: Method, path: &str, media_type: &str, body: Vec<u8>) -> Reque
     builder.body(Bytes::from(body)).unwrap()
 }
 
-fn spawn(config: &Path, directory: &Path) -> Child {
+fn spawn(config: &Path, directory: &Path, environment: &[(String, String)]) -> Child {
     let log = std::fs::OpenOptions::new()
         .create(true)
         .append(true)
@@ -420,6 +432,7 @@ fn spawn(config: &Path, directory: &Path) -> Child {
         .arg("--allow-root")
         .arg("--config")
         .arg(config)
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)
