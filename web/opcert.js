@@ -608,10 +608,15 @@ class LoopbackChannel {
         return;
       }
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-      for (;;) {
-        const { done, value } = await reader.read();
-        if (done) return;
-        yield value;
+      try {
+        for (;;) {
+          const { done, value } = await reader.read();
+          if (done) return;
+          yield value;
+        }
+      } finally {
+        // Whoever has heard enough leaves no stream open.
+        reader.cancel().catch(() => {});
       }
     } catch (error) {
       if (signal?.aborted) throw new Cancelled(error);
