@@ -205,7 +205,10 @@ fn not_ready_says_which_token_and_why() {
 #[test]
 fn a_reload_takes_over_what_it_can_and_tells_the_rest() {
     let token = TestToken::new("observe");
-    let daemon = Daemon::start(&token);
+    let daemon = Daemon::start_with(
+        &token,
+        "[browser]\naddresses = [\"127.0.0.1:0\"]\norigins = [\"https://one.example\"]\n",
+    );
     let directory = daemon.directory.join("opcertd.toml.d");
     std::fs::create_dir(&directory).unwrap();
     std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -230,6 +233,18 @@ fn a_reload_takes_over_what_it_can_and_tells_the_rest() {
     let large = json!({ "challenge": "x".repeat(2000) });
     let answer = daemon.control(Method::POST, "/v1/approvals", &large);
     assert_eq!(answer.code(), "too-large");
+
+    // Pages of other origins are served at once.
+    write("[browser]\norigins = [\"https://two.example\"]\n");
+    let status = daemon.reload();
+    assert!(status["needs_restart"].is_null(), "{status}");
+    let status = daemon.control(Method::GET, "/v1/status", &Value::Null).ok();
+    assert_eq!(
+        status["addresses"]["origins"],
+        json!(["https://two.example"])
+    );
+    write("[control.limits]\nbody-bytes = 1024\n");
+    daemon.reload();
 
     // A bad one changes nothing and says why.
     write("[control.limits]\nbody-bytes = 1\n");
