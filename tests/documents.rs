@@ -41,6 +41,7 @@ fn relative_links_lead_somewhere() {
         "docs/configuration.md",
         "docs/dependencies.md",
         "docs/deploy.md",
+        "docs/devices.md",
         "docs/metrics.md",
         "docs/performance.md",
         "docs/policy.md",
@@ -190,5 +191,43 @@ fn metrics_are_documented_and_the_dashboard_asks_for_none_that_is_not_there() {
             found += 1;
         }
         assert!(found > 0 || file != "docs/grafana-dashboard.json");
+    }
+}
+
+/// Each row of the table names tests, or says why there is none.
+#[test]
+fn what_is_done_about_faults_has_the_tests_it_names() {
+    let sources: Vec<String> = ["tests", "src/device", "src/device/worker"]
+        .into_iter()
+        .flat_map(|folder| {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+            fs::read_dir(folder)
+                .unwrap()
+                .map(|file| file.unwrap().path())
+        })
+        .filter(|path| path.extension().is_some_and(|kind| kind == "rs"))
+        .map(|path| fs::read_to_string(path).unwrap())
+        .collect();
+    let page = read("docs/devices.md");
+    let rows: Vec<&str> = page
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .skip(2)
+        .collect();
+    assert!(rows.len() > 20, "{rows:?}");
+    for row in rows {
+        let tests = row.trim_end_matches([' ', '|']).rsplit('|').next().unwrap();
+        if tests.contains("no test: ") {
+            continue;
+        }
+        let names: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "{row}");
+        for name in names {
+            let test = format!("fn {name}(");
+            assert!(
+                sources.iter().any(|source| source.contains(&test)),
+                "{name}"
+            );
+        }
     }
 }
