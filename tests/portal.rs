@@ -44,6 +44,7 @@ struct Scene {
 struct Answer {
     status: StatusCode,
     headers: HeaderMap,
+    bytes: Bytes,
     body: String,
 }
 
@@ -141,7 +142,7 @@ impl Scene {
     async fn logged_in(&self, who: &str) -> Browser<'_> {
         let mut browser = self.browser();
         browser.log_in(who, PASSWORD).await.goes_to(match who {
-            "carol" => "/notices",
+            "carol" => "/requests",
             _ => "/",
         });
         browser
@@ -154,7 +155,7 @@ impl Scene {
 }
 
 impl Browser<'_> {
-    async fn send(&mut self, request: http::request::Builder, body: String) -> Answer {
+    async fn send(&mut self, request: http::request::Builder, body: impl Into<Bytes>) -> Answer {
         let mut request = request
             .header("accept", "text/html,*/*;q=0.8")
             .header("accept-language", self.language)
@@ -167,7 +168,7 @@ impl Browser<'_> {
                 .collect();
             request = request.header("cookie", pairs.join("; "));
         }
-        let request = request.body(Bytes::from(body)).unwrap();
+        let request = request.body(body.into()).unwrap();
         let mut client = Client::connect(&self.scene.target, ClientLimits::default())
             .await
             .unwrap();
@@ -183,7 +184,8 @@ impl Browser<'_> {
         Answer {
             status: head.status,
             headers: head.headers,
-            body: String::from_utf8(body.to_vec()).unwrap(),
+            body: String::from_utf8_lossy(&body).into_owned(),
+            bytes: body,
         }
     }
 
@@ -196,6 +198,19 @@ impl Browser<'_> {
         let csrf = self.get(page).await.csrf();
         let fields = [&[("csrf", csrf.as_str())], fields].concat();
         self.post(path, &fields).await
+    }
+
+    /// Uploads a file from the page at `page`, with the token given.
+    async fn upload(&mut self, path: &str, csrf: &str, content: &[u8]) -> Answer {
+        let head = format!(
+            "--edge\r\ncontent-disposition: form-data; name=\"csrf\"\r\n\r\n{csrf}\r\n\
+             --edge\r\ncontent-disposition: form-data; name=\"file\"; filename=\"../x.html\"\r\n\
+             content-type: text/html\r\n\r\n"
+        );
+        let body = [head.as_bytes(), content, b"\r\n--edge--\r\n"].concat();
+        let request =
+            Request::post(path).header("content-type", "multipart/form-data; boundary=edge");
+        self.send(request, body).await
     }
 
     async fn post(&mut self, path: &str, fields: &[(&str, &str)]) -> Answer {
@@ -400,7 +415,7 @@ async fn what_other_sites_and_strangers_try_is_refused() {
     }
     let request =
         Request::post("/certificates/install/code").header("content-type", "application/json");
-    let answer = bob.send(request, "{}".into()).await;
+    let answer = bob.send(request, "{}").await;
     assert_eq!(
         answer.status,
         StatusCode::FORBIDDEN,
@@ -477,6 +492,8 @@ async fn pages_speak_the_visitors_language_and_know_his_role() {
         ("/installations", 200, 403, 403),
         ("/trail", 200, 403, 403),
         ("/notices", 200, 403, 200),
+        ("/number", 200, 200, 403),
+        ("/requests", 403, 403, 200),
     ] {
         for (browser, expected) in [
             (&mut alice, alice_may),
@@ -570,10 +587,92 @@ async fn pages_speak_the_visitors_language_and_know_his_role() {
         .header("content-type", "application/json")
         .header("x-csrf-token", csrf);
     let body = r#"{"computer": "c-1", "name": "Finance office", "token_serial": null}"#;
-    let answer = bob.send(request, body.into()).await;
+    let answer = bob.send(request, body).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
     assert!(answer.body.contains("+86*******0002"), "{}", answer.body);
     let text = scene.texts.try_recv().expect("a text");
     assert!(text.expose().contains("Finance office"), "{text:?}");
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_number_is_replaced_on_paper_and_papers_are_never_shown_inline() {
+    let scene = Scene::new().await;
+    let mut alice = scene.logged_in("alice").await;
+    let mut bob = scene.logged_in("bob").await;
+    let mut carol = scene.logged_in("carol").await;
+
+    // Bob asks, with the password once more.
+    let ask = |password: &'static str| {
+        [
+            ("kind", "mobile-change"),
+            ("mobile", "+8613800000099"),
+            ("password", password),
+        ]
+    };
+    let refused = bob.submit("/number", "/number", &ask("wrong horse")).await;
+    assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
+    let made = bob.submit("/number", "/number", &ask(PASSWORD)).await;
+    assert_eq!(made.status, StatusCode::SEE_OTHER, "{}", made.body);
+    let path = made.header("location").to_owned();
+    let page = bob.get(&path).await;
+    assert!(page.body.contains("Papers missing") && page.body.contains("+86*******0099"));
+    let csrf = page.csrf();
+
+    // The form comes as a file, in both formats.
+    let mut forms = Vec::new();
+    for format in ["pdf", "docx"] {
+        let form = bob.get(&format!("/v1{path}/form/{format}")).await;
+        assert_eq!(form.status, StatusCode::OK);
+        assert!(form.header("content-disposition").starts_with("attachment"));
+        assert!(page.body.contains(&format!("/v1{path}/form/{format}")));
+        forms.push(form.bytes);
+    }
+
+    // Papers: not without the token, not what they are not; then submitted.
+    let photocopy = format!("{path}/papers/photocopy");
+    let document = format!("{path}/papers/document");
+    let forged = bob.upload(&photocopy, "", &forms[0]).await;
+    assert_eq!(forged.status, StatusCode::FORBIDDEN);
+    let hostile = b"<html><script>alert(1)</script></html>";
+    let refused = bob.upload(&photocopy, &csrf, hostile).await;
+    assert_eq!(
+        refused.status,
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "{}",
+        refused.body
+    );
+    assert!(refused.body.contains("The paper is refused."));
+    let early = bob.submit(&path, &format!("{path}/submit"), &[]).await;
+    assert_eq!(early.status, StatusCode::CONFLICT);
+    bob.upload(&photocopy, &csrf, &forms[0])
+        .await
+        .goes_to(&path);
+    bob.upload(&document, &csrf, &forms[1]).await.goes_to(&path);
+    bob.submit(&path, &format!("{path}/submit"), &[])
+        .await
+        .goes_to(&path);
+
+    // Carol reads the papers as files and grants; Alice, who is told, stops it in time.
+    assert!(carol.get("/requests").await.body.contains(&path));
+    let paper = carol.get(&format!("/v1{path}/papers/photocopy")).await;
+    assert!(
+        paper
+            .header("content-disposition")
+            .starts_with("attachment")
+    );
+    assert_eq!(paper.header("x-content-type-options"), "nosniff");
+    let grant = [("decision", "grant"), ("reason", "papers are in order")];
+    carol
+        .submit(&path, &format!("{path}/decide"), &grant)
+        .await
+        .goes_to("/requests");
+    assert!(bob.get(&path).await.body.contains("Takes effect at"));
+    assert!(alice.get("/notices").await.body.contains("bob"));
+    alice
+        .submit(&path, &format!("{path}/withdraw"), &[])
+        .await
+        .goes_to(&path);
+    assert!(bob.get(&path).await.body.contains("Withdrawn"));
     scene.end().await;
 }

@@ -27,13 +27,14 @@ const PAGES = {
     "/certificates/install",
     "/operations",
     "/operations/new",
+    "/number",
     "/operators",
     "/installations",
     "/notices",
     "/trail",
   ],
   bob: ["/", "/certificates", "/operations"],
-  carol: ["/notices"],
+  carol: ["/requests", "/notices"],
 };
 
 const LOOKS = [

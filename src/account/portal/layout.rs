@@ -17,6 +17,10 @@ pub enum Here {
     Operations,
     /// Operating certificates.
     Certificates,
+    /// Mobile number and recovery.
+    Number,
+    /// Requests that wait for a representative.
+    Requests,
     /// Notices.
     Notices,
     /// The audit trail.
@@ -163,6 +167,7 @@ fn navigation(t: Texts, identity: &Identity, here: Here) -> Markup {
                 summary { (t.menu()) }
                 @if identity.account.is_none() {
                     ul {
+                        (item(Here::Requests, "/requests", t.requests(), 0))
                         (item(Here::Notices, "/notices", t.notices(), identity.unread))
                     }
                 } @else {
@@ -173,6 +178,7 @@ fn navigation(t: Texts, identity: &Identity, here: Here) -> Markup {
                             span.heading { (t.account_setting()) }
                             ul {
                                 (item(Here::Certificates, "/certificates", t.operating_certificate(), 0))
+                                (item(Here::Number, "/number", t.mobile_number(), 0))
                             }
                         }
                         @if identity.manages() {

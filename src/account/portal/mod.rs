@@ -39,10 +39,11 @@ pub mod security;
 pub mod web;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn_with_state, map_response_with_state};
 use axum::routing::{get, post};
 
-use self::pages::{certificates, home, login, notices, operations, operators};
+use self::pages::{certificates, home, login, notices, operations, operators, requests};
 use super::config::host_and_port;
 use super::service::Service;
 use crate::api::problem::not_found;
@@ -89,6 +90,18 @@ pub fn router(service: &Service) -> Router<Service> {
         .route("/operators", get(operators::list))
         .route("/installations", get(operators::installations))
         .route("/installations/{ticket}", post(operators::release))
+        .route("/number", get(requests::number).post(requests::make))
+        .route("/requests", get(requests::list))
+        .route("/requests/{id}", get(requests::show))
+        .route("/requests/{id}/submit", post(requests::submit))
+        .route("/requests/{id}/withdraw", post(requests::withdraw))
+        .route("/requests/{id}/approve", post(requests::approve))
+        .route("/requests/{id}/decide", post(requests::decide))
+        .route(
+            "/requests/{id}/papers/{kind}",
+            // Past the limit of the door nothing arrives; the framework's own is lower.
+            post(requests::attach).layer(DefaultBodyLimit::disable()),
+        )
         .layer(from_fn_with_state(service.clone(), web::dress));
     Router::new()
         .merge(pages)

@@ -64,6 +64,11 @@ flashes! {
     OperationCreated "operation-created" flash_operation_created;
     OperationCancelled "operation-cancelled" flash_operation_cancelled;
     OperationApproved "operation-approved" flash_operation_approved;
+    RequestBegun "request-begun" flash_request_begun;
+    Uploaded "uploaded" flash_uploaded;
+    RequestSubmitted "request-submitted" flash_request_submitted;
+    RequestWithdrawn "request-withdrawn" flash_request_withdrawn;
+    RequestDecided "request-decided" flash_request_decided;
     NoticesRead "notices-read" flash_notices_read;
 }
 

@@ -336,3 +336,57 @@ texts! {
     error_throttled: "Too many log-ins failed.", "登录失败次数过多。";
     error_throttled_remedy: "Wait, then try again with the right password.", "请稍候，再使用正确的密码重试。";
 }
+
+// Lost mobile number and recovery.
+texts! {
+    new_mobile_number: "New mobile number", "新手机号";
+    sign_request: "Sign for it", "签名同意";
+    error_request_state: "That is not possible as the request stands.", "申请的当前状态不允许此操作。";
+    error_paper: "The paper is refused.", "材料未被接受。";
+    error_paper_remedy: "Send a PDF, a picture or a DOCX file without macros, of at most 5 MB.", "请上传不超过 5 MB 的 PDF、图片或不含宏的 DOCX 文件。";
+    mobile_number: "Mobile Number", "手机号";
+    do_number: "Replace a lost mobile number", "更换遗失的手机号";
+    number_lead: "SMS codes go to your registered number. If you have lost it, ask for a new one here.", "短信验证码发送到您登记的手机号。如号码遗失，可在此申请更换。";
+    request_new_number: "Ask for a new number", "申请更换手机号";
+    new_number_hint: "With country code, e.g. +8613800000001", "含国家代码，例如 +8613800000001";
+    two_routes: "Two ways lead there: administrators of your account sign the change with their certificates, or a business representative decides on paper.", "有两种途径：由本商户管理员用证书签名，或由客户经理书面审核。";
+    begin_request: "Begin", "开始申请";
+    download_form: "1. Download the form, sign and stamp it", "1. 下载表格，签字并盖章";
+    form_pdf: "Form as PDF", "PDF 表格";
+    form_docx: "Form as DOCX", "DOCX 表格";
+    upload_papers: "2. Upload the papers", "2. 上传材料";
+    photocopy: "Photocopy of the signed and stamped form", "签字盖章表格的扫描件";
+    photocopy_hint: "PDF, JPEG or PNG, at most 5 MB", "PDF、JPEG 或 PNG，不超过 5 MB";
+    document_hint: "DOCX or PDF, at most 5 MB", "DOCX 或 PDF，不超过 5 MB";
+    upload: "Upload", "上传";
+    submit_request: "3. Submit for decision", "3. 提交审核";
+    withdraw: "Withdraw the request", "撤回申请";
+    request_open: "Papers missing", "待上传材料";
+    request_submitted: "Being looked at", "审核中";
+    request_granted: "Granted", "已通过";
+    request_refused: "Refused", "已拒绝";
+    request_withdrawn: "Withdrawn", "已撤回";
+    request_done: "Done", "已完成";
+    effective_at(time): "Takes effect at {time}. Until then it can be stopped; the old number has been told.", "将于 {time} 生效。在此之前可以终止；已通知旧号码。";
+    mobile_change: "Change of mobile number", "更换手机号";
+    computer_recovery: "Recovery of the only computer", "恢复唯一的电脑";
+    request_recovery: "Ask for recovery", "申请恢复";
+    recovery_lead: "If the only computer with an administrator's certificate is lost, a business representative can allow a new installation, after a delay and with notice to the registered number.", "若唯一持有管理员证书的电脑遗失，客户经理可在通知登记手机号并经过等待期后，允许重新安装。";
+    grant: "Grant", "批准";
+    refuse: "Refuse", "拒绝";
+    stop_request: "Stop it", "终止";
+    decide: "Decision", "审核决定";
+    decide_hint: "The applicant reads the reason.", "申请人会看到此原因。";
+    papers: "Papers", "材料";
+    download: "Download", "下载";
+    requests_lead: "Requests that wait for a decision of a business representative.", "等待客户经理审核的申请。";
+    no_requests: "No request waits.", "没有待审核的申请。";
+    applicant: "Applicant", "申请人";
+    old_number: "Old number", "原手机号";
+    disable: "Disable", "停用";
+    flash_request_begun: "The request is begun. Now download the form.", "申请已开始，请下载表格。";
+    flash_uploaded: "The paper is uploaded.", "材料已上传。";
+    flash_request_submitted: "The request is submitted.", "申请已提交。";
+    flash_request_withdrawn: "The request is withdrawn.", "申请已撤回。";
+    flash_request_decided: "The decision is recorded.", "决定已记录。";
+}

@@ -14,7 +14,7 @@ use crate::account::store::accounts::Role;
 use crate::account::store::certificates::Search as Certificates;
 use crate::account::store::operations::{Search as Operations, State as Standing};
 
-/// The home page: of operators here, of representatives the notices.
+/// The home page: of operators here, of representatives the requests.
 pub async fn show(
     State(service): State<Service>,
     axum::Extension(visitor): Anybody,
@@ -22,7 +22,7 @@ pub async fn show(
 ) -> Answer {
     let session = visitor.session.as_ref().map(|session| &session.person);
     if let Some(Person::Representative(_)) = session {
-        return Ok(redirect("/notices"));
+        return Ok(redirect("/requests"));
     }
     let person = match person {
         Ok(person) => person,
@@ -118,6 +118,7 @@ fn content(t: Texts, overview: &Overview) -> Markup {
             ul {
                 li { a href="/operations" { (t.do_operations()) } }
                 li { a href="/certificates" { (t.do_certificates()) } }
+                li { a href="/number" { (t.do_number()) } }
             }
         }
     }

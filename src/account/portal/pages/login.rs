@@ -128,7 +128,7 @@ pub async fn log_in_representative(
 fn entered(opened: &Opened, next: &str) -> Response {
     let home = match opened.session.person {
         Person::Operator(_) => "/",
-        Person::Representative(_) => "/notices",
+        Person::Representative(_) => "/requests",
     };
     let mut response = redirect(if next == "/" { home } else { next });
     response.headers_mut().append(

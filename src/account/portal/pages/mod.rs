@@ -7,3 +7,4 @@ pub mod login;
 pub mod notices;
 pub mod operations;
 pub mod operators;
+pub mod requests;
