@@ -167,7 +167,7 @@ impl Daemon {
 
     /// Starts it again after it ended.
     pub fn restart(&mut self) {
-        self.child = spawn(&self.config, &self.directory);
+        self.child = spawn(&self.config, &self.directory, &self.environment);
         self.wait_ready();
     }
 
