@@ -16,6 +16,7 @@ use axum::body::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{Request, Uri};
 use jiff::Timestamp;
+use tracing::warn;
 
 use crate::base::encoding::base64;
 use crate::base::files::{FileError, Readers, read_checked};
@@ -60,7 +61,8 @@ pub enum PostError {
     Status(http::StatusCode),
 }
 
-/// Whom to trust: the operating system's authorities, or those in a PEM file.
+/// Whom to trust: the operating system's authorities, or those in a PEM file. Where the system has
+/// none nobody is trusted, and what cannot be delivered says so: the service works all the same.
 pub fn trust(
     ca_file: Option<&Path>,
 ) -> Result<std::sync::Arc<rustls::ClientConfig>, EndpointError> {
@@ -69,7 +71,16 @@ pub fn trust(
             let pem = read_checked(path, Readers::Anybody, 1024 * 1024)?;
             tls::roots(tls::certificates(&pem)?)?
         }
-        None => tls::system_roots()?,
+        None => match tls::system_roots() {
+            Err(TlsError::NoRoots) => {
+                warn!(
+                    "the system trusts no certificate authority, so nothing can be delivered by \
+                     HTTPS: install ca-certificates or set `ca-file`"
+                );
+                rustls::RootCertStore::empty()
+            }
+            roots => roots?,
+        },
     };
     Ok(tls::client(roots, None)?)
 }
