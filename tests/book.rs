@@ -149,7 +149,7 @@ impl Demo {
                     panic!("the demo does not serve:\n{}", said.join("\n"));
                 }
             }
-            if said.last().unwrap().starts_with("The password of alice") {
+            if said.last().unwrap().starts_with("In the portal, alice") {
                 break;
             }
         }
