@@ -9,7 +9,7 @@
 //!
 //! A configuration may be several files, laid over each other ([`layers`]); `opcert config show`
 //! says which one a value comes from ([`show`]), and the reference page is written from the types
-//! ([`reference`]).
+//! ([`mod@reference`]).
 
 pub mod daemon;
 pub mod layers;
