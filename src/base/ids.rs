@@ -34,9 +34,15 @@ macro_rules! id {
                 &self.0
             }
 
-            /// A new one from 128 random bits.
+            /// A new one from 128 random bits. Never begins with `-`: on a command line that would
+            /// be an option.
             pub fn random() -> Self {
-                Self(base64url(&random::<16>()).into())
+                loop {
+                    let text = base64url(&random::<16>());
+                    if !text.starts_with('-') {
+                        return Self(text.into());
+                    }
+                }
             }
         }
 
@@ -195,6 +201,8 @@ mod tests {
     #[test]
     fn a_jti_has_128_bits() {
         assert!(Jti::random().as_str().parse::<Jti>().is_ok());
+        // One in 64 would, if nobody looked.
+        assert!((0..2_000).all(|_| !OperationId::random().as_str().starts_with('-')));
         assert!("short".parse::<Jti>().is_err());
     }
 }
