@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use opcert::audit::verify::{Summary, VerifyError, verify};
@@ -13,6 +13,9 @@ use opcert::audit::{Audit, AuditError, BODY_LIMIT, Broken, Config, Event, Recove
 use opcert::base::Clock;
 use proptest::prelude::*;
 use tempfile::TempDir;
+
+mod support;
+use support::wait::until;
 
 /// Small segments, so that a few dozen records make several.
 fn small() -> Config {
@@ -173,7 +176,9 @@ async fn a_second_writer_is_refused_until_the_first_is_gone() {
     let pending = clone.append(event(1)).unwrap();
     drop(clone);
     assert_eq!(pending.durable().await.unwrap().seq, 1);
-    eventually(|| Audit::open(dir.path(), small(), Clock::system()).ok());
+    until("the log is free", || {
+        Audit::open(dir.path(), small(), Clock::system()).ok()
+    });
 }
 
 #[tokio::test]
@@ -594,7 +599,9 @@ fn nothing_acknowledged_is_lost_when_the_writer_is_killed() {
         assert!(recovered.records >= records + acknowledged.len() as u64);
         records = recovered.records;
         drop(audit);
-        eventually(|| Audit::open(dir.path(), small(), Clock::system()).ok());
+        until("the log is free", || {
+            Audit::open(dir.path(), small(), Clock::system()).ok()
+        });
     }
 }
 
@@ -660,22 +667,10 @@ async fn a_full_disk_refuses_every_record_and_the_log_goes_on_when_there_is_room
     );
 
     std::fs::remove_file(&filler).unwrap();
-    let pending = eventually(|| audit.append(event(2)).ok());
+    let pending = until("the disk is tried again", || audit.append(event(2)).ok());
     assert_eq!(pending.durable().await.unwrap().seq, durable + 1);
     audit.close().await.unwrap();
     let summary = verify(&dir).unwrap();
     assert_eq!(summary.records, durable + 2);
     assert!(summary.closed);
-}
-
-/// Tries until it works, for what another thread or the delay after a full disk brings about.
-fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        if let Some(value) = attempt() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "did not happen in time");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }

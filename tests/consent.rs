@@ -5,12 +5,14 @@ use std::num::NonZeroU32;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use opcert::consent::{AskedBy, Asker, Config, ConsentError, PinProblem, Prompt};
 use opcert::policy::ConsentMethod;
 use opcert::statement::Language;
 use tempfile::TempDir;
+
+mod support;
+use support::wait::eventually;
 
 /// A pinentry that writes what it is told to `log` and its process id to `pid`, and runs `answer`
 /// at CONFIRM.
@@ -75,7 +77,10 @@ impl Fake {
     }
 
     async fn wait_for_confirm(&self, count: usize) {
-        eventually(|| self.read("log").matches("CONFIRM\n").count() >= count).await;
+        eventually("the questions", async || {
+            self.read("log").matches("CONFIRM\n").count() >= count
+        })
+        .await;
     }
 }
 
@@ -102,14 +107,6 @@ fn prompt() -> Prompt {
         list: Vec::new(),
         on_token: None,
         language: Language::English,
-    }
-}
-
-async fn eventually(mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !condition() {
-        assert!(Instant::now() < deadline, "did not happen in time");
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
@@ -151,7 +148,10 @@ async fn ok_is_consent_and_the_window_shows_what_was_asked() {
     let log = fake.read("log");
     assert!(log.contains("SETOK 批准\nSETCANCEL 拒绝\n"), "{log}");
     assert!(log.contains("SETDESC 您是否批准此操作？%0A"), "{log}");
-    eventually(|| fake.started().iter().all(|pid| !runs(pid))).await;
+    eventually("no child runs", async || {
+        fake.started().iter().all(|pid| !runs(pid))
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -176,7 +176,7 @@ async fn time_runs_out_by_pinentrys_word_or_by_our_clock() {
     let fake = Fake::new("exec sleep 600");
     assert_eq!(fake.asker(1, 8).ask(&prompt()).await, timed_out);
     let pid = fake.started().remove(0);
-    eventually(|| !runs(&pid)).await;
+    eventually("the child ends", async || !runs(&pid)).await;
 }
 
 #[tokio::test]
@@ -202,7 +202,10 @@ async fn what_is_not_a_working_pinentry_is_unavailable() {
         let fake = Fake::script(script);
         let reason = reason(fake.asker(60, 8).ask(&prompt()).await);
         assert!(reason.contains(what), "{script}: {reason}");
-        eventually(|| fake.started().iter().all(|pid| !runs(pid))).await;
+        eventually("no child runs", async || {
+            fake.started().iter().all(|pid| !runs(pid))
+        })
+        .await;
     }
 
     let fake = Fake::new("echo 'ERR 83918950 Inappropriate ioctl for device <Pinentry>'");
@@ -253,7 +256,7 @@ async fn a_question_taken_back_leaves_the_screen_to_the_next() {
     assert!(shown.await.unwrap_err().is_cancelled());
     assert_eq!(next.await.unwrap(), Ok(ConsentMethod::Pinentry));
     let pid = fake.started().remove(0);
-    eventually(|| !runs(&pid)).await;
+    eventually("the child ends", async || !runs(&pid)).await;
 }
 
 #[tokio::test]
@@ -275,7 +278,7 @@ async fn a_notice_tells_that_a_question_waits_and_not_what_it_holds() {
         ..Config::default()
     });
     assert_eq!(asker.ask(&prompt()).await, Ok(ConsentMethod::Pinentry));
-    eventually(|| !notice.read("said").is_empty()).await;
+    eventually("a notice", async || !notice.read("said").is_empty()).await;
     let said = notice.read("said");
     assert!(said.contains("\n--\nA question waits"), "{said}");
     assert!(said.ends_with("shop: Withdrawal\n"), "{said}");

@@ -149,6 +149,7 @@ fn no_signature_without_its_record_whatever_happens_to_process_and_disk() {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for run in 0..RUNS {
                 let dice = random::<2>();
+                // The random instant: it must come of nothing that the daemon does.
                 std::thread::sleep(Duration::from_millis(u64::from(dice[0]) / 4));
                 match &disk {
                     // Filled while it works, killed while it is full; sometimes it lives to see
@@ -164,6 +165,7 @@ fn no_signature_without_its_record_whatever_happens_to_process_and_disk() {
                                     Instant::now() < deadline,
                                     "run {run}: a full disk refuses nothing"
                                 );
+                                // Counted by the clients' threads; looked at between.
                                 std::thread::sleep(Duration::from_millis(1));
                             }
                             disk.free();
@@ -174,10 +176,12 @@ fn no_signature_without_its_record_whatever_happens_to_process_and_disk() {
                                     "run {run}: it does not recover: {}",
                                     daemon.log()
                                 );
+                                // The same.
                                 std::thread::sleep(Duration::from_millis(5));
                             }
                             continue;
                         }
+                        // Another random instant, while the disk is full.
                         std::thread::sleep(Duration::from_millis(u64::from(dice[0]) / 16));
                         daemon.crash();
                         disk.free();

@@ -14,6 +14,7 @@ use opcert::policy::{Permit, Purpose, SELF_TEST_PREFIX, own};
 
 mod support;
 use support::softhsm::TestToken;
+use support::wait::eventually;
 
 async fn start(token: &TestToken) -> Devices {
     start_with(token, token.config()).await
@@ -79,18 +80,6 @@ fn workers(name: &str) -> Vec<i32> {
 fn kill(pid: i32) {
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-}
-
-/// Calls `check` until it says yes; fails after ten seconds.
-async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
-    let begin = Instant::now();
-    while !check().await {
-        assert!(
-            begin.elapsed() < Duration::from_secs(10),
-            "not in time: {what}"
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// What a merchant's server asks for: sign a request, decrypt a field.

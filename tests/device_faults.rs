@@ -75,14 +75,13 @@ impl Rig {
 
 /// Waits until the key signs again.
 async fn heals(devices: &Devices, key: &KeyRef) {
-    let begin = Instant::now();
-    while let Err(error) = sign(devices, key).await {
-        assert!(
-            begin.elapsed() < Duration::from_secs(30),
-            "not healed: {error}"
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("the key signs again", async || {
+        let signed = sign(devices, key).await;
+        signed
+            .inspect_err(|error| println!("not yet: {error}"))
+            .is_ok()
+    })
+    .await;
 }
 
 fn spent(faulty: &Faulty) -> usize {

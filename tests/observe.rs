@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use support::daemon::Daemon;
 use support::service::Service;
 use support::softhsm::TestToken;
+use support::wait::until;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
@@ -76,16 +77,18 @@ fn metrics_and_health_tell_what_happens() {
         .unwrap_or_else(|| panic!("{log}"));
     assert_eq!(line["span"]["request"], id, "{line}");
     assert_eq!(line["span"]["trace"], TRACE, "{line}");
-    let recorded = opcert::audit::read::all(&daemon.audit_directory())
-        .unwrap()
-        .map(Result::unwrap)
-        .find(|record| {
-            record
-                .request
-                .as_ref()
-                .is_some_and(|request| request.as_str() == id)
-        })
-        .unwrap();
+    // The client does not wait for the record of a refusal, so it may come after the answer.
+    let recorded = until("the record of the refusal", || {
+        opcert::audit::read::all(&daemon.audit_directory())
+            .unwrap()
+            .map(Result::unwrap)
+            .find(|record| {
+                record
+                    .request
+                    .as_ref()
+                    .is_some_and(|request| request.as_str() == id)
+            })
+    });
     assert_eq!(recorded.trace.unwrap().as_str(), TRACE);
 
     // The native door shows no metrics, and a certificate nobody knows is refused there.

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use support::daemon::{Answer, ClientIdentity, Daemon};
 use support::service::{Service, withdrawal};
 use support::softhsm::TestToken;
+use support::wait::until;
 
 const ORIGIN: &str = "https://pay.example";
 
@@ -148,15 +149,20 @@ fn site_rules_decide_and_say_so_everywhere() {
     }
 
     // The audit trail names the rules, under the ids that the answers had.
-    let mut rules = Vec::new();
-    for record in opcert::audit::read::all(&daemon.audit_directory()).unwrap() {
-        let record = record.unwrap();
-        let body: Value = serde_json::from_str(record.body.get()).unwrap();
-        if let Some(rule) = body["rule"].as_str() {
-            let id = record.request.map(|id| id.to_string()).unwrap_or_default();
-            rules.push((record.kind, rule.to_owned(), id));
-        }
-    }
+    // Nobody waits for the record of a refusal, so it may come after the answer.
+    let rules = until("both records", || {
+        let rules: Vec<_> = opcert::audit::read::all(&daemon.audit_directory())
+            .unwrap()
+            .map(Result::unwrap)
+            .filter_map(|record| {
+                let body: Value = serde_json::from_str(record.body.get()).unwrap();
+                let rule = body["rule"].as_str()?.to_owned();
+                let id = record.request.map(|id| id.to_string()).unwrap_or_default();
+                Some((record.kind, rule, id))
+            })
+            .collect();
+        (rules.len() >= 2).then_some(rules)
+    });
     assert_eq!(rules[0].0, "approval");
     assert_eq!(rules[0].1, "small");
     assert_eq!(

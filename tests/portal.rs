@@ -321,7 +321,7 @@ async fn what_other_sites_and_strangers_try_is_refused() {
     let policy = page.header("content-security-policy");
     assert!(policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self';"));
     assert!(
-        policy.contains("connect-src 'self' https://localhost:7444;"),
+        policy.contains("connect-src 'self' https://localhost:7444 http://localhost:7444;"),
         "{policy}"
     );
     assert!(policy.contains("frame-ancestors 'none'") && !policy.contains("unsafe"));

@@ -330,6 +330,7 @@ impl Texts {
             if over {
                 return;
             }
+            // Back-off: the gateway tells nobody when it would take a text again.
             tokio::time::sleep(wait).await;
         }
     }

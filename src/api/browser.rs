@@ -125,6 +125,8 @@ fn preflight(asked: &HeaderMap) -> Response {
 /// Certificate, fetch metadata, method, media type.
 fn admit(door: &Gates, mut request: Request, page: &Origin) -> Result<Request, Problem> {
     let peer = request.extensions().get::<Peer>();
+    // Not counted as a failed authentication: any page can have the browser come without a
+    // certificate, and would use up what programs at the same address are told.
     let identified = client(&door.app, peer, Some(page.clone()))?;
     // Absence proves nothing either way: old browsers send none, and programs what they like.
     if let Some(mode) = request.headers().get(SEC_FETCH_MODE)

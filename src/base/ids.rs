@@ -34,15 +34,9 @@ macro_rules! id {
                 &self.0
             }
 
-            /// A new one from 128 random bits. Never begins with `-`: on a command line that would
-            /// be an option.
+            /// A new one, of more than 128 random bits. Never begins with `-`.
             pub fn random() -> Self {
-                loop {
-                    let text = base64url(&random::<16>());
-                    if !text.starts_with('-') {
-                        return Self(text.into());
-                    }
-                }
+                Self(random_text())
             }
         }
 
@@ -116,9 +110,9 @@ id!(
 pub struct Jti(Box<str>);
 
 impl Jti {
-    /// A new one from 128 random bits.
+    /// A new one, of more than 128 random bits. Never begins with `-`.
     pub fn random() -> Self {
-        Self(base64url(&random::<16>()).into())
+        Self(random_text())
     }
 
     /// The text.
@@ -178,6 +172,17 @@ pub fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
+/// 136 random bits as base64url, drawn again while it begins with `-`: on a command line that
+/// would be an option. What is left is more than 135 bits.
+fn random_text() -> Box<str> {
+    loop {
+        let text = base64url(&random::<17>());
+        if !text.starts_with('-') {
+            return text.into();
+        }
+    }
+}
+
 fn is_id(text: &str, max: usize) -> bool {
     !text.is_empty()
         && text.len() <= max
@@ -199,10 +204,15 @@ mod tests {
     }
 
     #[test]
-    fn a_jti_has_128_bits() {
-        assert!(Jti::random().as_str().parse::<Jti>().is_ok());
+    fn no_id_looks_like_an_option() {
         // One in 64 would, if nobody looked.
         assert!((0..2_000).all(|_| !OperationId::random().as_str().starts_with('-')));
+        assert!((0..2_000).all(|_| !Jti::random().as_str().starts_with('-')));
+    }
+
+    #[test]
+    fn a_jti_has_128_bits() {
+        assert!(Jti::random().as_str().parse::<Jti>().is_ok());
         assert!("short".parse::<Jti>().is_err());
     }
 }

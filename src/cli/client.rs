@@ -55,7 +55,12 @@ pub(super) enum Command {
         browser: bool,
         /// A WeChat Pay merchant it may act for, and how: request, start, decrypt, check,
         /// notification, platform, v2-sign, v2-check; may be repeated.
-        #[arg(long = "wechatpay", value_name = "MCHID=USE,…", value_parser = merchant_rule)]
+        #[arg(
+            long = "wechatpay",
+            value_name = "MCHID=USE,…",
+            value_parser = merchant_rule,
+            conflicts_with = "browser"
+        )]
         merchants: Vec<WechatPayRule>,
     },
     /// List the registered programs.

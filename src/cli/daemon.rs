@@ -9,8 +9,7 @@ use super::Global;
 use super::error::Error;
 use super::init;
 use super::input::read_file;
-use super::service::roots;
-use crate::api::client::{CallError, Client, PATIENT};
+use crate::api::client::{CallError, Client, PATIENT, native_door};
 use crate::base::files::{Readers, read_checked};
 use crate::http::client::Target;
 use crate::http::tls;
@@ -63,12 +62,8 @@ pub(super) fn native_target(
     };
     let chain = read_file(credentials.certificate, PEM_LIMIT)?;
     let key = zeroize::Zeroizing::new(read_checked(credentials.key, Readers::Owner, PEM_LIMIT)?);
-    let identity = tls::Identity::from_pem(&chain, &key).map_err(wrong)?;
-    Ok(Target::Tls {
-        host: address.ip().to_string(),
-        port: address.port(),
-        config: tls::client(roots(credentials.ca)?, Some(&identity)).map_err(wrong)?,
-    })
+    let authority = read_file(credentials.ca, PEM_LIMIT)?;
+    native_door(address, &authority, &chain, &key).map_err(wrong)
 }
 
 async fn connect(who: &'static str, action: String, target: &Target) -> Result<Client, Error> {

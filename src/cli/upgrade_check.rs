@@ -13,6 +13,7 @@ use crate::audit::verify::verify;
 use crate::base::sysexits::{EX_FAILED, EX_OK};
 use crate::config::daemon::Config;
 use crate::enrol::Registry;
+use crate::merchants::Merchants;
 
 /// The version of this program.
 const OWN: &str = env!("CARGO_PKG_VERSION");
@@ -68,6 +69,10 @@ fn state(config: &Config, findings: &mut Findings) {
         }
     } else {
         findings.ok("certificates", "There are none yet.");
+    }
+    match Merchants::count(directory) {
+        Ok(count) => findings.ok("merchants", format!("{count} can be read.")),
+        Err(error) => findings.fail("merchants", format!("{error}."), keep),
     }
     let audit = directory.join("audit");
     if audit.exists() {

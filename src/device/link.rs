@@ -351,6 +351,7 @@ impl Link {
             match next {
                 Some(deadline) => {
                     tokio::select! {
+                        // The first deadline: what is waited for is the absence of an answer.
                         () = tokio::time::sleep_until(deadline) => {}
                         () = self.sooner.notified() => {}
                     }

@@ -262,6 +262,7 @@ impl Supervisor {
         }
         loop {
             tokio::select! {
+                // Back-off with jitter: nothing tells when a module would start again.
                 () = tokio::time::sleep_until(until) => return Pause::Over,
                 () = stopped(stop) => return Pause::Stop,
                 command = self.commands.recv() => match command {

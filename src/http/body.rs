@@ -73,6 +73,7 @@ impl RequestBody {
         let (bytes, alarm) = self.discard.get_or_insert_with(|| {
             (
                 left.saturating_add(DISCARD),
+                // The limit of time: a peer may send slowly, or nothing, for ever.
                 Box::pin(tokio::time::sleep(DISCARD_TIME)),
             )
         });
@@ -131,6 +132,7 @@ impl Body for RequestBody {
             Poll::Ready(None) => Poll::Ready(None),
             Poll::Pending => {
                 let timeout = this.timeout;
+                // The limit of time between two pieces; made only when one is waited for.
                 let alarm = this
                     .alarm
                     .get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));

@@ -182,6 +182,8 @@ async fn accept(door: Door, limits: Arc<ArcSwap<Limits>>, mut phase: watch::Rece
             Ok(accepted) => accepted,
             Err(error) if is_exhaustion(&error) => {
                 warn!(door = name, %error, "cannot accept connections");
+                // Descriptors come free elsewhere in the system, which tells nobody; without a rest
+                // this loop would spin.
                 tokio::time::sleep(ACCEPT_REST).await;
                 continue;
             }

@@ -214,6 +214,7 @@ async fn a_drain_waits_for_requests_and_cuts_them_at_the_deadline() {
             "/work",
             get(move || async move {
                 started.send(()).await.unwrap();
+                // Work that takes time, by the paused clock: nobody waits for it.
                 tokio::time::sleep(Duration::from_secs(work)).await;
                 "done"
             }),

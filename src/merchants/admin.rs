@@ -223,7 +223,7 @@ impl Merchants {
                     token: token.clone(),
                     id,
                 };
-                self.delete(&key).await?;
+                self.delete_unused(&key).await;
             }
             return Err(error);
         }
@@ -263,7 +263,7 @@ impl Merchants {
         let mut record = known.record.clone();
         record.keys.push(made);
         if let Err(error) = self.publish(merchant, Some(record)).await {
-            self.delete(&key).await?;
+            self.delete_unused(&key).await;
             return Err(error);
         }
         self.view(merchant)
@@ -323,10 +323,15 @@ impl Merchants {
         });
         self.record("merchant-removed", request, &body).await?;
         self.publish(merchant, None).await?;
+        // All of them, whatever becomes of one: the merchant is gone, so nobody could ask again.
+        let mut failed = None;
         for key in keys {
-            self.delete(&key).await?;
+            if let Err(error) = self.delete(&key).await {
+                tracing::warn!(%key, %error, "a key of a removed merchant is still on its token");
+                failed.get_or_insert(error);
+            }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// Installs an API certificate for the key it was issued for.
@@ -349,12 +354,10 @@ impl Merchants {
                 problem: "has ended",
             });
         }
-        let mut fitting = None;
-        for held in &mut record.keys {
-            if self.0.devices.public_key(&held.key).await? == *certificate.public_key() {
-                fitting = Some(held);
-            }
-        }
+        let fitting = record
+            .keys
+            .iter_mut()
+            .find(|held| held.is_for(certificate.public_key()));
         let Some(held) = fitting else {
             return Err(MerchantError::Certificate {
                 problem: "is for none of this merchant's keys",
@@ -677,6 +680,13 @@ impl Merchants {
     }
 
     /// Removes a key; one that is not there is as good as removed.
+    /// Deletes a key that came of something that failed, which is the error to tell.
+    async fn delete_unused(&self, key: &KeyRef) {
+        if let Err(error) = self.delete(key).await {
+            tracing::warn!(%key, %error, "a key that nothing uses is left on its token");
+        }
+    }
+
     async fn delete(&self, key: &KeyRef) -> Result<(), MerchantError> {
         match self.0.devices.delete_key(key).await {
             Ok(()) | Err(DeviceError::KeyMissing { .. }) => Ok(()),

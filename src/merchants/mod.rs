@@ -53,8 +53,8 @@ use memory::Memory;
 pub use record::{KeyOrigin, Link};
 use record::{Merchant, Table};
 pub use uses::{
-    Authorization, CertificatesTaken, Checked, Delivered, EncryptedFields, Opened, PaySigned,
-    PaymentToStart, RequestToSign, SignedV2, V2Message,
+    Authorization, CertificatesTaken, Checked, EncryptedFields, Opened, PaySigned, PaymentToStart,
+    RequestToSign, SignedV2, V2Message,
 };
 
 /// All merchants. Cloning shares them.
@@ -93,6 +93,9 @@ struct Leave {
     rule: String,
 }
 
+/// The file in the state directory.
+const STATE: &str = "merchants.json";
+
 impl Merchants {
     /// Reads `merchants.json` of the state directory.
     pub fn open(
@@ -103,7 +106,7 @@ impl Merchants {
         policies: Policies,
         clock: Clock,
     ) -> Result<Self, MerchantError> {
-        let path = directory.join("merchants.json");
+        let path = directory.join(STATE);
         let table = record::load(&path)?;
         Ok(Self(Arc::new(Inner {
             path,
@@ -116,6 +119,12 @@ impl Merchants {
             memory: Memory::new(),
             changing: tokio::sync::Mutex::new(()),
         })))
+    }
+
+    /// How many merchants the state in `directory` has; what [`Merchants::open`] would refuse is an
+    /// error. Needs no token.
+    pub fn count(directory: &Path) -> Result<usize, MerchantError> {
+        Ok(record::load(&directory.join(STATE))?.merchants.len())
     }
 
     /// Finds in the audit records which callbacks were delivered before a restart. Reads nothing

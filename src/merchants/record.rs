@@ -18,7 +18,7 @@ use crate::base::ids::AccountId;
 use crate::base::jwe::RsaJwk;
 use crate::base::key::PublicKey;
 use crate::base::pkcs11::KeyRef;
-use crate::base::x509::Certificate;
+use crate::base::x509::{Certificate, CertificateRequest};
 use crate::statement::{Origin, SecretKind};
 use crate::wechatpay::v2::Rules;
 use crate::wechatpay::v3::{PlatformKey, PlatformKeys};
@@ -79,6 +79,15 @@ pub(super) struct ApiKey {
     /// The API certificate, base64 DER, once there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<String>,
+}
+
+impl ApiKey {
+    /// Whether `public` is this key's, as its certification request says: the token may be away.
+    pub fn is_for(&self, public: &PublicKey) -> bool {
+        from_base64(self.request.as_bytes())
+            .and_then(|der| CertificateRequest::from_der(&der).ok())
+            .is_some_and(|request| request.public_key() == public)
+    }
 }
 
 /// The key that secrets are sealed to.

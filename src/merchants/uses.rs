@@ -1,13 +1,13 @@
 //! What is done for a merchant's server, one function for each kind of use.
 
 use jiff::Timestamp;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::record::{Certified, Merchant, Sealed};
 use super::{Ask, Leave, MerchantError, Merchants, memory::Names};
 use crate::base::encoding::{base64, hex, sha256};
 use crate::base::jwe::Jwe;
-use crate::base::key::Scheme;
+use crate::base::key::{Scheme, Signature};
 use crate::base::secret::{SecretBytes, SecretText};
 use crate::device::DeviceError;
 use crate::policy::{Caller, Permit, WechatPayUse};
@@ -94,19 +94,7 @@ pub struct Opened {
     /// The content, JSON as the platform wrote it.
     pub resource: SecretText,
     /// Whether it was there before.
-    pub delivery: Delivered,
-}
-
-/// Whether an event was delivered before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Delivered {
-    /// Not as far as is remembered.
-    First,
-    /// It was.
-    Again {
-        /// When first.
-        first: Timestamp,
-    },
+    pub delivery: Delivery,
 }
 
 /// Fields encrypted for the platform.
@@ -177,13 +165,7 @@ impl Merchants {
     ) -> Result<Authorization, MerchantError> {
         let merchant = self.find(ask)?;
         let now = self.0.clock.now();
-        let certified = merchant.signing(now);
-        // Policy first: whoever may not sign does not learn that nothing could be signed either.
-        let key = certified
-            .as_ref()
-            .map_or(merchant.any_key(), |known| &known.key);
-        let leave = self.authorise(ask, key, r#use)?;
-        let certified = certified?;
+        let (certified, leave) = self.leave_to_sign(ask, &merchant, r#use, now)?;
         let at = request.timestamp.unwrap_or(now);
         let nonce = request.nonce.unwrap_or_else(Nonce::random);
         let message = RequestMessage::new(
@@ -204,14 +186,9 @@ impl Merchants {
             "timestamp": at.as_second(),
             "nonce": nonce,
         });
-        let pending = self.note(ask, r#use, &leave.rule, facts)?;
-        let signing = self
-            .0
-            .devices
-            .sign(leave.permit, Scheme::Rs256, message.to_sign());
-        let (durable, signature) = tokio::join!(pending.durable(), signing);
-        durable?;
-        let signature = signature?;
+        let signature = self
+            .sign_on_record(ask, r#use, leave, facts, message.to_sign())
+            .await?;
         Ok(Authorization {
             header: message.authorization(&ask.merchant, &certified.serial, &signature),
             serial: certified.serial.clone(),
@@ -240,13 +217,7 @@ impl Merchants {
     ) -> Result<PaySigned, MerchantError> {
         let merchant = self.find(ask)?;
         let now = self.0.clock.now();
-        let certified = merchant.signing(now);
-        // Policy first: whoever may not sign does not learn that nothing could be signed either.
-        let key = certified
-            .as_ref()
-            .map_or(merchant.any_key(), |known| &known.key);
-        let leave = self.authorise(ask, key, r#use)?;
-        let certified = certified?;
+        let (certified, leave) = self.leave_to_sign(ask, &merchant, r#use, now)?;
         let at = payment.timestamp.unwrap_or(now);
         let nonce = payment.nonce.unwrap_or_else(Nonce::random);
         let facts = json!({
@@ -258,17 +229,47 @@ impl Merchants {
             "nonce": nonce,
         });
         let message = PaySign::new(payment.client, payment.app, payment.prepay, at, nonce, now)?;
-        let pending = self.note(ask, r#use, &leave.rule, facts)?;
-        let signing = self
-            .0
-            .devices
-            .sign(leave.permit, Scheme::Rs256, message.to_sign());
-        let (durable, signature) = tokio::join!(pending.durable(), signing);
-        durable?;
+        let signature = self
+            .sign_on_record(ask, r#use, leave, facts, message.to_sign())
+            .await?;
         Ok(PaySigned {
-            parameters: message.parameters(&ask.merchant, &signature?),
+            parameters: message.parameters(&ask.merchant, &signature),
             serial: certified.serial.clone(),
         })
+    }
+
+    /// The certified key that signs now, and leave to use it.
+    fn leave_to_sign<'m>(
+        &self,
+        ask: &Ask,
+        merchant: &'m Merchant,
+        r#use: WechatPayUse,
+        now: Timestamp,
+    ) -> Result<(&'m Certified, Leave), MerchantError> {
+        let certified = merchant.signing(now);
+        // Policy first: whoever may not sign does not learn that nothing could be signed either.
+        let key = certified
+            .as_ref()
+            .map_or(merchant.any_key(), |known| &known.key);
+        let leave = self.authorise(ask, key, r#use)?;
+        Ok((certified?, leave))
+    }
+
+    /// Signs on the token while the record becomes durable; without the record nobody gets the
+    /// signature.
+    async fn sign_on_record(
+        &self,
+        ask: &Ask,
+        r#use: WechatPayUse,
+        leave: Leave,
+        facts: Value,
+        to_sign: &[u8],
+    ) -> Result<Signature, MerchantError> {
+        let pending = self.note(ask, r#use, &leave.rule, facts)?;
+        let signing = self.0.devices.sign(leave.permit, Scheme::Rs256, to_sign);
+        let (durable, signature) = tokio::join!(pending.durable(), signing);
+        durable?;
+        Ok(signature?)
     }
 
     /// Checks that an answer or callback is the platform's, and from now.
@@ -350,10 +351,7 @@ impl Merchants {
                 id: notification.id().to_owned(),
                 event_type: notification.event_type().to_owned(),
                 resource,
-                delivery: match delivery {
-                    Delivery::First => Delivered::First,
-                    Delivery::Again { first } => Delivered::Again { first },
-                },
+                delivery,
             })
         };
         self.concluded(ask, r#use, work.await)

@@ -8,9 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::origin::Origin;
 use super::service::{self, NoKey, ServiceError};
-use super::strict::FieldError;
-use crate::base::jose::{JwkSet, Jws, KidHeader};
-use crate::base::key::{PublicKey, Scheme};
+use crate::base::jose::JwkSet;
+use crate::base::key::PublicKey;
 
 /// `typ` of a key set.
 pub const TYPE: &str = "opcert-keys+jwt";
@@ -32,6 +31,20 @@ pub struct KeySet {
     pub keys: JwkSet,
 }
 
+impl service::Lasting for KeySet {
+    fn issuer(&self) -> &Origin {
+        &self.iss
+    }
+
+    fn audience(&self) -> &str {
+        &self.aud
+    }
+
+    fn issued_at(&self) -> i64 {
+        self.iat
+    }
+}
+
 impl KeySet {
     /// A set made at `now`.
     pub fn new(issuer: Origin, keys: JwkSet, now: Timestamp) -> Self {
@@ -49,27 +62,7 @@ impl KeySet {
         now: Timestamp,
         key: impl FnOnce(&Origin, &str) -> Result<PublicKey, NoKey>,
     ) -> Result<Self, ServiceError> {
-        let jws = Jws::parse(compact, MAX)?;
-        let header: KidHeader = jws.header(TYPE)?;
-        let set: Self = serde_json::from_slice(&jws.payload)
-            .map_err(|error| ServiceError::Claims(FieldError::at("", error.to_string())))?;
-        if set.aud != "opcert" {
-            return Err(ServiceError::Audience);
-        }
-        let key = key(&set.iss, &header.kid).map_err(|missing| missing.error(&set.iss))?;
-        if header.alg != Scheme::Es256
-            || key
-                .verify(Scheme::Es256, jws.signing_input.as_bytes(), &jws.signature)
-                .is_err()
-        {
-            return Err(ServiceError::Signature);
-        }
-        if set.iat > now.as_second() + service::CLOCK_SKEW {
-            return Err(ServiceError::NotYetValid {
-                at: Timestamp::from_second(set.iat).unwrap_or(Timestamp::MAX),
-            });
-        }
-        Ok(set)
+        service::open_lasting(compact, TYPE, MAX, now, key)
     }
 
     /// What the key `kid` has to sign.

@@ -13,9 +13,8 @@ use super::origin::Origin;
 use super::service::{self, NoKey, ServiceError};
 use super::strict::FieldError;
 use crate::base::ids::AccountId;
-use crate::base::jose::{Jws, KidHeader};
 use crate::base::jwe::{self, JweError, RsaJwk};
-use crate::base::key::{PublicKey, Scheme};
+use crate::base::key::PublicKey;
 use crate::base::secret::{SecretBytes, SecretText};
 
 /// `typ` of the signed outer layer.
@@ -128,6 +127,20 @@ pub struct SealedSecret {
     pub jwe: String,
 }
 
+impl service::Lasting for SealedSecret {
+    fn issuer(&self) -> &Origin {
+        &self.iss
+    }
+
+    fn audience(&self) -> &str {
+        &self.aud
+    }
+
+    fn issued_at(&self) -> i64 {
+        self.iat
+    }
+}
+
 impl SealedSecret {
     /// Checks `compact` at `now`. `key` answers with the key pinned for an issuer and key id.
     ///
@@ -137,26 +150,7 @@ impl SealedSecret {
         now: Timestamp,
         key: impl FnOnce(&Origin, &str) -> Result<PublicKey, NoKey>,
     ) -> Result<Self, ServiceError> {
-        let jws = Jws::parse(compact, MAX)?;
-        let header: KidHeader = jws.header(TYPE)?;
-        let claims: Self = serde_json::from_slice(&jws.payload)
-            .map_err(|error| ServiceError::Claims(FieldError::at("", error.to_string())))?;
-        if claims.aud != "opcert" {
-            return Err(ServiceError::Audience);
-        }
-        let key = key(&claims.iss, &header.kid).map_err(|missing| missing.error(&claims.iss))?;
-        if header.alg != Scheme::Es256
-            || key
-                .verify(Scheme::Es256, jws.signing_input.as_bytes(), &jws.signature)
-                .is_err()
-        {
-            return Err(ServiceError::Signature);
-        }
-        if claims.iat > now.as_second() + service::CLOCK_SKEW {
-            return Err(ServiceError::NotYetValid {
-                at: Timestamp::from_second(claims.iat).unwrap_or(Timestamp::MAX),
-            });
-        }
+        let claims: Self = service::open_lasting(compact, TYPE, MAX, now, key)?;
         if claims.overlap_until.saturating_sub(claims.iat) > LONGEST_OVERLAP {
             return Err(ServiceError::Claims(FieldError::at(
                 "overlap_until",

@@ -1,7 +1,9 @@
-//! What challenges and tickets share: a JWS by a key of the account service, read strictly.
+//! What everything that the account service signs shares: a JWS by a pinned key of it, read
+//! strictly. Challenges and tickets expire; key sets and secrets last until the next one.
 
 use jiff::Timestamp;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::origin::Origin;
 use super::strict::{FieldError, Object};
@@ -65,7 +67,7 @@ pub enum NoKey {
 }
 
 impl NoKey {
-    pub(super) fn error(self, issuer: &Origin) -> ServiceError {
+    fn error(self, issuer: &Origin) -> ServiceError {
         let issuer = issuer.to_string();
         match self {
             Self::Issuer => ServiceError::IssuerUnknown { issuer },
@@ -94,12 +96,61 @@ pub(super) fn open(
     let header: KidHeader = jws.header(typ)?;
     let mut claims = Object::parse(&jws.payload).map_err(ServiceError::Claims)?;
     let issuer: Origin = claims.parsed("iss").map_err(ServiceError::Claims)?;
-    if claims.text("aud").map_err(ServiceError::Claims)? != "opcert" {
-        return Err(ServiceError::Audience);
-    }
+    let audience = claims.text("aud").map_err(ServiceError::Claims)?;
     let issued_at = seconds(&mut claims, "iat")?;
     let expires_at = seconds(&mut claims, "exp")?;
-    let key = key(&issuer, &header.kid).map_err(|missing| missing.error(&issuer))?;
+    check(&jws, &header, &issuer, &audience, key)?;
+    Ok(Opened {
+        issuer,
+        issued_at,
+        expires_at,
+        rest: claims,
+    })
+}
+
+/// Claims that last: they have no `exp`.
+pub(super) trait Lasting: DeserializeOwned {
+    /// `iss`.
+    fn issuer(&self) -> &Origin;
+    /// `aud`.
+    fn audience(&self) -> &str;
+    /// `iat`, Unix seconds.
+    fn issued_at(&self) -> i64;
+}
+
+/// As [`open`], for claims that last; they must not be dated past `now`.
+pub(super) fn open_lasting<C: Lasting>(
+    compact: &str,
+    typ: &'static str,
+    limit: usize,
+    now: Timestamp,
+    key: impl FnOnce(&Origin, &str) -> Result<PublicKey, NoKey>,
+) -> Result<C, ServiceError> {
+    let jws = Jws::parse(compact, limit)?;
+    let header: KidHeader = jws.header(typ)?;
+    let claims: C = serde_json::from_slice(&jws.payload)
+        .map_err(|error| ServiceError::Claims(FieldError::at("", error.to_string())))?;
+    check(&jws, &header, claims.issuer(), claims.audience(), key)?;
+    if claims.issued_at() > now.as_second() + CLOCK_SKEW {
+        return Err(ServiceError::NotYetValid {
+            at: Timestamp::from_second(claims.issued_at()).unwrap_or(Timestamp::MAX),
+        });
+    }
+    Ok(claims)
+}
+
+/// Checks that it is for us, and signed by a pinned key of `issuer`.
+fn check(
+    jws: &Jws<'_>,
+    header: &KidHeader,
+    issuer: &Origin,
+    audience: &str,
+    key: impl FnOnce(&Origin, &str) -> Result<PublicKey, NoKey>,
+) -> Result<(), ServiceError> {
+    if audience != "opcert" {
+        return Err(ServiceError::Audience);
+    }
+    let key = key(issuer, &header.kid).map_err(|missing| missing.error(issuer))?;
     if header.alg != Scheme::Es256
         || key
             .verify(Scheme::Es256, jws.signing_input.as_bytes(), &jws.signature)
@@ -107,12 +158,7 @@ pub(super) fn open(
     {
         return Err(ServiceError::Signature);
     }
-    Ok(Opened {
-        issuer,
-        issued_at,
-        expires_at,
-        rest: claims,
-    })
+    Ok(())
 }
 
 impl Opened {

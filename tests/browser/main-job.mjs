@@ -33,6 +33,16 @@ async function wait(locator) {
 const picture = (name) =>
   page.screenshot({ path: join(pictures, `job-${name}.png`), fullPage: true });
 
+// A browser that does not trust the daemon's certificate is told so, with the remedy.
+const stranger = await browser(directory, { home: "stranger" });
+const untrusted = await stranger.newPage();
+await logIn(untrusted, portal, directory, "bob");
+await untrusted.goto(`${portal}/certificates`);
+await untrusted.locator("[data-show=untrusted]").waitFor();
+assert.ok(await untrusted.locator("[data-install]").isDisabled());
+await untrusted.screenshot({ path: join(pictures, "job-0-untrusted.png"), fullPage: true });
+await stranger.close();
+
 // The prompt, and Install once the daemon is found.
 await logIn(page, portal, directory, "bob");
 await page.goto(`${portal}/certificates`);

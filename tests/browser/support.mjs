@@ -13,11 +13,13 @@ export function scene(directory) {
 
 /**
  * Chromium with the authorities of portal and daemon trusted, which presents the one client
- * certificate it has to the daemon unasked, as a policy has it do on managed computers.
+ * certificate it has to the daemon unasked, as a policy has it do on managed computers. `home` is
+ * whose it is: "home" or, where the daemon's authority is not trusted, "stranger".
  */
-export async function browser(directory, options = {}) {
+export async function browser(directory, { home = "home", ...options } = {}) {
   const { daemon } = scene(directory);
-  const settings = join(directory, "profile/Default");
+  const profile = join(directory, `${home}-profile`);
+  const settings = join(profile, "Default");
   mkdirSync(settings, { recursive: true });
   const setting = { [`${daemon},*`]: { setting: { filters: [{}] } } };
   const exceptions = { auto_select_certificate: setting };
@@ -25,7 +27,7 @@ export async function browser(directory, options = {}) {
     join(settings, "Preferences"),
     JSON.stringify({ profile: { content_settings: { exceptions } } }),
   );
-  const context = await chromium.launchPersistentContext(join(directory, "profile"), {
+  const context = await chromium.launchPersistentContext(profile, {
     executablePath: "/usr/bin/chromium",
     headless: true,
     args: [
@@ -37,7 +39,7 @@ export async function browser(directory, options = {}) {
       "--disable-component-update",
       "--disable-sync",
     ],
-    env: { ...process.env, HOME: join(directory, "home") },
+    env: { ...process.env, HOME: join(directory, home) },
     locale: "en-GB",
     ...options,
   });

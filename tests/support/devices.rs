@@ -1,7 +1,7 @@
 //! Devices in tests: start them, sign, look at their state and their workers.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use opcert::base::clock::Clock;
 use opcert::base::key::KeySpec;
@@ -77,14 +77,7 @@ pub fn workers(name: &str) -> Vec<i32> {
         .collect()
 }
 
-/// Calls `check` until it says yes; fails after half a minute.
-pub async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
-    let begin = Instant::now();
-    while !check().await {
-        assert!(
-            begin.elapsed() < Duration::from_secs(30),
-            "not in time: {what}"
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+/// Calls `check` until it says yes; fails after half a minute, as faults take their time.
+pub async fn eventually(what: &str, check: impl AsyncFnMut() -> bool) {
+    super::wait::within(Duration::from_secs(30), what, check).await;
 }

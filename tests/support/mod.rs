@@ -8,3 +8,4 @@ pub mod devices;
 pub mod faulty;
 pub mod service;
 pub mod softhsm;
+pub mod wait;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Portal {
     /// The port of the daemon's browser door on visitors' computers; default 7444. The content
-    /// policy lets pages connect to `https://localhost` at this port and nowhere else.
+    /// policy lets pages connect to `localhost` at this port and nowhere else.
     pub daemon_port: u16,
     /// The platform key on whose behalf operators create operations in the portal, by name; its
     /// owner acts on the approvals. Without one, operations come from the platform only.

@@ -60,12 +60,15 @@ const HEADERS: [(HeaderName, &str); 6] = [
     ),
 ];
 
-/// The content policy; `daemon` is the one foreign origin scripts may connect to: the browser
-/// door of the daemon on the visitor's own computer.
+/// The content policy; `daemon`, an HTTPS origin, is the one foreign place scripts may connect to:
+/// the browser door of the daemon on the visitor's own computer. Without TLS too: that it answers so
+/// and not by TLS is how the script tells a certificate that is not trusted from a daemon that does
+/// not run.
 fn content_policy(daemon: &str) -> String {
+    let plain = daemon.replacen("https:", "http:", 1);
     format!(
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
-         connect-src 'self' {daemon}; form-action 'self'; base-uri 'none'; \
+         connect-src 'self' {daemon} {plain}; form-action 'self'; base-uri 'none'; \
          frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
 }

@@ -100,6 +100,7 @@ pub(super) async fn begin_enrolment(
     }
     let caller = courier.0.caller;
     let enrolment = app.0.enroller.begin(request_id, &caller, begin).await?;
+    app.0.events.tell(Happening::Enrolments {});
     Ok((StatusCode::CREATED, Json(view(&app, &enrolment, &caller))))
 }
 

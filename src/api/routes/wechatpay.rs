@@ -24,12 +24,12 @@ use crate::base::secret::SecretText;
 use crate::base::x509::Certificate;
 use crate::device::RsaPrivateKey;
 use crate::merchants::{
-    Adding, Ask, Delivered, Link, MerchantError, MerchantView, Merchants, NewKey, PaymentToStart,
-    PlatformPin, RequestToSign, SecretSet, V2Message,
+    Adding, Ask, Link, MerchantError, MerchantView, Merchants, NewKey, PaymentToStart, PlatformPin,
+    RequestToSign, SecretSet, V2Message,
 };
 use crate::policy::Caller;
 use crate::wechatpay::v2::Fields;
-use crate::wechatpay::v3::{Method, SignatureHeaders};
+use crate::wechatpay::v3::{Delivery, Method, SignatureHeaders};
 use crate::wechatpay::{MerchantId, PlatformKeyId};
 
 /// The most issuers that are trusted for platform certificates.
@@ -58,13 +58,20 @@ pub(super) fn documented() -> OpenApiRouter<App> {
         .routes(routes!(take_secret))
 }
 
-fn ask(identified: Identified, request: RequestId, merchant: MerchantId) -> Ask {
-    Ask {
+/// Merchants' keys are for programs: a page is refused, whichever door it came by.
+fn ask(identified: Identified, request: RequestId, merchant: MerchantId) -> Result<Ask, Problem> {
+    if let Some(page) = identified.page {
+        return Err(Problem::new(
+            Code::NotPermitted,
+            format!("the page {page} may not use keys and secrets of merchants"),
+        ));
+    }
+    Ok(Ask {
         request,
         caller: identified.caller,
         policy: identified.policy,
         merchant,
-    }
+    })
 }
 
 fn merchants(app: &App) -> &Merchants {
@@ -100,7 +107,7 @@ pub(super) async fn sign_request(
     Extension(request_id): Extension<RequestId>,
     Json(wanted): Json<SignRequest>,
 ) -> Result<Json<SignedRequest>, Problem> {
-    let ask = ask(identified, request_id, wanted.merchant);
+    let ask = ask(identified, request_id, wanted.merchant)?;
     let request = RequestToSign {
         method: wanted
             .method
@@ -135,7 +142,7 @@ pub(super) async fn sign_payment(
     Extension(request_id): Extension<RequestId>,
     Json(wanted): Json<SignPayment>,
 ) -> Result<Json<SignedPayment>, Problem> {
-    let ask = ask(identified, request_id, wanted.merchant);
+    let ask = ask(identified, request_id, wanted.merchant)?;
     let payment = PaymentToStart {
         client: wanted.client,
         app: wanted.appid,
@@ -167,7 +174,7 @@ pub(super) async fn verify(
     Extension(request_id): Extension<RequestId>,
     Json(received): Json<Received>,
 ) -> Result<Json<Verified>, Problem> {
-    let ask = ask(identified, request_id, received.merchant);
+    let ask = ask(identified, request_id, received.merchant)?;
     let body = body_bytes(received.body, received.body_base64)?.unwrap_or_default();
     let headers = signature_headers(&received.headers)?;
     let checked = merchants(&app).check(&ask, &headers, &body).await?;
@@ -190,7 +197,7 @@ pub(super) async fn open_notification(
     Extension(request_id): Extension<RequestId>,
     Json(received): Json<Received>,
 ) -> Result<Json<OpenedNotification>, Problem> {
-    let ask = ask(identified, request_id, received.merchant);
+    let ask = ask(identified, request_id, received.merchant)?;
     let body = body_bytes(received.body, received.body_base64)?.unwrap_or_default();
     let headers = signature_headers(&received.headers)?;
     let opened = merchants(&app)
@@ -201,8 +208,8 @@ pub(super) async fn open_notification(
         event_type: opened.event_type,
         resource: opened.resource.expose().to_owned(),
         first_delivered_at: match opened.delivery {
-            Delivered::First => None,
-            Delivered::Again { first } => Some(first.to_string()),
+            Delivery::First => None,
+            Delivery::Again { first } => Some(first.to_string()),
         },
     }))
 }
@@ -221,7 +228,7 @@ pub(super) async fn encrypt_fields(
     Extension(request_id): Extension<RequestId>,
     Json(wanted): Json<EncryptFields>,
 ) -> Result<Json<EncryptedFields>, Problem> {
-    let ask = ask(identified, request_id, wanted.merchant);
+    let ask = ask(identified, request_id, wanted.merchant)?;
     let encrypted = merchants(&app).encrypt_fields(&ask, &wanted.fields).await?;
     Ok(Json(EncryptedFields {
         serial: encrypted.key,
@@ -243,7 +250,7 @@ pub(super) async fn decrypt_fields(
     Extension(request_id): Extension<RequestId>,
     Json(wanted): Json<DecryptFields>,
 ) -> Result<Json<DecryptedFields>, Problem> {
-    let ask = ask(identified, request_id, wanted.merchant);
+    let ask = ask(identified, request_id, wanted.merchant)?;
     let plain = merchants(&app).decrypt_fields(&ask, &wanted.fields).await?;
     let fields = plain.iter().map(|field| field.expose().to_owned());
     Ok(Json(DecryptedFields {
@@ -265,7 +272,7 @@ pub(super) async fn take_certificates(
     Extension(request_id): Extension<RequestId>,
     Json(received): Json<ReceivedCertificates>,
 ) -> Result<Json<PlatformKeysTaken>, Problem> {
-    let ask = ask(identified, request_id, received.merchant);
+    let ask = ask(identified, request_id, received.merchant)?;
     let body = body_bytes(received.body, received.body_base64)?.unwrap_or_default();
     let headers = signature_headers(&received.headers)?;
     let taken = merchants(&app)
@@ -315,7 +322,7 @@ pub(super) async fn sign_v2(
     Extension(request_id): Extension<RequestId>,
     Json(message): Json<MessageV2>,
 ) -> Result<Json<SignedMessageV2>, Problem> {
-    let ask = ask(identified, request_id, message.merchant.clone());
+    let ask = ask(identified, request_id, message.merchant.clone())?;
     let signed = merchants(&app).sign_v2(&ask, message_v2(message)?).await?;
     Ok(Json(SignedMessageV2 {
         sign: signed.sign,
@@ -337,7 +344,7 @@ pub(super) async fn verify_v2(
     Extension(request_id): Extension<RequestId>,
     Json(message): Json<MessageV2>,
 ) -> Result<Json<FieldsV2>, Problem> {
-    let ask = ask(identified, request_id, message.merchant.clone());
+    let ask = ask(identified, request_id, message.merchant.clone())?;
     let fields = merchants(&app).check_v2(&ask, message_v2(message)?).await?;
     Ok(Json(fields_v2(&fields)))
 }
@@ -358,7 +365,7 @@ pub(super) async fn open_refund(
     Extension(request_id): Extension<RequestId>,
     Json(refund): Json<OpenRefund>,
 ) -> Result<Json<FieldsV2>, Problem> {
-    let ask = ask(identified, request_id, refund.merchant);
+    let ask = ask(identified, request_id, refund.merchant)?;
     let fields = merchants(&app).open_refund(&ask, &refund.req_info).await?;
     Ok(Json(fields_v2(&fields)))
 }

@@ -17,6 +17,8 @@ use super::output::Output;
 use super::{Global, daemon};
 use crate::api::wechatpay::Pairs;
 use crate::base::encoding::base64;
+use crate::base::x509::Certificate;
+use crate::http::tls;
 use crate::wechatpay::MerchantId;
 
 /// No body we read is larger, in bytes.
@@ -129,23 +131,21 @@ fn pem(path: &Path) -> Result<String, Error> {
 
 /// The certificates of a PEM file, each as a text of its own.
 fn pem_bundle(path: &Path) -> Result<Vec<String>, Error> {
-    const END: &str = "-----END CERTIFICATE-----";
-    let text = pem(path)?;
-    let certificates: Vec<String> = text
-        .split_inclusive(END)
-        .filter(|part| part.ends_with(END))
-        .filter_map(|part| {
-            part.find("-----BEGIN")
-                .map(|start| part[start..].to_owned())
+    let wrong = |what: String| Error::Input {
+        what: format!("{} cannot be used: {what}", path.display()),
+        action: "Give certificates in PEM.".into(),
+    };
+    tls::certificates(&read_file(path, PEM_LIMIT)?)
+        .map_err(|error| wrong(error.to_string()))?
+        .iter()
+        .map(|der| {
+            let certificate =
+                Certificate::from_der(der).map_err(|error| wrong(error.to_string()))?;
+            certificate
+                .to_pem()
+                .map_err(|error| wrong(error.to_string()))
         })
-        .collect();
-    if certificates.is_empty() {
-        return Err(Error::Input {
-            what: format!("{} has no certificate in it", path.display()),
-            action: "Give certificates in PEM.".into(),
-        });
-    }
-    Ok(certificates)
+        .collect()
 }
 
 #[cfg(test)]
