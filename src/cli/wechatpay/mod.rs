@@ -170,10 +170,15 @@ mod tests {
     fn a_bundle_is_taken_apart() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ca.pem");
-        let one = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----";
+        let one = include_str!("../../../tests/samples/ca.pem");
         std::fs::write(&path, format!("words\n{one}\n\n{one}\n")).unwrap();
         assert_eq!(pem_bundle(&path).unwrap(), [one, one]);
-        std::fs::write(&path, "words").unwrap();
-        assert!(pem_bundle(&path).is_err());
+        for wrong in [
+            "words",
+            "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----",
+        ] {
+            std::fs::write(&path, wrong).unwrap();
+            assert!(pem_bundle(&path).is_err(), "{wrong}");
+        }
     }
 }
