@@ -241,6 +241,10 @@ impl FromStr for TokenUri {
                 other => return Err(UriError::Unknown(other.into())),
             }
         }
+        // What is accepted can be written down and read again; escaping makes it longer.
+        if uri.to_string().len() > 1024 {
+            return Err(UriError::TooLong);
+        }
         Ok(uri)
     }
 }
@@ -371,5 +375,14 @@ mod tests {
             Err(UriError::Refused("pin-value", _))
         ));
         assert!("pkcs11:slot-id=3".parse::<TokenUri>().is_err());
+    }
+
+    #[test]
+    fn a_uri_that_would_be_too_long_once_escaped_is_refused() {
+        let fits = format!("pkcs11:token={}", "\r".repeat(337));
+        assert_eq!(fits.parse::<TokenUri>().unwrap().to_string().len(), 1024);
+        let grows = format!("pkcs11:token={}", "\r".repeat(338));
+        assert!(grows.len() < 1024);
+        assert_eq!(grows.parse::<TokenUri>(), Err(UriError::TooLong));
     }
 }
