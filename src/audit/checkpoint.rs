@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::MissedTickBehavior;
 
 use super::merkle::Frontier;
@@ -161,8 +162,8 @@ pub enum CheckpointError {
     /// It cannot be written as JSON.
     #[error("the checkpoint cannot be written")]
     Encode(#[from] serde_json::Error),
-    /// The thread that reads the log failed.
-    #[error("reading the log back broke off")]
+    /// The thread that reads the log failed, or the task that writes to it.
+    #[error("reading or writing the log broke off")]
     Broken(#[from] tokio::task::JoinError),
 }
 
@@ -177,7 +178,7 @@ struct Inner {
     issuer: String,
     config: CheckpointConfig,
     /// One at a time; the first record that the next one covers, once it is known.
-    next: tokio::sync::Mutex<Option<u64>>,
+    next: Arc<tokio::sync::Mutex<Option<u64>>>,
     key: Mutex<Option<(KeyRef, Jwk)>>,
 }
 
@@ -204,7 +205,7 @@ impl Checkpointer {
             clock,
             issuer,
             config,
-            next: tokio::sync::Mutex::default(),
+            next: Arc::default(),
             key: Mutex::default(),
         }))
     }
@@ -244,7 +245,7 @@ impl Checkpointer {
     /// Makes one of all that is durable now; `None` where that is nothing new.
     pub async fn make(&self) -> Result<Option<Claims>, CheckpointError> {
         let inner = &self.0;
-        let mut next = inner.next.lock().await;
+        let next = inner.next.clone().lock_owned().await;
         let (key, jwk) = self.key().await?;
         let (dir, known, durable) = (
             inner.audit.directory().to_owned(),
@@ -279,12 +280,8 @@ impl Checkpointer {
             checkpoint: jose::compact(input, &signature),
             key: jwk,
         };
-        let _: RecordRef = inner
-            .audit
-            .append(Event::new(KIND, None, &body)?)?
-            .durable()
-            .await?;
-        *next = Some(covered.last + 1);
+        let event = Event::new(KIND, None, &body)?;
+        write(&inner.audit, event, next, covered.last + 1).await?;
         metrics().checkpoints.increment();
         metrics().checkpoint_time.set(now.as_second());
         Ok(Some(claims))
@@ -332,6 +329,25 @@ impl Checkpointer {
     }
 }
 
+/// Appends a checkpoint; once it is durable, the one after it covers records from `due` on.
+///
+/// A queued record is written whoever waits for it. So this goes on where its caller is aborted:
+/// else the checkpoint at the end would cover the same records again, and the log not verify.
+async fn write(
+    audit: &Audit,
+    event: Event,
+    mut next: OwnedMutexGuard<Option<u64>>,
+    due: u64,
+) -> Result<(), CheckpointError> {
+    let pending = audit.append(event)?;
+    let written = tokio::spawn(async move {
+        let _: RecordRef = pending.durable().await?;
+        *next = Some(due);
+        Ok::<_, AuditError>(())
+    });
+    Ok(written.await??)
+}
+
 /// What the next checkpoint covers: from the record after the last one's, to `durable`.
 fn cover(dir: &Path, known: Option<u64>, durable: u64) -> Result<Option<Covered>, VerifyError> {
     let first = match known {
@@ -363,4 +379,28 @@ fn cover(dir: &Path, known: Option<u64>, durable: u64) -> Result<Option<Covered>
         }),
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::Config;
+
+    #[tokio::test]
+    async fn an_abort_does_not_forget_a_checkpoint_that_is_being_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (audit, _) = Audit::open(dir.path(), Config::default(), Clock::system()).unwrap();
+        let next = Arc::new(tokio::sync::Mutex::new(Some(1)));
+        let event = Event::new(KIND, None, &serde_json::Map::new()).unwrap();
+        let guard = next.clone().lock_owned().await;
+        let before = audit.records();
+        // Polled once: the record is queued, and its writer is gone.
+        let mut writing = Box::pin(write(&audit, event, guard, 7));
+        let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(writing.as_mut().poll(cx)));
+        assert!(polled.await.is_pending());
+        drop(writing);
+        assert_eq!(*next.lock().await, Some(7));
+        assert_eq!(audit.records(), before + 1);
+        audit.close().await.unwrap();
+    }
 }
