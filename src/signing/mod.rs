@@ -420,11 +420,24 @@ impl Pipeline {
             }
         };
 
+        let known = match &*progress {
+            Progress::Approved(_, answer) => Some(answer.signature.clone()),
+            _ => None,
+        };
+        let is_new = known.is_none();
         let durable = async {
             match pending {
                 None => Ok(recorded.seq),
                 Some((pending, place)) => match pending.durable().await {
-                    Ok(record) => Ok(record.seq),
+                    Ok(record) => {
+                        // Told at once: whatever fails or goes away from here on, the person is
+                        // not asked again, and nobody else gets an answer.
+                        *progress = Progress::Recorded(Recorded {
+                            seq: record.seq,
+                            ..recorded.clone()
+                        });
+                        Ok(record.seq)
+                    }
                     Err(error) => {
                         place.give_back();
                         Err(SigningError::from(error))
@@ -432,26 +445,13 @@ impl Pipeline {
                 },
             }
         };
-        let known = match &*progress {
-            Progress::Approved(_, answer) => Some(answer.signature.clone()),
-            _ => None,
-        };
-        let is_new = known.is_none();
         let signing = self.sign(request, &recorded, permit, known);
         let (durable, signed) = tokio::join!(durable, signing);
-        // Whoever goes away before this point leaves the turn as it was: nothing has left, and
-        // only what is known to be durable counts.
+        // Whoever goes away before the record is durable leaves the turn as it was: nothing has
+        // left, and only what is known to be durable counts.
         let seq = durable?;
         let recorded = Recorded { seq, ..recorded };
-        let answer = match signed {
-            Ok(answer) => answer,
-            Err(error) => {
-                if is_new {
-                    *progress = Progress::Recorded(recorded);
-                }
-                return Err(error);
-            }
-        };
+        let answer = signed?;
         if is_new {
             let jti = challenge.jti().clone();
             let body = SignedRecord::new(jti, &answer.signature, answer.cms.as_deref());
