@@ -506,3 +506,88 @@ async fn as_many_different_people_approve_as_the_account_wants() {
     );
     scene.end().await;
 }
+
+/// Waits until a statement of another process waits for a lock, which only PostgreSQL lets it do;
+/// with SQLite it waits before it has read anything.
+async fn until_somebody_waits(url: &str) {
+    if !url.starts_with("postgres") {
+        return;
+    }
+    let waiting = "SELECT COUNT(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let begin = std::time::Instant::now();
+    while succeed(std::process::Command::new("psql").args([url, "-At", "-c", waiting])).trim()
+        == "0"
+    {
+        assert!(begin.elapsed() < Duration::from_secs(10), "nobody waits");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_different_things_at_the_same_time_all_last() {
+    use opcert::account::store::StoreError;
+    use opcert::account::store::accounts::{self, AccountChange, OperatorChange, Role};
+
+    let scene = Scene::new().await;
+    let (account, alice) = (&"acme".parse().unwrap(), &"alice".parse().unwrap());
+    let made = &scene.made;
+    let start = &move |arguments: &[&str]| made.command().args(arguments).spawn().unwrap();
+    let config = opcert::account::config::Config::load(&scene.made.config).unwrap();
+    let url = &config.database().unwrap();
+    for command in [
+        [
+            "operator",
+            "set",
+            "alice",
+            "--account",
+            "acme",
+            "--language",
+            "zh",
+        ]
+        .as_slice(),
+        ["account", "set", "acme", "--quorum", "2"].as_slice(),
+    ] {
+        let mut child = scene
+            .service
+            .store()
+            .transaction("test", move |tx| {
+                Box::pin(async move {
+                    let change = OperatorChange {
+                        role: Some(Role::Administrator),
+                        ..OperatorChange::default()
+                    };
+                    assert!(accounts::update_operator(tx, account, alice, change).await?);
+                    let change = AccountChange {
+                        later_installs_held: Some(true),
+                        ..AccountChange::default()
+                    };
+                    assert!(accounts::update_account(tx, account, change).await?);
+                    let child = start(command);
+                    until_somebody_waits(url).await;
+                    Ok::<_, StoreError>(child)
+                })
+            })
+            .await
+            .unwrap();
+        assert!(child.wait().unwrap().success());
+    }
+    let (operator, account) = scene
+        .service
+        .store()
+        .read("test", move |tx| {
+            Box::pin(async move {
+                Ok::<_, StoreError>((
+                    accounts::operator(tx, account, alice).await?.unwrap(),
+                    accounts::account(tx, account).await?.unwrap(),
+                ))
+            })
+        })
+        .await
+        .unwrap();
+    assert_eq!(operator.role, Role::Administrator);
+    assert_eq!(operator.language, accounts::Language::Zh);
+    assert!(account.later_installs_held);
+    assert_eq!((account.name.as_str(), account.quorum), ("Acme Ltd", 2));
+    scene.end().await;
+}

@@ -20,8 +20,9 @@ use crate::base::files::{Readers, read_checked};
 use crate::base::ids::{AccountId, ClientName, OperatorId, random};
 use crate::base::secret::SecretText;
 use crate::base::x509::Certificate;
-use crate::statement::Kind;
+use crate::statement::kinds::Presence;
 use crate::statement::text::Text;
+use crate::statement::{Kind, Money};
 
 /// `account …`.
 #[derive(Debug, Subcommand)]
@@ -95,7 +96,7 @@ pub(super) enum ApprovalRuleCommand {
         /// The kind, for instance withdrawal.
         #[arg(long)]
         kind: Kind,
-        /// The currency, for kinds with an amount.
+        /// The currency, an ISO 4217 code; for kinds with an amount, and only for those.
         #[arg(long, default_value = "")]
         currency: String,
         /// From this amount on, in minor units.
@@ -461,22 +462,20 @@ async fn set_account(
     store
         .transaction("change account", move |tx| {
             Box::pin(async move {
-                let mut account =
-                    accounts::account(tx, wanted)
-                        .await?
-                        .ok_or_else(|| AdminError::Missing {
-                            what: format!("account {wanted}"),
-                        })?;
-                if let Some(name) = name {
-                    account.name = name.to_string();
+                let missing = || AdminError::Missing {
+                    what: format!("account {wanted}"),
+                };
+                // The row is changed before it is read, and so held until the end.
+                let change = accounts::AccountChange {
+                    name: name.map(Text::as_str),
+                    later_installs_held: later_installs
+                        .map(|later| later == LaterInstalls::Approval),
+                    quorum,
+                };
+                if !accounts::update_account(tx, wanted, change).await? {
+                    return Err(missing());
                 }
-                if let Some(later) = later_installs {
-                    account.later_installs_held = later == LaterInstalls::Approval;
-                }
-                if let Some(quorum) = quorum {
-                    account.quorum = quorum;
-                }
-                accounts::update_account(tx, &account).await?;
+                let account = accounts::account(tx, wanted).await?.ok_or_else(missing)?;
                 let body = json!({
                     "account": wanted,
                     "name": account.name,
@@ -557,16 +556,22 @@ async fn set_operator(
     store
         .transaction("change operator", move |tx| {
             Box::pin(async move {
-                let mut operator = accounts::operator(tx, account, id)
+                // The row is changed before it is read, and so held until the end.
+                let change = accounts::OperatorChange {
+                    role,
+                    language,
+                    password_hash: hash.as_deref(),
+                    mobile: None,
+                };
+                if !accounts::update_operator(tx, account, id, change).await? {
+                    return Err(missing_operator(id, account));
+                }
+                let operator = accounts::operator(tx, account, id)
                     .await?
                     .ok_or_else(|| missing_operator(id, account))?;
-                operator.role = role.unwrap_or(operator.role);
-                operator.language = language.unwrap_or(operator.language);
-                if let Some(hash) = hash {
-                    operator.password_hash = hash.clone();
+                if hash.is_some() {
                     sessions::end_all(tx, account, id, now).await?;
                 }
-                accounts::update_operator(tx, &operator).await?;
                 let body = json!({
                     "account": account,
                     "operator": id,
@@ -692,6 +697,32 @@ pub(super) async fn representative(
     output.done(&text, &json!({ "representative": id }))
 }
 
+/// Refuses a rule that no operation could ever fall under: it would look like one that protects.
+fn can_match(kind: Kind, currency: &str, from: i64) -> Result<(), AdminError> {
+    let wrong = |what, problem: String| Err(AdminError::Input { what, problem });
+    let name = kind.name();
+    if currency.is_empty() {
+        return match kind.amount() {
+            Presence::Required => wrong("--currency", format!("is missing: each {name} has one")),
+            Presence::Optional | Presence::Forbidden if from > 0 => wrong(
+                "--from",
+                "needs a --currency, and a kind with an amount".to_owned(),
+            ),
+            Presence::Optional | Presence::Forbidden => Ok(()),
+        };
+    }
+    if kind.amount() == Presence::Forbidden {
+        return wrong(
+            "--currency",
+            format!("has no meaning: no {name} has an amount"),
+        );
+    }
+    match Money::new(from.max(1), currency) {
+        Ok(_) => Ok(()),
+        Err(error) => wrong("the rule", format!("cannot be used: {error}")),
+    }
+}
+
 pub(super) async fn approval_rule(
     command: ApprovalRuleCommand,
     config: &Config,
@@ -704,6 +735,7 @@ pub(super) async fn approval_rule(
         from,
         approvals,
     } = command;
+    can_match(kind, &currency, from)?;
     let clock = Clock::system();
     let store = Store::open(&config.database()?).await?;
     let trail = Trail::open(config, &clock)?;

@@ -550,10 +550,11 @@ impl Requests {
         let mut facts = json!({});
         match &found.ask {
             Ask::MobileChange(mobile) => {
-                if let Some(mut known) = accounts::operator(tx, account, operator).await? {
-                    known.mobile = mobile.clone();
-                    accounts::update_operator(tx, &known).await?;
-                }
+                let change = accounts::OperatorChange {
+                    mobile: Some(mobile),
+                    ..accounts::OperatorChange::default()
+                };
+                accounts::update_operator(tx, account, operator, change).await?;
                 sessions::end_all(tx, account, operator, now).await?;
                 facts["new_mobile"] = json!(mobile.masked());
             }

@@ -283,22 +283,40 @@ pub async fn accounts(
     .collect()
 }
 
+/// What changes of what an account has chosen; the rest stays as it is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AccountChange<'a> {
+    /// What people call it.
+    pub name: Option<&'a str>,
+    /// Whether installations after the first wait for an administrator.
+    pub later_installs_held: Option<bool>,
+    /// Administrators who together replace the business representative; 0 where they cannot.
+    pub quorum: Option<i64>,
+}
+
 /// Changes what an account has chosen; `false` where there is none.
-pub async fn update_account(tx: &mut Tx<'_>, account: &Account) -> Result<bool, StoreError> {
-    let held = if account.later_installs_held {
-        "approval"
-    } else {
-        "free"
-    };
+///
+/// What is not named is not written, so that changes of others at the same time last.
+pub async fn update_account(
+    tx: &mut Tx<'_>,
+    id: &AccountId,
+    change: AccountChange<'_>,
+) -> Result<bool, StoreError> {
+    let later_installs = change
+        .later_installs_held
+        .map(|held| if held { "approval" } else { "free" });
     let changed = tx
         .execute(
             sqlx::query(
-                "UPDATE accounts SET name = $2, later_installs = $3, quorum = $4 WHERE id = $1",
+                "UPDATE accounts SET name = COALESCE($2, name),
+                                     later_installs = COALESCE($3, later_installs),
+                                     quorum = COALESCE($4, quorum)
+                 WHERE id = $1",
             )
-            .bind(account.id.as_str())
-            .bind(account.name.as_str())
-            .bind(held)
-            .bind(account.quorum),
+            .bind(id.as_str())
+            .bind(change.name.map(ToOwned::to_owned))
+            .bind(later_installs.map(ToOwned::to_owned))
+            .bind(change.quorum),
         )
         .await?;
     Ok(changed == 1)
@@ -352,20 +370,42 @@ pub async fn operators(tx: &mut Tx<'_>, account: &AccountId) -> Result<Vec<Opera
     .collect()
 }
 
-/// Changes role, number, language and password of an operator; `false` where there is none.
-pub async fn update_operator(tx: &mut Tx<'_>, operator: &Operator) -> Result<bool, StoreError> {
+/// What changes of an operator; the rest stays as it is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OperatorChange<'a> {
+    /// What he may do.
+    pub role: Option<Role>,
+    /// Where codes go.
+    pub mobile: Option<&'a Mobile>,
+    /// The language of what is sent there.
+    pub language: Option<Language>,
+    /// Argon2id, PHC string.
+    pub password_hash: Option<&'a str>,
+}
+
+/// Changes an operator; `false` where there is none or the login was closed.
+///
+/// What is not named is not written, so that changes of others at the same time last.
+pub async fn update_operator(
+    tx: &mut Tx<'_>,
+    account: &AccountId,
+    id: &OperatorId,
+    change: OperatorChange<'_>,
+) -> Result<bool, StoreError> {
     let changed = tx
         .execute(
             sqlx::query(
-                "UPDATE operators SET role = $3, mobile = $4, language = $5, password_hash = $6
+                "UPDATE operators SET role = COALESCE($3, role), mobile = COALESCE($4, mobile),
+                                      language = COALESCE($5, language),
+                                      password_hash = COALESCE($6, password_hash)
                  WHERE account = $1 AND id = $2 AND disabled_at IS NULL",
             )
-            .bind(operator.account.as_str())
-            .bind(operator.id.as_str())
-            .bind(operator.role.as_str())
-            .bind(operator.mobile.as_str())
-            .bind(operator.language.as_str())
-            .bind(operator.password_hash.as_str()),
+            .bind(account.as_str())
+            .bind(id.as_str())
+            .bind(change.role.map(|role| role.as_str().to_owned()))
+            .bind(change.mobile.map(|mobile| mobile.as_str().to_owned()))
+            .bind(change.language.map(|language| language.as_str().to_owned()))
+            .bind(change.password_hash.map(ToOwned::to_owned)),
         )
         .await?;
     Ok(changed == 1)
