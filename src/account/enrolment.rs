@@ -329,8 +329,7 @@ impl Enrolment {
             .map_err(Box::new)?)
     }
 
-    /// Takes the approval of a renewal and gives the ticket for the successor. The same approval
-    /// again gets the same ticket, signed anew, as long as it is good.
+    /// Takes the approval of a renewal and gives the ticket for the successor, once.
     pub async fn finish_renewal(
         &self,
         operation: &OperationId,

@@ -628,6 +628,7 @@ pub async fn cancel(
         .cancel(&id, &request_id)
         .await
         .map_err(Problem::from)?;
+    service.outbox_changed();
     Ok(Json(OperationAnswer {
         operation: OperationView::new(&operation),
     }))

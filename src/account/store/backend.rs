@@ -123,17 +123,22 @@ impl Backend {
     }
 }
 
-/// The address as it may be shown: `postgres://user:password@host` without the password.
+/// The address as it may be shown: without the password of `postgres://user:password@host`, also
+/// one that has characters in it which should have been escaped, and without parameters, as one of
+/// them may be the password. Where the one cannot be told from the other, the host is left out.
 pub(super) fn without_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else {
         return url.to_owned();
     };
-    match rest.split_once('@') {
-        Some((user, host)) => {
-            let user = user.split(':').next().unwrap_or_default();
-            format!("{scheme}://{user}@{host}")
-        }
-        None => url.to_owned(),
+    let (host, parameters) = rest.split_once('?').unwrap_or((rest, ""));
+    let (user, host) = match host.rsplit_once('@') {
+        _ if parameters.contains('@') => (Some(host), "…"),
+        Some((user, host)) => (Some(user), host),
+        None => (None, host),
+    };
+    match user.and_then(|user| user.split([':', '@', '/']).next()) {
+        Some(user) => format!("{scheme}://{user}@{host}"),
+        None => format!("{scheme}://{host}"),
     }
 }
 
@@ -167,6 +172,32 @@ mod tests {
         assert!(with_password("postgres://opcert:x@db/opcert", "y").is_none());
         assert!(with_password("postgres:///opcert", "y").is_none());
         assert_eq!(without_password("sqlite:/a@b"), "sqlite:/a@b");
+        for (url, shown) in [
+            (
+                "postgres://opcert:a@b@db/opcert",
+                "postgres://opcert@db/opcert",
+            ),
+            (
+                "postgres://opcert:a/b@db/opcert",
+                "postgres://opcert@db/opcert",
+            ),
+            ("postgres://opcert:a?b@db/opcert", "postgres://opcert@…"),
+            (
+                "postgres://opcert@db/opcert?password=a@b",
+                "postgres://opcert@…",
+            ),
+            ("postgres://db/opcert?password=a@b", "postgres://db@…"),
+            (
+                "postgres://opcert@db/opcert?password=a",
+                "postgres://opcert@db/opcert",
+            ),
+            (
+                "postgres://db/opcert?user=opcert&password=a",
+                "postgres://db/opcert",
+            ),
+        ] {
+            assert_eq!(without_password(url), shown);
+        }
     }
 
     #[test]

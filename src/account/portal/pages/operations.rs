@@ -264,6 +264,7 @@ pub async fn cancel(
         return Err(Problem::new(Code::Forbidden, "the operation is somebody else's").into());
     }
     service.operations().cancel(&id, &person.request).await?;
+    service.outbox_changed();
     Ok(redirect_with(&path(&id), Flash::OperationCancelled))
 }
 
