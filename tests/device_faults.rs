@@ -206,6 +206,7 @@ async fn sessions_that_expire_and_logins_that_end_are_renewed() {
     generate(&rig.devices, &rig.id, KeySpec::P256).await;
     rig.faulty.idle(Duration::from_millis(50));
     for _ in 0..3 {
+        // Being idle is what is tested, and longer than the 50 ms that the sessions last.
         tokio::time::sleep(Duration::from_millis(100)).await;
         rig.sign().await.expect("after the sessions died idle");
     }
@@ -617,7 +618,8 @@ async fn a_library_that_always_crashes_is_down_and_says_so() {
         other => panic!("{other:?}"),
     }
     assert!(begin.elapsed() < Duration::from_secs(2));
-    // Twenty starts would mean that nobody waits between them.
+    // Twenty starts would mean that nobody waits between them. What is waited for is that they do
+    // not come, so there is no event.
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(rig.starts() < 10, "{}", rig.starts());
     rig.faulty.lift(&crash);

@@ -423,18 +423,8 @@ async fn a_subscriber_is_told_in_order_and_asks_again_for_what_was_given_up() {
     answer.refused(403, "forbidden");
 
     // The first event fails until it is given up; the second waits behind it, and then comes.
-    let rule = [
-        "approval-rule",
-        "set",
-        "--account",
-        "acme",
-        "--kind",
-        "withdrawal",
-    ];
-    let mut set = scene.made.command();
-    set.args(rule)
-        .args(["--currency", "CNY", "--approvals", "2"]);
-    succeed(&mut set);
+    let currency = ["--currency", "CNY"];
+    succeed(&mut scene.made.approval_rule("withdrawal", "2", &currency));
     let alice = scene.installed("alice", "c1").await;
     let created = scene.withdrawal("alice").await;
     let operation = created.json["operation"]["id"].as_str().unwrap();

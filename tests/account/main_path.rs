@@ -813,73 +813,6 @@ fn commands_say_what_is_wrong_and_change_nothing() {
             2,
             "like +8613800000001",
         ),
-        // Rules that no operation could fall under.
-        (
-            &[
-                "approval-rule",
-                "set",
-                "--account",
-                "acme",
-                "--kind",
-                "withdrawal",
-                "--approvals",
-                "2",
-            ],
-            "",
-            65,
-            "--currency is missing",
-        ),
-        (
-            &[
-                "approval-rule",
-                "set",
-                "--account",
-                "acme",
-                "--kind",
-                "withdrawal",
-                "--currency",
-                "cny",
-                "--approvals",
-                "2",
-            ],
-            "",
-            65,
-            "ISO 4217",
-        ),
-        (
-            &[
-                "approval-rule",
-                "set",
-                "--account",
-                "acme",
-                "--kind",
-                "password-reset",
-                "--currency",
-                "CNY",
-                "--approvals",
-                "2",
-            ],
-            "",
-            65,
-            "has no meaning",
-        ),
-        (
-            &[
-                "approval-rule",
-                "set",
-                "--account",
-                "acme",
-                "--kind",
-                "password-reset",
-                "--from",
-                "1",
-                "--approvals",
-                "2",
-            ],
-            "",
-            65,
-            "--from needs",
-        ),
         (&["platform-key", "create", "shop"], "", 1, "exists already"),
         (&["certificate", "revoke", "0123"], "", 1, "no certificate"),
         (&["migrate"], "", 0, ""),
@@ -887,6 +820,18 @@ fn commands_say_what_is_wrong_and_change_nothing() {
         let (code, _, error) = run(made.command().args(arguments), input);
         assert_eq!(code, exit, "{arguments:?}: {error}");
         assert!(error.contains(words), "{arguments:?}: {error}");
+    }
+
+    // Rules that no operation could fall under.
+    for (kind, more, words) in [
+        ("withdrawal", &[][..], "--currency is missing"),
+        ("withdrawal", &["--currency", "cny"], "ISO 4217"),
+        ("password-reset", &["--currency", "CNY"], "has no meaning"),
+        ("password-reset", &["--from", "1"], "--from needs"),
+    ] {
+        let (code, _, error) = run(&mut made.approval_rule(kind, "2", more), "");
+        assert_eq!(code, 65, "{kind} {more:?}: {error}");
+        assert!(error.contains(words), "{kind} {more:?}: {error}");
     }
 
     // A configuration that others may change, with an unknown key, or none.

@@ -414,25 +414,9 @@ async fn as_many_different_people_approve_as_the_account_wants() {
             .args(["--mobile", "+8613800000004", "--password-file", "-"]);
         succeed_with(&mut create, PASSWORD);
     }
-    let rule = [
-        "approval-rule",
-        "set",
-        "--account",
-        "acme",
-        "--kind",
-        "withdrawal",
-    ];
     for (from, approvals) in [("0", "1"), ("100000", "2")] {
-        let mut set = scene.made.command();
-        set.args(rule).args([
-            "--currency",
-            "CNY",
-            "--from",
-            from,
-            "--approvals",
-            approvals,
-        ]);
-        succeed(&mut set);
+        let more = ["--currency", "CNY", "--from", from];
+        succeed(&mut scene.made.approval_rule("withdrawal", approvals, &more));
     }
     let alice = scene.installed("alice", "c1").await;
     let bob = scene.installed("bob", "c2").await;
@@ -520,6 +504,7 @@ async fn until_somebody_waits(url: &str) {
         == "0"
     {
         assert!(begin.elapsed() < Duration::from_secs(10), "nobody waits");
+        // The database tells nobody that somebody waits: it is asked again.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -97,6 +97,16 @@ impl Made {
         command
     }
 
+    /// `approval-rule set` of account acme.
+    pub(crate) fn approval_rule(&self, kind: &str, approvals: &str, more: &[&str]) -> Command {
+        let mut command = self.command();
+        command
+            .args(["approval-rule", "set", "--account", "acme"])
+            .args(["--kind", kind, "--approvals", approvals])
+            .args(more);
+        command
+    }
+
     pub(crate) fn state(&self) -> PathBuf {
         self.token.directory().join("state")
     }
