@@ -773,3 +773,56 @@ fn the_worker_started_by_hand_says_what_it_is() {
             .contains("opcertd")
     );
 }
+
+/// SoftHSM2 enforces the attribute itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_want_a_login_for_each_use_sign_and_decrypt() {
+    let Some(token) = TestToken::softhsm("each use") else {
+        return;
+    };
+    for (kind, id) in [("EC:prime256v1", "0a"), ("rsa:2048", "0b")] {
+        let made = Command::new("pkcs11-tool")
+            .args(["--module", &token.module.to_string_lossy()])
+            .args(["--token-label", &token.label, "--login", "--pin", &token.pin])
+            .args(["--keypairgen", "--key-type", kind, "--id", id, "--label", "made elsewhere"])
+            .args(["--usage-sign", "--usage-decrypt", "--always-auth"])
+            .envs(&token.environment)
+            .output()
+            .expect("pkcs11-tool is needed: apt-get install opensc");
+        assert!(
+            made.status.success(),
+            "{}",
+            String::from_utf8_lossy(&made.stderr)
+        );
+    }
+    let devices = start(&token).await;
+    let token_id = select(&devices, &token).await;
+    let usual = generate(&devices, &token_id, KeySpec::P256).await;
+    let [ec, rsa] = [0x0a, 0x0b].map(|id| KeyRef {
+        token: token_id.clone(),
+        id: KeyId::from_bytes(vec![id]).unwrap(),
+    });
+    let listed = devices.keys(&token_id).await.unwrap();
+    assert_eq!(listed.len(), 3);
+    for entry in listed {
+        assert_eq!(entry.always_authenticate, entry.id.as_ref() != Some(&usual.id));
+    }
+    let mut signing = tokio::task::JoinSet::new();
+    for key in [&ec, &rsa, &usual, &ec, &rsa, &usual, &ec, &rsa] {
+        let (devices, key) = (devices.clone(), key.clone());
+        signing.spawn(async move { sign(&devices, &key).await });
+    }
+    while let Some(signed) = signing.join_next().await {
+        signed.unwrap().unwrap();
+    }
+    let opening = || own(&rsa, Purpose::SecretOpening, Clock::system().now()).unwrap();
+    let refused = devices.decrypt(opening(), &[1; 256]).await;
+    assert!(
+        matches!(refused, Err(DeviceError::Undecryptable { .. })),
+        "{refused:?}"
+    );
+    sign(&devices, &rsa).await.unwrap();
+    let blocks = std::fs::read_to_string(token.directory().join("pin-blocks.json")).unwrap();
+    assert_eq!(blocks.trim(), "[]");
+    devices.shutdown().await;
+}

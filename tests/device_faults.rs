@@ -999,3 +999,174 @@ async fn a_library_that_others_could_replace_is_not_loaded() {
     .await;
     devices.shutdown().await;
 }
+
+// Keys that want a login for each use.
+
+/// A token behind the faulty module with two keys, of which the first wants a login for each use.
+async fn rig_with_always(name: &str) -> Option<(Rig, KeyRef)> {
+    let mut rig = Rig::new(name).await?;
+    let other = generate(&rig.devices, &rig.id, KeySpec::P256).await;
+    rig.faulty.always_authenticate_with(rig.key.id.as_bytes());
+    rig.config.module[0].threads = Some(4);
+    rig.config.module[0].call_timeout = Duration::from_secs(5);
+    rig.restart().await;
+    sign(&rig.devices, &other).await.expect("a signature");
+    assert!(rig.faulty.logins_for_one_use().is_empty());
+    Some((rig, other))
+}
+
+/// The faulty token forgets the login at whatever is asked of it in between, in any session.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_comes_between_the_login_for_one_use_and_its_signature() {
+    let Some((rig, other)) = rig_with_always("one use").await else {
+        return;
+    };
+    let listed = rig.devices.keys(&rig.id).await.expect("keys");
+    let always = |key: &KeyRef| {
+        let entry = listed.iter().find(|entry| entry.id.as_ref() == Some(&key.id));
+        entry.expect("the key").always_authenticate
+    };
+    assert!(always(&rig.key) && !always(&other));
+    let before = rig.faulty.logins().len();
+    let mut signing = tokio::task::JoinSet::new();
+    for number in 0..60 {
+        let devices = rig.devices.clone();
+        let key = if number % 3 == 0 { &rig.key } else { &other }.clone();
+        let id = rig.id.clone();
+        signing.spawn(async move {
+            sign(&devices, &key).await?;
+            devices.certificates(&id).await.map(drop)
+        });
+    }
+    while let Some(signed) = signing.join_next().await {
+        signed.expect("no panic").expect("a signature");
+    }
+    let logins = rig.faulty.logins_for_one_use();
+    assert_eq!(logins.len(), 20);
+    assert!(logins.iter().all(|login| login.succeeded()));
+    assert_eq!(rig.faulty.logins().len(), before, "no other login");
+    assert_eq!((rig.spent(), rig.starts()), (0, 2));
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_pin_refused_for_one_use_is_tried_once_until_a_person_gives_another() {
+    for lie in [CKR_PIN_INCORRECT, CKR_USER_ALREADY_LOGGED_IN, CKR_GENERAL_ERROR] {
+        let Some((mut rig, other)) = rig_with_always("refused use").await else {
+            return;
+        };
+        rig.faulty.lie_of_right_pin(lie);
+        let refused = rig.sign().await;
+        assert!(
+            matches!(refused, Err(DeviceError::PinWrong { .. })),
+            "{refused:?}"
+        );
+        assert_eq!(state(&rig.devices).await.0, TokenState::PinNeeded);
+        for restart in [false, true] {
+            if restart {
+                rig.restart().await;
+            }
+            for key in [&rig.key, &other] {
+                let blocked = sign(&rig.devices, key).await;
+                assert!(
+                    matches!(blocked, Err(DeviceError::PinBlocked { .. })),
+                    "{blocked:?}"
+                );
+            }
+        }
+        assert_eq!(rig.faulty.logins_for_one_use().len(), 1, "{lie:#x}");
+        let logins = rig.faulty.logins().len();
+        rig.faulty.heal();
+        rig.faulty.always_authenticate_with(rig.key.id.as_bytes());
+        let pin = rig.token.pin.clone();
+        rig.unlock(&pin).await.expect("a person's PIN");
+        rig.sign().await.expect("a signature");
+        assert_eq!(rig.faulty.logins().len(), logins + 1);
+        rig.devices.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn the_flags_are_read_before_a_login_for_one_use() {
+    for (spent, expected) in [(2, TokenState::FinalTry), (3, TokenState::LockedOut)] {
+        let Some((rig, _)) = rig_with_always("flags of use").await else {
+            return;
+        };
+        rig.faulty.pin_tries(3, spent);
+        let refused = rig.sign().await;
+        assert!(
+            matches!(
+                refused,
+                Err(DeviceError::PinFinalTry { .. } | DeviceError::PinLocked { .. })
+            ),
+            "{refused:?}"
+        );
+        eventually("the state shows it", async || {
+            state(&rig.devices).await.0 == expected
+        })
+        .await;
+        assert!(rig.faulty.logins_for_one_use().is_empty());
+        rig.devices.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_login_for_one_use_that_is_not_answered_blocks_the_pin_and_a_caller_that_left_does_not() {
+    let Some((mut rig, _)) = rig_with_always("unanswered use").await else {
+        return;
+    };
+    let slow = rig.faulty.on("C_Login").slow(Duration::from_millis(300));
+    let (devices, key) = (rig.devices.clone(), rig.key.clone());
+    let leaving = tokio::spawn(async move { sign(&devices, &key).await });
+    eventually("the login has begun", async || {
+        rig.faulty.logins_for_one_use().len() == 1
+    })
+    .await;
+    leaving.abort();
+    rig.faulty.lift(&slow);
+    rig.sign().await.expect("what somebody left was seen to its end");
+
+    rig.devices.shutdown().await;
+    rig.config.module[0].call_timeout = Duration::from_millis(500);
+    rig.devices = start(&rig.token, rig.config.clone()).await;
+    let hang = rig.faulty.on("C_Login").skip(1).hangs();
+    let hung = rig.sign().await;
+    assert!(matches!(hung, Err(DeviceError::Timeout { .. })), "{hung:?}");
+    rig.faulty.lift(&hang);
+    for _ in 0..2 {
+        let blocked = rig.sign().await;
+        assert!(
+            matches!(blocked, Err(DeviceError::PinBlocked { .. })),
+            "{blocked:?}"
+        );
+    }
+    assert_eq!(rig.faulty.logins_for_one_use().len(), 3);
+    let pin = rig.token.pin.clone();
+    rig.unlock(&pin).await.expect("a person's PIN");
+    rig.sign().await.expect("a signature");
+    rig.devices.shutdown().await;
+}
+
+/// A PIN that is typed on the device is nobody's to hold, so each use has it typed.
+#[tokio::test]
+async fn a_token_that_asks_for_its_pin_itself_is_given_none_for_one_use() {
+    let Some((mut rig, _)) = rig_with_always("keypad").await else {
+        return;
+    };
+    rig.faulty.keypad(&rig.token.pin);
+    rig.config.module[0].token[0].pin_source = None;
+    rig.restart().await;
+    rig.unlock("is not looked at").await.expect("a login");
+    rig.faulty.keypad("mistyped");
+    let refused = rig.sign().await;
+    assert!(
+        matches!(refused, Err(DeviceError::PinWrong { .. })),
+        "{refused:?}"
+    );
+    rig.faulty.keypad(&rig.token.pin);
+    rig.sign().await.expect("a person may type again");
+    let logins = rig.faulty.logins_for_one_use();
+    assert_eq!(logins.len(), 2);
+    assert!(logins.iter().all(|login| login.pin == 0), "{logins:?}");
+    rig.devices.shutdown().await;
+}

@@ -86,6 +86,8 @@ pub struct KeyInfo {
     pub label: String,
     /// What it is; `None` for what cannot be used here.
     pub spec: Option<KeySpec>,
+    /// `CKA_ALWAYS_AUTHENTICATE`: each use needs a login of its own.
+    pub always_authenticate: bool,
 }
 
 /// A certificate on a token.

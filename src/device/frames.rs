@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use crate::base::key::{KeySpec, Scheme};
 
 /// Changes whenever a frame changes.
-pub const PROTOCOL: u32 = 6;
+pub const PROTOCOL: u32 = 7;
 
 /// The most bytes of one packet.
 pub const PACKET_MAX: usize = 64 * 1024;
@@ -219,6 +219,14 @@ pub enum Verb {
         /// `CKA_ID`.
         key: Vec<u8>,
     },
+    /// Do something with a login of its own, as the key wants one for each use
+    /// (`CKA_ALWAYS_AUTHENTICATE`). The answer is [`Answer::Login`] where the login failed.
+    WithPin {
+        /// The PIN; `None` where it is typed on the device.
+        pin: Option<PinBytes>,
+        /// What to do.
+        verb: Box<Verb>,
+    },
 }
 
 impl Verb {
@@ -234,6 +242,25 @@ impl Verb {
             Self::Keys { .. } | Self::Certificates { .. } => "C_FindObjects",
             Self::Import { .. } | Self::WriteCertificate { .. } => "C_CreateObject",
             Self::Delete { .. } => "C_DestroyObject",
+            Self::WithPin { verb, .. } => verb.function(),
+        }
+    }
+
+    /// The number of the token that it is about; `None` where it is about all.
+    pub fn token(&self) -> Option<u16> {
+        match self {
+            Self::Tokens => None,
+            Self::Sign { token, .. }
+            | Self::Decrypt { token, .. }
+            | Self::Login { token, .. }
+            | Self::PublicKey { token, .. }
+            | Self::Generate { token, .. }
+            | Self::Import { token, .. }
+            | Self::Keys { token, .. }
+            | Self::Certificates { token, .. }
+            | Self::WriteCertificate { token, .. }
+            | Self::Delete { token, .. } => Some(*token),
+            Self::WithPin { verb, .. } => verb.token(),
         }
     }
 }
@@ -444,6 +471,8 @@ pub struct KeyEntry {
     pub label: String,
     /// What it is, where it is something we know.
     pub spec: Option<KeySpec>,
+    /// `CKA_ALWAYS_AUTHENTICATE`: each use needs a login of its own.
+    pub always_authenticate: bool,
 }
 
 /// A certificate in a list.
@@ -472,6 +501,8 @@ pub enum Failure {
     TokenGone,
     /// Nobody is logged in, so private keys do not show.
     LoggedOut,
+    /// The key wants a login for each use, and there was no PIN with the call. Nothing was done.
+    PinWanted,
     /// No private key has this `CKA_ID`.
     KeyMissing,
     /// More than one private key has this `CKA_ID`.
@@ -757,6 +788,13 @@ mod tests {
             Verb::Delete {
                 token: 65535,
                 key: vec![],
+            },
+            Verb::WithPin {
+                pin: Some(PinBytes::new("123456")),
+                verb: Box::new(Verb::Delete {
+                    token: 1,
+                    key: vec![3],
+                }),
             },
         ]
     }

@@ -165,7 +165,8 @@ impl Link {
     async fn send_and_wait(&self, verb: Verb, budget: Duration) -> Result<Answer, CallError> {
         let is_signature = matches!(verb, Verb::Sign { .. });
         let length = match verb {
-            Verb::Generate { .. } => Length::Long,
+            // A person types on the device.
+            Verb::Generate { .. } | Verb::WithPin { pin: None, .. } => Length::Long,
             _ => Length::Short,
         };
         let (sender, receiver) = oneshot::channel();

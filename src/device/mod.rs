@@ -39,8 +39,10 @@ mod error;
 mod frames;
 mod hygiene;
 mod link;
+mod per_use;
 mod pin_check;
 mod pin_guard;
+mod pins;
 mod private_key;
 mod public_key;
 mod supervisor;
@@ -68,8 +70,10 @@ pub use self::error::DeviceError;
 use self::frames::{Answer, CERTIFICATE_MAX, CertificateParts, Class, Failure, Verb};
 pub use self::frames::{KeyUse, LastTry, UnlockOutcome};
 use self::link::{CallError, Link};
+use self::per_use::PerUse;
 use self::pin_check::PinCheck;
 use self::pin_guard::PinGuard;
+use self::pins::Pins;
 pub use self::private_key::{InvalidPrivateKey, RsaPrivateKey};
 use self::supervisor::{Command, Phase, Supervisor, View, call_error, unexpected};
 use crate::base::clock::Clock;
@@ -106,6 +110,7 @@ pub struct Devices(Arc<Inner>);
 
 struct Inner {
     modules: Vec<Module>,
+    guard: Arc<PinGuard>,
     public_keys: RwLock<HashMap<KeyRef, PublicKey>>,
     stop: watch::Sender<bool>,
     /// Counts what [`Changes`] reports.
@@ -155,6 +160,8 @@ struct Module {
     config: ModuleConfig,
     view: Arc<watch::Sender<Arc<View>>>,
     commands: mpsc::Sender<Command>,
+    /// Shared with the supervisor.
+    pins: Pins,
     /// Workers that were killed and have not ended.
     stuck: Arc<AtomicUsize>,
     /// A turn for each list, as the worker keeps only so many half read.
@@ -207,6 +214,7 @@ impl Devices {
                 tokens,
             })));
             let stuck = Arc::new(AtomicUsize::new(0));
+            let pins = Pins::default();
             let supervisor = Supervisor {
                 config: config.clone(),
                 worker: worker.clone(),
@@ -215,7 +223,7 @@ impl Devices {
                 commands: inbox,
                 stop: stop.subscribe(),
                 changed: changed.clone(),
-                pins: HashMap::new(),
+                pins: pins.clone(),
                 logged_in: HashMap::new(),
                 login_failed: HashMap::new(),
                 looked_again: None,
@@ -229,6 +237,7 @@ impl Devices {
                 config,
                 view,
                 commands,
+                pins,
                 stuck,
                 lists: Semaphore::new(LISTS_MAX),
                 writes: Semaphore::new(1),
@@ -237,6 +246,7 @@ impl Devices {
         let supervisors = supervisors.into_iter().map(tokio::spawn).collect();
         Ok(Self(Arc::new(Inner {
             modules,
+            guard,
             public_keys: RwLock::default(),
             stop,
             changed,
@@ -610,6 +620,7 @@ impl Devices {
                 id: KeyId::from_bytes(entry.id).ok(),
                 label: entry.label,
                 spec: entry.spec,
+                always_authenticate: entry.always_authenticate,
             })
             .collect())
     }
@@ -863,6 +874,7 @@ impl Devices {
         let module = self.module(&token.module)?;
         let deadline = Instant::now() + module.config.call_timeout;
         let (mut logged_in_again, mut looked_again) = (false, false);
+        let mut wants_login = false;
         loop {
             let (link, number) = match module.ready(token, need, deadline).await {
                 Err(DeviceError::TokenAbsent { .. }) if !looked_again => {
@@ -879,12 +891,22 @@ impl Devices {
             };
             let verb = verb(number);
             let function = verb.function();
-            let error = match link.call(verb, budget).await {
+            let result = if wants_login {
+                let per_use = self.per_use(module, token, link.clone());
+                per_use.run(verb, budget).await?
+            } else {
+                link.call(verb, budget).await
+            };
+            let error = match result {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
             match &error {
                 CallError::NotSent => continue,
+                CallError::Failed(Failure::PinWanted) if !wants_login => {
+                    wants_login = true;
+                    continue;
+                }
                 CallError::Failed(
                     Failure::LoggedOut
                     | Failure::Pkcs11 {
@@ -934,6 +956,24 @@ impl Devices {
                 function,
                 budget,
             ));
+        }
+    }
+
+    fn per_use(&self, module: &Module, token: &TokenId, link: Arc<Link>) -> PerUse {
+        let view = module.view.borrow().clone();
+        let protected_path = view
+            .tokens
+            .iter()
+            .find(|known| known.id == *token)
+            .and_then(|known| known.found.as_ref())
+            .is_some_and(|info| info.flags.protected_path);
+        PerUse {
+            token: token.clone(),
+            link,
+            guard: self.0.guard.clone(),
+            pins: module.pins.clone(),
+            supervisor: module.commands.clone(),
+            protected_path,
         }
     }
 

@@ -45,6 +45,7 @@ use super::frames::{
 use super::link::{CallError, End, Link, receive};
 use super::pin_check::PinCheck;
 use super::pin_guard::{self, PinGuard, PinOrigin, Settled};
+use super::pins::Pins;
 use crate::base::pkcs11::{TokenId, TokenUri};
 use crate::base::secret::Pin;
 use crate::telemetry::metrics::metrics;
@@ -136,6 +137,8 @@ pub(super) enum Command {
         check: PinCheck,
         done: oneshot::Sender<Result<(), DeviceError>>,
     },
+    /// A PIN was refused outside this task, or is not tried any more.
+    PinRefused { token: TokenId, error: DeviceError },
     /// The module answered that it is unwell: replace the worker behind `link`.
     Replace { link: Arc<Link>, why: String },
 }
@@ -151,7 +154,7 @@ pub(super) struct Supervisor {
     /// Counts what callers can see.
     pub changed: watch::Sender<u64>,
     /// PINs that worked in this process, for the next worker.
-    pub pins: HashMap<TokenId, Pin>,
+    pub pins: Pins,
     pub logged_in: HashMap<TokenId, Instant>,
     pub login_failed: HashMap<TokenId, Instant>,
     pub looked_again: Option<Instant>,
@@ -275,7 +278,7 @@ impl Supervisor {
                     Some(Command::LookAgain { done, .. } | Command::LogInAgain { done, .. }) => {
                         let _gone = done.send(());
                     }
-                    Some(Command::Replace { .. }) => {}
+                    Some(Command::Replace { .. } | Command::PinRefused { .. }) => {}
                     None => return Pause::Stop,
                 }
             }
@@ -585,7 +588,7 @@ impl Supervisor {
             settle(token, TokenState::Degraded, why);
             return Ok(());
         }
-        let kept = self.pins.get(&token.id).cloned();
+        let kept = self.pins.get(&token.id);
         let source = self.source_of(token);
         let (pin, origin) = match (kept, source) {
             (Some(pin), _) => (Ok(pin), PinOrigin::Kept),
@@ -656,6 +659,15 @@ impl Supervisor {
             ),
             _ => (TokenState::PinNeeded, Some(Reason::Other(text))),
         };
+    }
+
+    /// Shows that a PIN of a token was refused.
+    fn note_refusal(&self, id: &TokenId, error: &DeviceError) {
+        let mut tokens = self.view.borrow().tokens.clone();
+        for token in tokens.iter_mut().filter(|token| token.id == *id) {
+            self.note_login_failure(token, error);
+        }
+        self.publish_tokens(tokens);
     }
 
     fn source_of(&self, token: &TokenView) -> Option<&PinSource> {
@@ -787,6 +799,7 @@ impl Supervisor {
                         return Leave::Ended(why);
                     }
                 }
+                Some(Command::PinRefused { token, error }) => self.note_refusal(&token, &error),
                 Some(Command::LookAgain { wanted, done }) => {
                     let due = self
                         .looked_again
@@ -1176,7 +1189,7 @@ pub(super) fn call_error(
                 function,
                 code,
             },
-            Failure::LoggedOut => DeviceError::PinNeeded { token },
+            Failure::LoggedOut | Failure::PinWanted => DeviceError::PinNeeded { token },
             Failure::KeyMissing => DeviceError::KeyMissing { key },
             Failure::KeyAmbiguous => DeviceError::KeyAmbiguous { key },
             Failure::KeyExists => DeviceError::KeyExists { key },

@@ -42,10 +42,35 @@ pub struct Control {
     pub hidden: Vec<CK_MECHANISM_TYPE>,
     /// Attributes that are misreported, and as what.
     pub attributes: Vec<(CK_ATTRIBUTE_TYPE, Vec<u8>)>,
-    /// Each signature needs a login of its own.
-    pub always_authenticate: bool,
+    /// The keys of which each use needs a login of its own.
+    pub always_authenticate: Always,
+    /// The token asks for the PIN itself, and this is what is typed on it.
+    pub keypad: Option<Vec<u8>>,
     /// `C_WaitForSlotEvent` works.
     pub events: bool,
+}
+
+/// Which keys are CKA_ALWAYS_AUTHENTICATE, beside those that really are.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Always {
+    /// None.
+    #[default]
+    No,
+    /// All.
+    All,
+    /// Those with one of these CKA_IDs.
+    Ids(Vec<Vec<u8>>),
+}
+
+impl Always {
+    /// Whether the key with this CKA_ID is one.
+    pub fn covers(&self, id: &[u8]) -> bool {
+        match self {
+            Self::No => false,
+            Self::All => true,
+            Self::Ids(ids) => ids.iter().any(|one| one == id),
+        }
+    }
 }
 
 /// A fault of single calls.
@@ -147,7 +172,13 @@ impl Control {
                 let value = values.text("value").ok_or("no value=")?;
                 self.attributes.push((values.number("type")?, value));
             }
-            "always-authenticate" => self.always_authenticate = true,
+            "always-authenticate" => match (values.text("id"), &mut self.always_authenticate) {
+                (None, always) => *always = Always::All,
+                (Some(id), Always::Ids(ids)) => ids.push(id),
+                (Some(_), Always::All) => {}
+                (Some(id), always @ Always::No) => *always = Always::Ids(vec![id]),
+            },
+            "keypad" => self.keypad = Some(values.text("pin").ok_or("no pin=")?),
             "events" => self.events = true,
             _ => {
                 let action = action(fault, &mut values)?;

@@ -183,8 +183,12 @@ unsafe extern "C" fn C_GetTokenInfo(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO) 
         if info.is_null() {
             return Err(CKR_ARGUMENTS_BAD);
         }
+        faulty.world().spoil(slot);
         let mut told = token_info(faulty.inner, slot)?;
         let control = &entered.control;
+        if control.keypad.is_some() {
+            told.flags |= CKF_PROTECTED_AUTHENTICATION_PATH;
+        }
         if let Some(cap) = control.session_cap.filter(|_| !control.silent_cap) {
             let open = faulty.world().session_count() as CK_ULONG;
             (told.ulMaxSessionCount, told.ulMaxRwSessionCount) = (cap, cap);
@@ -369,7 +373,17 @@ unsafe extern "C" fn C_Login(
     call("C_Login", detail, |faulty, entered| {
         let known = open(faulty, entered, session)?;
         let control = &entered.control;
-        let context = user == CKU_CONTEXT_SPECIFIC && control.always_authenticate;
+        let (mut typed, mut pin, mut length, mut hash) =
+            (control.keypad.clone(), pin, length, hash);
+        if let Some(typed) = &mut typed {
+            if !pin.is_null() {
+                return Err(CKR_ARGUMENTS_BAD);
+            }
+            hash = self::hash(typed);
+            (pin, length) = (typed.as_mut_ptr(), typed.len() as CK_ULONG);
+        }
+        // A key that is one for the real module has its login there.
+        let context = user == CKU_CONTEXT_SPECIFIC && known.consent != Consent::None;
         if user != CKU_USER && !context {
             return inner!(faulty, C_Login(known.inner, user, pin, length));
         }
@@ -526,6 +540,7 @@ unsafe extern "C" fn C_GetAttributeValue(
 ) -> CK_RV {
     call("C_GetAttributeValue", "", |faulty, entered| {
         let session = open(faulty, entered, session)?;
+        let is_always = is_always(faulty, entered, object);
         let object = object_handle(faulty, entered, session, object)?;
         let result = inner!(
             faulty,
@@ -541,7 +556,7 @@ unsafe extern "C" fn C_GetAttributeValue(
                         misreport(attribute, value);
                     }
                 }
-                if control.always_authenticate && attribute.type_ == CKA_ALWAYS_AUTHENTICATE {
+                if is_always && attribute.type_ == CKA_ALWAYS_AUTHENTICATE {
                     misreport(attribute, &[CK_TRUE]);
                 }
             }
@@ -594,9 +609,10 @@ unsafe extern "C" fn C_SignInit(
     call("C_SignInit", "", |faulty, entered| {
         let known = open(faulty, entered, session)?;
         mechanism_is_there(entered, mechanism)?;
+        let is_always = is_always(faulty, entered, key);
         let key = key_handle(faulty, entered, known, key)?;
         inner!(faulty, C_SignInit(known.inner, mechanism, key))?;
-        let consent = if entered.control.always_authenticate {
+        let consent = if is_always {
             Consent::Awaited
         } else {
             Consent::None
@@ -798,6 +814,12 @@ fn present_slot(
         return Err(CKR_TOKEN_NOT_PRESENT);
     }
     Ok(slot)
+}
+
+/// Whether each use of this key needs a login of its own.
+fn is_always(faulty: &Faulty, entered: &Entered<'_>, key: CK_OBJECT_HANDLE) -> bool {
+    let id = faulty.world().id_of(key);
+    entered.control.always_authenticate.covers(&id)
 }
 
 fn object_handle(

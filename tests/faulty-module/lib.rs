@@ -50,7 +50,8 @@
 //! | `lie [wrong=CODE] [right=CODE]` | what C_Login returns for a wrong and for a right PIN; a right PIN answered with an error does not log in, and counts as a wrong one |
 //! | `hide mechanism=N` | the token denies having it |
 //! | `attribute type=N value=…` | every object reports this value for the attribute |
-//! | `always-authenticate` | private keys are CKA_ALWAYS_AUTHENTICATE: C_Sign needs a context-specific login right after C_SignInit, and nothing between |
+//! | `always-authenticate [id=…]` | private keys, or the one with this CKA_ID, are CKA_ALWAYS_AUTHENTICATE: C_Sign needs a context-specific login right after C_SignInit, and nothing between, in no session of the token |
+//! | `keypad pin=…` | CKF_PROTECTED_AUTHENTICATION_PATH: C_Login takes no PIN but asks for it on the device, where this one is typed |
 //! | `events` | C_WaitForSlotEvent reports removals and insertions; without it, what the real module does |
 //!
 //! # Log

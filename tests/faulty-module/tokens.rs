@@ -199,11 +199,24 @@ impl World {
         }
         open.used = Instant::now();
         let seen = *open;
-        // Whatever is called now comes between, unless its function says otherwise.
-        if matches!(open.consent, Consent::Awaited | Consent::Given) {
-            open.consent = Consent::Spoilt;
-        }
+        self.spoil(seen.slot);
         Ok(seen)
+    }
+
+    /// Something is asked of a token: it comes between, in whichever session an operation waits,
+    /// unless its function says otherwise.
+    pub fn spoil(&mut self, slot: CK_SLOT_ID) {
+        for open in self.sessions.values_mut().filter(|open| open.slot == slot) {
+            if matches!(open.consent, Consent::Awaited | Consent::Given) {
+                open.consent = Consent::Spoilt;
+            }
+        }
+    }
+
+    /// The CKA_ID of an object that was shown to the caller.
+    pub fn id_of(&self, object: CK_OBJECT_HANDLE) -> Vec<u8> {
+        let known = self.objects.get(&object);
+        known.map(|object| object.id.clone()).unwrap_or_default()
     }
 
     /// Notes where the signature of an always-authenticate key stands.

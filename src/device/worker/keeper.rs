@@ -61,6 +61,29 @@ impl Keeper {
 
     /// Does one thing. A session that became invalid is replaced once.
     pub fn answer(&mut self, verb: Verb) -> Result<Answer, Failure> {
+        let turn = verb.token().map(|token| self.module.turn(token));
+        match (&turn, verb) {
+            (Some(turn), Verb::WithPin { pin, verb }) => {
+                let _alone = turn.alone();
+                self.with_pin(pin.as_ref(), *verb)
+            }
+            (Some(turn), verb) => {
+                let _with_others = turn.with_others();
+                self.do_one(verb)
+            }
+            (None, verb) => self.do_one(verb),
+        }
+    }
+
+    /// Does what needs a login of its own; nobody else uses the token meanwhile.
+    fn with_pin(&mut self, pin: Option<&PinBytes>, verb: Verb) -> Result<Answer, Failure> {
+        match Job::of(&verb) {
+            Some(job) => self.perform(job.with_pin(pin)),
+            None => self.do_one(verb),
+        }
+    }
+
+    fn do_one(&mut self, verb: Verb) -> Result<Answer, Failure> {
         match verb {
             // A signing thread that found no session left hands its work over.
             Verb::Sign {
@@ -129,14 +152,23 @@ impl Keeper {
             Verb::Delete { token, key } => self
                 .logged_in(token, |session| objects::delete(session, &key))
                 .map(|()| Answer::Done),
+            Verb::WithPin { .. } => Err(Failure::Unsupported {
+                what: "a login within a login".into(),
+            }),
         }
     }
 
     fn perform(&mut self, job: Job<'_>) -> Result<Answer, Failure> {
         let module = self.module;
-        self.with(job.token(), |anchor| {
+        let token = job.token();
+        let result = self.with(token, |anchor| {
             signer::perform(module, &anchor.session, &mut anchor.keys, job)
-        })
+        });
+        if signer::is_refused(&result) {
+            // The operation that waits for its login ends with the session.
+            self.anchors.remove(&token);
+        }
+        result
     }
 
     /// Looks at the slots, lets go of anchors whose token left, and sees who is logged in.
@@ -318,14 +350,15 @@ impl Keeper {
 }
 
 /// What is seen right after a login failed.
-struct Aftermath {
+pub struct Aftermath {
     /// The state of its session; `None` if the session is gone.
     session: Option<SessionState>,
     /// Whether the token is still in its slot.
     present: bool,
 }
 
-fn aftermath(module: &Module, slot: Slot, session: &Session) -> Aftermath {
+/// Looks at what a failed login left.
+pub fn aftermath(module: &Module, slot: Slot, session: &Session) -> Aftermath {
     let info = session.get_session_info();
     Aftermath {
         session: info.ok().map(|info| info.session_state()),
@@ -339,7 +372,7 @@ fn aftermath(module: &Module, slot: Slot, session: &Session) -> Aftermath {
 /// the session and the token were looked at right before the login, and some modules report a
 /// wrong PIN by whatever code is at hand. CKR_SESSION_CLOSED and CKR_DEVICE_REMOVED mean "during
 /// the execution", so the PIN may have reached the token.
-fn login_failure(code: &RvError, after: &Aftermath) -> LoginOutcome {
+pub fn login_failure(code: &RvError, after: &Aftermath) -> LoginOutcome {
     use SessionState::{RoPublic, RoUser, RwPublic, RwSecurityOfficer, RwUser};
     let name = codes::name(code);
     let begun = match code {

@@ -11,7 +11,8 @@ use cryptoki::session::{Session, SessionState};
 use cryptoki::slot::Slot;
 
 use super::codes;
-use super::raw::RawSign;
+use super::login::Turn;
+use super::raw::Raw;
 use crate::base::key::{KeySpec, Scheme};
 use crate::device::frames::{
     Failure, LABEL_MAX, LoadFailure, ModuleInfo, TOKENS_MAX, TokenFlags, TokenInfo,
@@ -22,8 +23,8 @@ use crate::device::frames::{
 pub struct Module {
     /// The safe interface.
     pub pkcs11: &'static Pkcs11,
-    /// The single-part `C_Sign`.
-    pub raw: RawSign,
+    /// The single-part `C_Sign` and `C_Decrypt`.
+    pub raw: Raw,
     tokens: RwLock<Vec<Known>>,
 }
 
@@ -35,6 +36,10 @@ struct Known {
     login_required: bool,
     /// What it can generate, and how it can sign; asked for once.
     capabilities: Option<(Vec<KeySpec>, Vec<Scheme>)>,
+    /// Who may use it now.
+    turn: Turn,
+    /// What was seen last.
+    info: Option<TokenInfo>,
 }
 
 impl Module {
@@ -49,7 +54,7 @@ impl Module {
             Err(error) => return Err(load_failure(error)),
         }
         let info = pkcs11.get_library_info().map_err(load_failure)?;
-        let raw = RawSign::load(path).map_err(load_failure)?;
+        let raw = Raw::load(path).map_err(load_failure)?;
         let info = ModuleInfo {
             manufacturer: text(info.manufacturer_id()),
             description: text(info.library_description()),
@@ -72,6 +77,27 @@ impl Module {
             .get(usize::from(token))
             .and_then(|known| known.slot)
             .ok_or(Failure::TokenGone)
+    }
+
+    /// Who may use the token with this number now; a turn of nobody's for a token never seen.
+    pub fn turn(&self, token: u16) -> Turn {
+        self.tokens
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(usize::from(token))
+            .map(|known| known.turn.clone())
+            .unwrap_or_default()
+    }
+
+    /// What was last seen of the token in `slot`, while somebody has it alone: to ask it now would
+    /// come in between.
+    fn taken(&self, slot: Slot) -> Option<TokenInfo> {
+        self.tokens
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .find(|known| known.slot == Some(slot) && known.turn.is_taken())
+            .and_then(|known| known.info.clone())
     }
 
     /// Makes sure that private keys show in a session of this token. A token that lost its login
@@ -102,7 +128,12 @@ impl Module {
             .get_slots_with_token()
             .map_err(|error| codes::failure(&error))?;
         let mut found = Vec::new();
+        let mut list = Vec::new();
         for slot in slots {
+            if let Some(info) = self.taken(slot) {
+                list.push(info);
+                continue;
+            }
             // A reader that fails must not hide the others.
             let info = match self.pkcs11.get_token_info(slot) {
                 Ok(info) => info,
@@ -121,10 +152,11 @@ impl Module {
             found.push((slot, info));
         }
         let mut tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
-        for known in tokens.iter_mut() {
-            known.slot = None;
+        for (number, known) in tokens.iter_mut().enumerate() {
+            if !list.iter().any(|taken| usize::from(taken.number) == number) {
+                known.slot = None;
+            }
         }
-        let mut list = Vec::with_capacity(found.len());
         for (slot, info) in found {
             let (label, serial) = (text(info.label()), text(info.serial_number()));
             let index = tokens
@@ -137,6 +169,8 @@ impl Module {
                         slot: None,
                         login_required: false,
                         capabilities: None,
+                        turn: Turn::default(),
+                        info: None,
                     });
                     tokens.len() - 1
                 });
@@ -153,7 +187,7 @@ impl Module {
                 known.capabilities = self.capabilities(slot);
             }
             let (generates, signs) = known.capabilities.clone().unwrap_or_default();
-            list.push(TokenInfo {
+            let info = TokenInfo {
                 number,
                 label,
                 serial,
@@ -164,7 +198,9 @@ impl Module {
                 logged_in: false,
                 generates,
                 signs,
-            });
+            };
+            known.info = Some(info.clone());
+            list.push(info);
         }
         Ok(list)
     }

@@ -51,26 +51,31 @@ fn find(session: &Session, class: ObjectClass, id: &[u8]) -> Result<Vec<ObjectHa
         .map_err(failure)
 }
 
-/// What the private key behind `handle` can do.
-pub fn kind(session: &Session, handle: ObjectHandle) -> Result<Kind, Failure> {
-    let attributes = session
-        .get_attributes(handle, &[AttributeType::KeyType, AttributeType::EcParams])
-        .map_err(failure)?;
-    let (mut is_rsa, mut spec) = (false, None);
+/// What the private key behind `handle` can do, and whether each use needs a login of its own.
+pub fn kind(session: &Session, handle: ObjectHandle) -> Result<(Kind, bool), Failure> {
+    let wanted = [
+        AttributeType::KeyType,
+        AttributeType::EcParams,
+        AttributeType::AlwaysAuthenticate,
+    ];
+    let attributes = session.get_attributes(handle, &wanted).map_err(failure)?;
+    let (mut is_rsa, mut spec, mut always_authenticate) = (false, None, false);
     for attribute in attributes {
         match attribute {
             Attribute::KeyType(KeyType::RSA) => is_rsa = true,
             Attribute::EcParams(parameters) => spec = ec_spec(&parameters),
+            Attribute::AlwaysAuthenticate(is_set) => always_authenticate = is_set,
             _ => {}
         }
     }
-    match spec {
-        _ if is_rsa => Ok(Kind::Rsa),
-        Some(KeySpec::P256) => Ok(Kind::P256),
-        Some(KeySpec::P384) => Ok(Kind::P384),
-        Some(KeySpec::Ed25519) => Ok(Kind::Ed25519),
-        _ => Err(Failure::KeyType),
-    }
+    let kind = match spec {
+        _ if is_rsa => Kind::Rsa,
+        Some(KeySpec::P256) => Kind::P256,
+        Some(KeySpec::P384) => Kind::P384,
+        Some(KeySpec::Ed25519) => Kind::Ed25519,
+        _ => return Err(Failure::KeyType),
+    };
+    Ok((kind, always_authenticate))
 }
 
 /// The public key with this `CKA_ID`: of the public key object, of the private one (RSA), or of a
@@ -345,6 +350,7 @@ pub fn key_entry(session: &Session, handle: ObjectHandle) -> Result<Option<KeyEn
         AttributeType::Label,
         AttributeType::Modulus,
         AttributeType::EcParams,
+        AttributeType::AlwaysAuthenticate,
     ];
     let Some(attributes) = attributes_or_gone(session, handle, &wanted)? else {
         return Ok(None);
@@ -353,6 +359,7 @@ pub fn key_entry(session: &Session, handle: ObjectHandle) -> Result<Option<KeyEn
         id: Vec::new(),
         label: String::new(),
         spec: None,
+        always_authenticate: false,
     };
     for attribute in attributes {
         match attribute {
@@ -360,6 +367,7 @@ pub fn key_entry(session: &Session, handle: ObjectHandle) -> Result<Option<KeyEn
             Attribute::Label(label) => entry.label = text(&String::from_utf8_lossy(&label)),
             Attribute::Modulus(modulus) => entry.spec = rsa_spec(&modulus),
             Attribute::EcParams(parameters) => entry.spec = ec_spec(&parameters),
+            Attribute::AlwaysAuthenticate(is_set) => entry.always_authenticate = is_set,
             _ => {}
         }
     }

@@ -14,12 +14,15 @@ use cryptoki::slot::Slot;
 use zeroize::Zeroizing;
 
 use super::codes;
+use super::login::{OneTry, Turn};
 use super::module::Module;
 use super::objects;
 use super::raw::SIGNATURE_MAX;
 use crate::base::encoding::sha256;
 use crate::base::key::Scheme;
-use crate::device::frames::{Answer, Class, Failure, PlainBytes, Verb, WHOLE_MESSAGE_MAX};
+use crate::device::frames::{
+    Answer, Class, Failure, LoginOutcome, PinBytes, PlainBytes, Verb, WHOLE_MESSAGE_MAX,
+};
 
 /// The most key handles one thread keeps per token; past it all are found anew.
 const HANDLES_MAX: usize = 4096;
@@ -40,6 +43,15 @@ pub struct Job<'a> {
     token: u16,
     key: &'a [u8],
     what: What<'a>,
+    login: Login<'a>,
+}
+
+/// Whether a job may log in for the one use of its key.
+#[derive(Clone, Copy)]
+enum Login<'a> {
+    No,
+    /// With this PIN, or by what the token asks itself.
+    With(Option<&'a PinBytes>),
 }
 
 #[derive(Clone, Copy)]
@@ -52,13 +64,30 @@ impl<'a> Job<'a> {
     /// A signature.
     pub fn sign(token: u16, key: &'a [u8], scheme: Scheme, input: &'a [u8]) -> Self {
         let what = What::Sign { scheme, input };
-        Self { token, key, what }
+        Self::new(token, key, what)
     }
 
     /// A decryption.
     pub fn decrypt(token: u16, key: &'a [u8], input: &'a [u8]) -> Self {
         let what = What::Decrypt { input };
-        Self { token, key, what }
+        Self::new(token, key, what)
+    }
+
+    fn new(token: u16, key: &'a [u8], what: What<'a>) -> Self {
+        Self {
+            token,
+            key,
+            what,
+            login: Login::No,
+        }
+    }
+
+    /// The same with leave to log in for this one use of the key.
+    pub fn with_pin(self, pin: Option<&'a PinBytes>) -> Self {
+        Self {
+            login: Login::With(pin),
+            ..self
+        }
     }
 
     /// The one that a call asks for; `None` if it asks for something else.
@@ -71,6 +100,7 @@ impl<'a> Job<'a> {
                 input,
             } => Some(Self::sign(*token, key, *scheme, input)),
             Verb::Decrypt { token, key, input } => Some(Self::decrypt(*token, key, input)),
+            Verb::WithPin { pin, verb } => Some(Self::of(verb)?.with_pin(pin.as_ref())),
             _ => None,
         }
     }
@@ -90,6 +120,7 @@ pub struct Signer {
 /// A thread's place at one token.
 struct Seat {
     slot: Slot,
+    turn: Turn,
     session: Option<Session>,
     /// When the token last had no session for us.
     refused: Option<Instant>,
@@ -104,7 +135,17 @@ pub struct Keys(HashMap<Vec<u8>, Key>);
 struct Key {
     handle: Option<ObjectHandle>,
     kind: objects::Kind,
+    /// `CKA_ALWAYS_AUTHENTICATE`.
+    always_authenticate: bool,
     fingerprint: Option<[u8; 32]>,
+}
+
+/// A key as it is used.
+#[derive(Clone, Copy)]
+struct Found {
+    handle: ObjectHandle,
+    kind: objects::Kind,
+    always_authenticate: bool,
 }
 
 impl Signer {
@@ -131,9 +172,11 @@ impl Signer {
     }
 
     fn seat(&mut self, token: u16) -> Result<&mut Seat, Failure> {
-        let slot = self.module.slot(token)?;
+        let module = self.module;
+        let slot = module.slot(token)?;
         let seat = self.seats.entry(token).or_insert_with(|| Seat {
             slot,
+            turn: module.turn(token),
             session: None,
             refused: None,
             keys: Keys::default(),
@@ -156,9 +199,19 @@ impl Signer {
 
 impl Seat {
     fn perform(&mut self, module: &Module, job: Job<'_>) -> Result<Answer, Failure> {
+        let turn = self.turn.clone();
+        let (_with_others, _alone) = match job.login {
+            Login::No => (Some(turn.with_others()), None),
+            Login::With(_) => (None, Some(turn.alone())),
+        };
         self.open(module)?;
         let session = self.session.as_ref().ok_or_else(no_session)?;
-        perform(module, session, &mut self.keys, job)
+        let result = perform(module, session, &mut self.keys, job);
+        if is_refused(&result) {
+            // The operation that waits for its login ends with the session.
+            self.stand_up();
+        }
+        result
     }
 
     /// Makes sure that there is a session.
@@ -200,14 +253,19 @@ impl Keys {
         token: u16,
         session: &Session,
         id: &[u8],
-    ) -> Result<(ObjectHandle, objects::Kind), Failure> {
+    ) -> Result<Found, Failure> {
         if let Some(Key {
             handle: Some(handle),
             kind,
+            always_authenticate,
             ..
         }) = self.0.get(id)
         {
-            return Ok((*handle, *kind));
+            return Ok(Found {
+                handle: *handle,
+                kind: *kind,
+                always_authenticate: *always_authenticate,
+            });
         }
         let handle = match objects::find_private(session, id)? {
             Some(handle) => handle,
@@ -217,7 +275,7 @@ impl Keys {
                 objects::find_private(session, id)?.ok_or(Failure::KeyMissing)?
             }
         };
-        let kind = objects::kind(session, handle)?;
+        let (kind, always_authenticate) = objects::kind(session, handle)?;
         let fingerprint = match objects::public_parts(session, id) {
             Ok(parts) => postcard::to_stdvec(&parts).ok().map(|bytes| sha256(&bytes)),
             Err(Failure::KeyMissing) => None,
@@ -235,10 +293,15 @@ impl Keys {
         let key = Key {
             handle: Some(handle),
             kind,
+            always_authenticate,
             fingerprint,
         };
         self.0.insert(id.to_vec(), key);
-        Ok((handle, kind))
+        Ok(Found {
+            handle,
+            kind,
+            always_authenticate,
+        })
     }
 }
 
@@ -250,14 +313,20 @@ pub fn perform(
     job: Job<'_>,
 ) -> Result<Answer, Failure> {
     let attempt = |keys: &mut Keys| {
-        let (handle, kind) = keys.get(module, job.token, session, job.key)?;
+        let key = keys.get(module, job.token, session, job.key)?;
+        let one_try = match (key.always_authenticate, job.login) {
+            (false, _) => None,
+            (true, Login::No) => return Err(Failure::PinWanted),
+            (true, Login::With(pin)) => {
+                match OneTry::at(module, module.slot(job.token)?, pin)? {
+                    Ok(one_try) => Some(one_try),
+                    Err(outcome) => return Ok(Answer::Login(outcome)),
+                }
+            }
+        };
         match job.what {
-            What::Sign { scheme, input } => {
-                try_sign(module, session, handle, kind, scheme, input).map(Answer::Signature)
-            }
-            What::Decrypt { input } => {
-                try_decrypt(session, handle, kind, input).map(Answer::Plaintext)
-            }
+            What::Sign { scheme, input } => try_sign(module, session, key, scheme, input, one_try),
+            What::Decrypt { input } => try_decrypt(module, session, key, input, one_try),
         }
     };
     match attempt(keys) {
@@ -277,12 +346,12 @@ pub fn perform(
 fn try_sign(
     module: &Module,
     session: &Session,
-    handle: ObjectHandle,
-    kind: objects::Kind,
+    key: Found,
     scheme: Scheme,
     input: &[u8],
-) -> Result<Vec<u8>, Failure> {
-    check(kind, scheme, input)?;
+    one_try: Option<OneTry>,
+) -> Result<Answer, Failure> {
+    check(key.kind, scheme, input)?;
     let mut info = [0; SHA256_DIGEST_INFO.len() + 32];
     let (mechanism, data) = match scheme {
         Scheme::Rs256 => {
@@ -305,23 +374,40 @@ fn try_sign(
             (Mechanism::Eddsa(parameters), input)
         }
     };
+    let failure = |error: Error| codes::failure(&error);
     let mut signature = [0; SIGNATURE_MAX];
     session
-        .sign_init(&mechanism, handle)
-        .and_then(|()| module.raw.sign(session, data, &mut signature))
-        .map(|length| signature[..length].to_vec())
-        .map_err(|error| codes::failure(&error))
+        .sign_init(&mechanism, key.handle)
+        .map_err(failure)?;
+    if let Some(refused) = log_in(module, session, one_try) {
+        return Ok(refused);
+    }
+    let length = module
+        .raw
+        .sign(session, data, &mut signature)
+        .map_err(failure)?;
+    Ok(Answer::Signature(signature[..length].to_vec()))
+}
+
+/// Logs in for the operation that has just begun, where it needs that. Nothing may come in between
+/// here and there. What it returns ends the job.
+fn log_in(module: &Module, session: &Session, one_try: Option<OneTry>) -> Option<Answer> {
+    match one_try?.for_this_use(module, session) {
+        LoginOutcome::Ok => None,
+        refused => Some(Answer::Login(refused)),
+    }
 }
 
 /// Decrypts with RSAES-OAEP (SHA-1, MGF1 with SHA-1, no label). A ciphertext that is not for this
 /// key is [`Failure::Undecryptable`], whatever the module calls it.
 fn try_decrypt(
+    module: &Module,
     session: &Session,
-    handle: ObjectHandle,
-    kind: objects::Kind,
+    key: Found,
     input: &[u8],
-) -> Result<PlainBytes, Failure> {
-    if kind != objects::Kind::Rsa {
+    one_try: Option<OneTry>,
+) -> Result<Answer, Failure> {
+    if key.kind != objects::Kind::Rsa {
         return Err(Failure::KeyType);
     }
     if input.len() > SIGNATURE_MAX {
@@ -332,8 +418,18 @@ fn try_decrypt(
         PkcsMgfType::MGF1_SHA1,
         PkcsOaepSource::empty(),
     ));
-    match session.decrypt(&mechanism, handle, input) {
-        Ok(plaintext) => Ok(PlainBytes::new(Zeroizing::new(plaintext))),
+    session
+        .decrypt_init(&mechanism, key.handle)
+        .map_err(|error| codes::failure(&error))?;
+    if let Some(refused) = log_in(module, session, one_try) {
+        return Ok(refused);
+    }
+    let mut plaintext = Zeroizing::new([0; SIGNATURE_MAX]);
+    match module.raw.decrypt(session, input, &mut plaintext) {
+        Ok(length) => {
+            let plaintext = Zeroizing::new(plaintext[..length].to_vec());
+            Ok(Answer::Plaintext(PlainBytes::new(plaintext)))
+        }
         // Bad padding has many names, and a hostile ciphertext must not look like an unwell
         // module. One that is unwell will show it when it signs.
         Err(Error::Pkcs11(
@@ -369,6 +465,11 @@ pub fn is_shrink<T>(result: &Result<T, Failure>) -> bool {
             ..
         })
     )
+}
+
+/// Whether a login for the one use of a key was refused, so that its operation still waits.
+pub fn is_refused(result: &Result<Answer, Failure>) -> bool {
+    matches!(result, Ok(Answer::Login(_)))
 }
 
 /// What a token without a session for us answered a while ago.
