@@ -9,7 +9,9 @@ use opcert::base::clock::Clock;
 use opcert::base::key::{KeySpec, Scheme};
 use opcert::base::pkcs11::{KeyId, KeyRef, TokenId};
 use opcert::base::secret::Pin;
-use opcert::device::{Config, DeviceError, Devices, KeyUse, LastTry, PinSource, TokenState};
+use opcert::device::{
+    Config, DeviceError, Devices, KeyUse, LastTry, LoginPolicy, PinSource, TokenState,
+};
 use opcert::policy::{Permit, Purpose, SELF_TEST_PREFIX, own};
 
 mod support;
@@ -746,14 +748,25 @@ async fn a_list_of_several_pages_is_complete() {
     for _ in 0..70 {
         made.push(generate(&devices, &id, KeySpec::P256).await);
     }
-    let listed = devices.keys(&id).await.unwrap();
-    for key in &made {
-        let times = listed
-            .iter()
-            .filter(|entry| entry.id.as_ref() == Some(&key.id))
-            .count();
-        assert_eq!(times, 1);
+    devices.shutdown().await;
+    // A list whose login ends with each page is complete, too.
+    for login in [LoginPolicy::PerOperation, LoginPolicy::Session] {
+        let mut config = token.config();
+        config.module[0].token[0].login = login;
+        let devices = start_with(&token, config).await;
+        let listed = devices.keys(&id).await.unwrap();
+        for key in &made {
+            let times = listed
+                .iter()
+                .filter(|entry| entry.id.as_ref() == Some(&key.id))
+                .count();
+            assert_eq!(times, 1);
+        }
+        sign(&devices, &made[0]).await.unwrap();
+        devices.delete_key(&made.remove(0)).await.unwrap();
+        devices.shutdown().await;
     }
+    let devices = start(&token).await;
     for key in made {
         devices.delete_key(&key).await.unwrap();
     }

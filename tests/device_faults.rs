@@ -6,7 +6,9 @@ use cryptoki_sys::*;
 use opcert::base::key::KeySpec;
 use opcert::base::pkcs11::{KeyId, KeyRef, TokenId};
 use opcert::base::secret::Pin;
-use opcert::device::{Config, DeviceError, Devices, LastTry, PinSource, TokenState};
+use opcert::device::{
+    Config, DeviceError, Devices, LastTry, LoginPolicy, PinSource, TokenState,
+};
 
 mod support;
 use support::devices::{eventually, generate, select, sign, start, state, workers};
@@ -1168,5 +1170,60 @@ async fn a_token_that_asks_for_its_pin_itself_is_given_none_for_one_use() {
     let logins = rig.faulty.logins_for_one_use();
     assert_eq!(logins.len(), 2);
     assert!(logins.iter().all(|login| login.pin == 0), "{logins:?}");
+    rig.devices.shutdown().await;
+}
+
+// Logins of single operations.
+
+#[tokio::test]
+async fn a_token_is_logged_in_for_each_operation_where_its_policy_says_so() {
+    let Some(mut rig) = Rig::new("per operation").await else {
+        return;
+    };
+    rig.faulty.always_authenticate_with(rig.key.id.as_bytes());
+    rig.config.module[0].token[0].login = LoginPolicy::PerOperation;
+    let (logins, logouts) = (rig.faulty.logins().len(), rig.faulty.calls("C_Logout"));
+    rig.restart().await;
+    let since = || {
+        let (login, logout) = (rig.faulty.logins().len(), rig.faulty.calls("C_Logout"));
+        (login - logins, logout - logouts)
+    };
+    let other = generate(&rig.devices, &rig.id, KeySpec::P256).await;
+    // One to see that the PIN is right, one for the key.
+    assert_eq!(since(), (2, 2));
+    for _ in 0..2 {
+        sign(&rig.devices, &other).await.expect("a signature");
+        rig.sign().await.expect("a signature");
+    }
+    assert_eq!(rig.devices.keys(&rig.id).await.expect("keys").len(), 2);
+    assert_eq!(since(), (7, 7));
+    assert_eq!(rig.faulty.logins_for_one_use().len(), 2);
+    let looks = rig.faulty.calls("C_GetSlotList");
+    eventually("the slots are looked at", async || {
+        rig.faulty.calls("C_GetSlotList") > looks + 4
+    })
+    .await;
+    assert_eq!(since(), (7, 7), "nobody logs in just to look");
+    assert_eq!(state(&rig.devices).await.0, TokenState::Ready);
+    assert_eq!(rig.spent(), 0);
+
+    rig.faulty.lie_of_right_pin(CKR_PIN_INCORRECT);
+    let refused = rig.sign().await;
+    assert!(
+        matches!(refused, Err(DeviceError::PinWrong { .. })),
+        "{refused:?}"
+    );
+    for _ in 0..2 {
+        let blocked = rig.sign().await;
+        assert!(
+            matches!(blocked, Err(DeviceError::PinBlocked { .. })),
+            "{blocked:?}"
+        );
+    }
+    assert_eq!(rig.spent(), 1);
+    rig.faulty.heal();
+    let pin = rig.token.pin.clone();
+    rig.unlock(&pin).await.expect("a person's PIN");
+    rig.sign().await.expect("a signature");
     rig.devices.shutdown().await;
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::config::LoginPolicy;
 use super::error::DeviceError;
 pub use super::frames::TokenFlags;
 use super::frames::TokenInfo;
@@ -147,6 +148,8 @@ pub(super) struct TokenView {
     pub id: TokenId,
     pub state: TokenState,
     pub reason: Option<Reason>,
+    /// How long it stays logged in.
+    pub login: LoginPolicy,
 }
 
 /// Why a token cannot be used.
@@ -182,6 +185,7 @@ impl TokenView {
             },
             state: TokenState::Absent,
             reason: Some(Reason::Other("no such token is present".into())),
+            login: LoginPolicy::Session,
         }
     }
 
@@ -208,7 +212,13 @@ impl TokenView {
             found: Some(info.clone()),
             state: TokenState::PinNeeded,
             reason: None,
+            login: LoginPolicy::Session,
         }
+    }
+
+    /// The same with the policy of its configuration.
+    pub fn with_login(self, login: LoginPolicy) -> Self {
+        Self { login, ..self }
     }
 
     /// Whether what was made of this token still holds now that it was seen as `now`: a login that
@@ -218,7 +228,11 @@ impl TokenView {
             return false;
         };
         match self.state {
-            TokenState::Ready => now.logged_in || !now.flags.login_required,
+            TokenState::Ready => {
+                now.logged_in
+                    || !now.flags.login_required
+                    || self.login == LoginPolicy::PerOperation
+            }
             _ => before.flags == now.flags && !matches!(self.reason, Some(Reason::LoginFailed(_))),
         }
     }

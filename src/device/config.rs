@@ -90,6 +90,25 @@ pub struct TokenConfig {
     /// told to touch it.
     #[serde(default)]
     pub touch: bool,
+    /// How long it stays logged in: `session`, from its PIN on, or `per-operation`, for each
+    /// operation of a private key and no longer, so that other programs find it logged out; the
+    /// PIN that worked is kept in memory, and each login costs two writes to the disk. Default:
+    /// `session`.
+    #[serde(default)]
+    pub login: LoginPolicy,
+}
+
+/// How long a token stays logged in.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoginPolicy {
+    /// From its PIN on.
+    #[default]
+    Session,
+    /// For each operation of a private key, and no longer.
+    PerOperation,
 }
 
 /// Where a PIN comes from.
@@ -196,6 +215,9 @@ mod tests {
             [[module.token]]
             uri = "pkcs11:token=opcert-demo"
             pin-source = "file:/etc/opcert/pin"
+            [[module.token]]
+            uri = "pkcs11:token=shared"
+            login = "per-operation"
             "#,
         )
         .unwrap();
@@ -207,6 +229,8 @@ mod tests {
             module.token[0].pin_source,
             Some(PinSource::File("/etc/opcert/pin".into()))
         );
+        assert_eq!(module.token[0].login, LoginPolicy::Session);
+        assert_eq!(module.token[1].login, LoginPolicy::PerOperation);
     }
 
     #[test]

@@ -16,6 +16,7 @@
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::config::LoginPolicy;
 use crate::base::key::{KeySpec, Scheme};
 
 /// Changes whenever a frame changes.
@@ -219,11 +220,19 @@ pub enum Verb {
         /// `CKA_ID`.
         key: Vec<u8>,
     },
+    /// `C_Logout`: private keys cannot be used any more, until somebody logs in.
+    Logout {
+        /// Token number.
+        token: u16,
+    },
     /// Do something with a login of its own, as the key wants one for each use
-    /// (`CKA_ALWAYS_AUTHENTICATE`). The answer is [`Answer::Login`] where the login failed.
+    /// (`CKA_ALWAYS_AUTHENTICATE`), or the policy one for each operation. The answer is
+    /// [`Answer::Login`] where the login failed.
     WithPin {
         /// The PIN; `None` where it is typed on the device.
         pin: Option<PinBytes>,
+        /// Whether the user is to be logged in before and out after.
+        login: LoginPolicy,
         /// What to do.
         verb: Box<Verb>,
     },
@@ -237,6 +246,7 @@ impl Verb {
             Self::Decrypt { .. } => "C_Decrypt",
             Self::Tokens => "C_GetTokenInfo",
             Self::Login { .. } => "C_Login",
+            Self::Logout { .. } => "C_Logout",
             Self::PublicKey { .. } => "C_GetAttributeValue",
             Self::Generate { .. } => "C_GenerateKeyPair",
             Self::Keys { .. } | Self::Certificates { .. } => "C_FindObjects",
@@ -253,6 +263,7 @@ impl Verb {
             Self::Sign { token, .. }
             | Self::Decrypt { token, .. }
             | Self::Login { token, .. }
+            | Self::Logout { token }
             | Self::PublicKey { token, .. }
             | Self::Generate { token, .. }
             | Self::Import { token, .. }
@@ -791,6 +802,7 @@ mod tests {
             },
             Verb::WithPin {
                 pin: Some(PinBytes::new("123456")),
+                login: LoginPolicy::PerOperation,
                 verb: Box::new(Verb::Delete {
                     token: 1,
                     key: vec![3],

@@ -65,7 +65,9 @@ pub use self::catalogue::{
     TokenStatus,
 };
 use self::catalogue::{Reason, TokenView};
-pub use self::config::{Allowance, Config, InvalidPinSource, ModuleConfig, PinSource, TokenConfig};
+pub use self::config::{
+    Allowance, Config, InvalidPinSource, LoginPolicy, ModuleConfig, PinSource, TokenConfig,
+};
 pub use self::error::DeviceError;
 use self::frames::{Answer, CERTIFICATE_MAX, CertificateParts, Class, Failure, Verb};
 pub use self::frames::{KeyUse, LastTry, UnlockOutcome};
@@ -876,7 +878,7 @@ impl Devices {
         let (mut logged_in_again, mut looked_again) = (false, false);
         let mut wants_login = false;
         loop {
-            let (link, number) = match module.ready(token, need, deadline).await {
+            let (link, number, login) = match module.ready(token, need, deadline).await {
                 Err(DeviceError::TokenAbsent { .. }) if !looked_again => {
                     looked_again = true;
                     self.look_again(module, uri_of(token)).await?;
@@ -891,8 +893,9 @@ impl Devices {
             };
             let verb = verb(number);
             let function = verb.function();
+            wants_login |= login == LoginPolicy::PerOperation && need == Need::Login;
             let result = if wants_login {
-                let per_use = self.per_use(module, token, link.clone());
+                let per_use = self.per_use(module, token, link.clone(), login);
                 per_use.run(verb, budget).await?
             } else {
                 link.call(verb, budget).await
@@ -959,7 +962,13 @@ impl Devices {
         }
     }
 
-    fn per_use(&self, module: &Module, token: &TokenId, link: Arc<Link>) -> PerUse {
+    fn per_use(
+        &self,
+        module: &Module,
+        token: &TokenId,
+        link: Arc<Link>,
+        login: LoginPolicy,
+    ) -> PerUse {
         let view = module.view.borrow().clone();
         let protected_path = view
             .tokens
@@ -973,6 +982,7 @@ impl Devices {
             guard: self.0.guard.clone(),
             pins: module.pins.clone(),
             supervisor: module.commands.clone(),
+            login,
             protected_path,
         }
     }
@@ -1117,14 +1127,14 @@ impl Module {
         }
     }
 
-    /// The link to the worker and the number of the token, waiting for a worker that is being
-    /// started, up to `deadline`.
+    /// The link to the worker, the number of the token and its login policy, waiting for a worker
+    /// that is being started, up to `deadline`.
     async fn ready(
         &self,
         token: &TokenId,
         need: Need,
         deadline: Instant,
-    ) -> Result<(Arc<Link>, u16), DeviceError> {
+    ) -> Result<(Arc<Link>, u16, LoginPolicy), DeviceError> {
         let usable = |view: &Arc<View>| match &view.phase {
             Phase::Starting => false,
             Phase::Up(link) => link.is_open(),
@@ -1153,7 +1163,7 @@ impl Module {
             .ok_or_else(absent)?;
         let number = known.found.as_ref().ok_or_else(absent)?.number;
         match (known.state, need) {
-            (TokenState::Ready, _) | (_, Need::Presence) => Ok((link.clone(), number)),
+            (TokenState::Ready, _) | (_, Need::Presence) => Ok((link.clone(), number, known.login)),
             (TokenState::LockedOut, _) => Err(DeviceError::PinLocked { token: name() }),
             (TokenState::FinalTry, _) => Err(DeviceError::PinFinalTry { token: name() }),
             _ => Err(match &known.reason {

@@ -1,5 +1,5 @@
-//! Operations that need a login of their own: keys that want one for each use
-//! (`CKA_ALWAYS_AUTHENTICATE`).
+//! Operations that need a login of their own: of keys that want one for each use
+//! (`CKA_ALWAYS_AUTHENTICATE`), and of tokens that are logged in per operation only.
 //!
 //! Each is a try of the PIN like any other and goes through the [`PinGuard`]: nothing is tried
 //! that is blocked, the try is made durable before, the flags are read by the worker right before,
@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedMutexGuard, mpsc};
 
+use super::config::LoginPolicy;
 use super::error::DeviceError;
 use super::frames::{Answer, LoginOutcome, PinBytes, Verb};
 use super::link::{CallError, Link};
@@ -33,6 +34,8 @@ pub(super) struct PerUse {
     pub pins: Pins,
     /// The supervisor, to be told of a refusal.
     pub supervisor: mpsc::Sender<Command>,
+    /// Whether the user is logged in before and out after.
+    pub login: LoginPolicy,
     /// Whether the token asks for its PIN itself (`CKF_PROTECTED_AUTHENTICATION_PATH`).
     pub protected_path: bool,
 }
@@ -81,6 +84,7 @@ impl PerUse {
         let attempt = self.guard.begin(&self.token, origin).await?;
         let verb = Verb::WithPin {
             pin: pin.as_ref().map(|pin| PinBytes::new(pin.expose())),
+            login: self.login,
             verb: Box::new(verb),
         };
         let outcome = match self.link.call(verb, budget).await {

@@ -36,7 +36,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::catalogue::{Reason, TokenState, TokenView, overlap};
-use super::config::{ModuleConfig, PinSource, TokenConfig};
+use super::config::{LoginPolicy, ModuleConfig, PinSource, TokenConfig};
 use super::error::DeviceError;
 use super::frames::{
     self, Answer, Class, Failure, FromWorker, LastTry, LoadFailure, LoginOutcome, ModuleInfo,
@@ -529,7 +529,7 @@ impl Supervisor {
                 .config
                 .token
                 .iter()
-                .map(|token| TokenView::find(name, &token.uri, &present))
+                .map(|token| TokenView::find(name, &token.uri, &present).with_login(token.login))
                 .collect()),
             Ok(_) => Err(unexpected(name)),
             Err(error) => Err(self.call_error(
@@ -623,7 +623,10 @@ impl Supervisor {
             Err(error) => Err(error),
         };
         match tried {
-            Ok(_) => settle(token, TokenState::Ready, None),
+            Ok(_) => {
+                self.log_out_again(link, token).await;
+                settle(token, TokenState::Ready, None);
+            }
             Err(error) => {
                 if link.end().is_some() || !link.is_open() {
                     return Err(error);
@@ -638,6 +641,24 @@ impl Supervisor {
             }
         }
         Ok(())
+    }
+
+    /// The PIN is known to be right; a token that is logged in for each operation needs no more
+    /// now. One that stays logged in is logged out by its next operation.
+    async fn log_out_again(&self, link: &Link, token: &TokenView) {
+        let Some(info) = &token.found else { return };
+        if token.login == LoginPolicy::Session {
+            return;
+        }
+        let verb = Verb::Logout { token: info.number };
+        if let Err(error) = link.call(verb, self.config.call_timeout).await {
+            tracing::warn!(
+                module = self.config.name,
+                token = %token.id,
+                ?error,
+                "not logged out"
+            );
+        }
     }
 
     fn note_login_failure(&self, token: &mut TokenView, error: &DeviceError) {
@@ -999,6 +1020,7 @@ impl Supervisor {
         let result = self.try_pin(link, id, number, given).await;
         match &result {
             Ok(_) => {
+                self.log_out_again(link, token).await;
                 token.state = TokenState::Ready;
                 token.reason = None;
             }

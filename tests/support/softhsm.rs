@@ -175,6 +175,7 @@ impl TestToken {
             uri: self.uri(),
             pin_source,
             touch: false,
+            login: opcert::device::LoginPolicy::default(),
         }];
         config
     }

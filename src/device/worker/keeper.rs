@@ -16,11 +16,13 @@ use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
 
 use super::codes;
+use super::login;
 use super::module::Module;
 use super::objects;
 use super::signer::{self, Job, Keys, Signer};
+use crate::device::config::LoginPolicy;
 use crate::device::frames::{
-    Answer, Failure, LastTry, LoginOutcome, PAGE_BYTES, PAGE_ITEMS, PinBytes, TokenInfo, Verb,
+    Answer, Failure, KeyEntry, LastTry, LoginOutcome, PAGE_BYTES, PAGE_ITEMS, PinBytes, TokenInfo, Verb,
 };
 
 /// The most lists that can be half read at a time; past it the oldest is dropped.
@@ -31,6 +33,8 @@ pub struct Keeper {
     module: &'static Module,
     anchors: HashMap<u16, Anchor>,
     cursors: BTreeMap<u32, Cursor>,
+    /// Lists of keys half shown, the next one last, and their token.
+    key_lists: BTreeMap<u32, (u16, Vec<KeyEntry>)>,
     next_cursor: u32,
     signers: &'static [Mutex<Signer>],
 }
@@ -54,6 +58,7 @@ impl Keeper {
             module,
             anchors: HashMap::new(),
             cursors: BTreeMap::new(),
+            key_lists: BTreeMap::new(),
             next_cursor: 0,
             signers,
         }
@@ -63,9 +68,13 @@ impl Keeper {
     pub fn answer(&mut self, verb: Verb) -> Result<Answer, Failure> {
         let turn = verb.token().map(|token| self.module.turn(token));
         match (&turn, verb) {
-            (Some(turn), Verb::WithPin { pin, verb }) => {
+            (Some(turn), Verb::WithPin { pin, login, verb }) => {
                 let _alone = turn.alone();
-                self.with_pin(pin.as_ref(), *verb)
+                self.with_pin(pin.as_ref(), login, *verb)
+            }
+            (Some(turn), verb @ Verb::Logout { .. }) => {
+                let _alone = turn.alone();
+                self.do_one(verb)
             }
             (Some(turn), verb) => {
                 let _with_others = turn.with_others();
@@ -76,9 +85,75 @@ impl Keeper {
     }
 
     /// Does what needs a login of its own; nobody else uses the token meanwhile.
-    fn with_pin(&mut self, pin: Option<&PinBytes>, verb: Verb) -> Result<Answer, Failure> {
+    fn with_pin(
+        &mut self,
+        pin: Option<&PinBytes>,
+        policy: LoginPolicy,
+        verb: Verb,
+    ) -> Result<Answer, Failure> {
+        let Some(token) = verb.token() else {
+            return self.do_one(verb);
+        };
+        if policy == LoginPolicy::Session {
+            return self.with_leave(pin, policy, verb);
+        }
+        let module = self.module;
+        let outcome = self.with(token, |anchor| {
+            login::log_in(module, anchor.slot, &anchor.session, pin)
+        })?;
+        if outcome != LoginOutcome::Ok {
+            return Ok(Answer::Login(outcome));
+        }
+        let result = match verb {
+            Verb::Keys { token, cursor } => self.keys_at_once(token, cursor),
+            verb => self.with_leave(pin, policy, verb),
+        };
+        if let Some(anchor) = self.anchors.get_mut(&token) {
+            // A session that ended, or a token that left, is logged out just as well.
+            let _ended = anchor.session.logout();
+            anchor.keys.forget_handles();
+        }
+        result
+    }
+
+    /// A page of keys of a list that is read whole at its begin: the handles of private keys end
+    /// with the login.
+    fn keys_at_once(&mut self, token: u16, cursor: Option<u32>) -> Result<Answer, Failure> {
+        let mut rest = match cursor {
+            None => self.with(token, |anchor| {
+                let handles = objects::all(&anchor.session, ObjectClass::PRIVATE_KEY)?;
+                let mut entries = Vec::with_capacity(handles.len());
+                for handle in handles.into_iter().rev() {
+                    entries.extend(objects::key_entry(&anchor.session, handle)?);
+                }
+                Ok(entries)
+            })?,
+            Some(cursor) => match self.key_lists.remove(&cursor) {
+                Some((known, rest)) if known == token => rest,
+                Some(_) | None => return Err(Failure::CursorExpired),
+            },
+        };
+        let page = rest.split_off(rest.len().saturating_sub(PAGE_ITEMS));
+        let entries = page.into_iter().rev().collect();
+        if rest.is_empty() {
+            return Ok(Answer::Keys(entries, None));
+        }
+        if self.key_lists.len() >= CURSORS_MAX {
+            self.key_lists.pop_first();
+        }
+        self.next_cursor = self.next_cursor.wrapping_add(1);
+        self.key_lists.insert(self.next_cursor, (token, rest));
+        Ok(Answer::Keys(entries, Some(self.next_cursor)))
+    }
+
+    fn with_leave(
+        &mut self,
+        pin: Option<&PinBytes>,
+        policy: LoginPolicy,
+        verb: Verb,
+    ) -> Result<Answer, Failure> {
         match Job::of(&verb) {
-            Some(job) => self.perform(job.with_pin(pin)),
+            Some(job) => self.perform(job.with_pin(pin, policy)),
             None => self.do_one(verb),
         }
     }
@@ -99,6 +174,13 @@ impl Keeper {
                 pin,
                 last_try,
             } => self.login(token, &pin, last_try).map(Answer::Login),
+            Verb::Logout { token } => self
+                .with(token, |anchor| {
+                    anchor.keys.forget_handles();
+                    let logout = anchor.session.logout();
+                    logout.map_err(|error| codes::failure(&error))
+                })
+                .map(|()| Answer::Done),
             Verb::PublicKey { token, key } => self
                 .with(token, |anchor| objects::public_parts(&anchor.session, &key))
                 .map(Answer::PublicKey),

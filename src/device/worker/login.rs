@@ -1,4 +1,4 @@
-//! The login that belongs to one use of a key (`CKA_ALWAYS_AUTHENTICATE`).
+//! The login that belongs to one use of a key (`CKA_ALWAYS_AUTHENTICATE`), or to one operation.
 //!
 //! Between `C_SignInit`, `C_Login` and `C_Sign` nothing may come in between: cards forget the PIN at
 //! whatever else is asked of them, also in another session. So whoever holds such a login has the
@@ -77,6 +77,23 @@ impl OneTry {
         }
     }
 
+    /// Logs the user in for what is about to be done. That somebody is logged in already is as
+    /// good: whatever is done then, the logout follows.
+    pub fn for_the_user(self, module: &Module, session: &Session) -> LoginOutcome {
+        match session.login(UserType::User, self.pin.as_ref()) {
+            Ok(()) => LoginOutcome::Ok,
+            Err(Error::Pkcs11(code, _)) => {
+                match login_failure(&code, &aftermath(module, self.slot, session)) {
+                    LoginOutcome::Already => LoginOutcome::Ok,
+                    outcome => outcome,
+                }
+            }
+            Err(other) => LoginOutcome::NotTried {
+                code: other.to_string(),
+            },
+        }
+    }
+
     /// Logs in for the operation that has just begun in `session`.
     ///
     /// After a refusal the user is logged out, so that the next PIN of a person is looked at again
@@ -103,6 +120,19 @@ impl OneTry {
         }
         outcome
     }
+}
+
+/// Logs the user in to the token in `slot`, for one operation; `session.logout` is to follow.
+pub fn log_in(
+    module: &Module,
+    slot: Slot,
+    session: &Session,
+    pin: Option<&PinBytes>,
+) -> Result<LoginOutcome, Failure> {
+    Ok(match OneTry::at(module, slot, pin)? {
+        Ok(one_try) => one_try.for_the_user(module, session),
+        Err(outcome) => outcome,
+    })
 }
 
 /// That the user is logged in already says nothing here: this login comes on top of that one, and

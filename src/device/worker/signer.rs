@@ -14,12 +14,13 @@ use cryptoki::slot::Slot;
 use zeroize::Zeroizing;
 
 use super::codes;
-use super::login::{OneTry, Turn};
+use super::login::{self, OneTry, Turn};
 use super::module::Module;
 use super::objects;
 use super::raw::SIGNATURE_MAX;
 use crate::base::encoding::sha256;
 use crate::base::key::Scheme;
+use crate::device::config::LoginPolicy;
 use crate::device::frames::{
     Answer, Class, Failure, LoginOutcome, PinBytes, PlainBytes, Verb, WHOLE_MESSAGE_MAX,
 };
@@ -46,12 +47,13 @@ pub struct Job<'a> {
     login: Login<'a>,
 }
 
-/// Whether a job may log in for the one use of its key.
+/// Whether a job may log in.
 #[derive(Clone, Copy)]
 enum Login<'a> {
     No,
-    /// With this PIN, or by what the token asks itself.
-    With(Option<&'a PinBytes>),
+    /// For the one use of its key, with this PIN or by what the token asks itself; and the user,
+    /// where the policy is one login for each operation.
+    With(Option<&'a PinBytes>, LoginPolicy),
 }
 
 #[derive(Clone, Copy)]
@@ -82,10 +84,11 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// The same with leave to log in for this one use of the key.
-    pub fn with_pin(self, pin: Option<&'a PinBytes>) -> Self {
+    /// The same with leave to log in for this one use of the key, and the user for as long where
+    /// the policy wants that.
+    pub fn with_pin(self, pin: Option<&'a PinBytes>, policy: LoginPolicy) -> Self {
         Self {
-            login: Login::With(pin),
+            login: Login::With(pin, policy),
             ..self
         }
     }
@@ -100,7 +103,9 @@ impl<'a> Job<'a> {
                 input,
             } => Some(Self::sign(*token, key, *scheme, input)),
             Verb::Decrypt { token, key, input } => Some(Self::decrypt(*token, key, input)),
-            Verb::WithPin { pin, verb } => Some(Self::of(verb)?.with_pin(pin.as_ref())),
+            Verb::WithPin { pin, login, verb } => {
+                Some(Self::of(verb)?.with_pin(pin.as_ref(), *login))
+            }
             _ => None,
         }
     }
@@ -202,11 +207,25 @@ impl Seat {
         let turn = self.turn.clone();
         let (_with_others, _alone) = match job.login {
             Login::No => (Some(turn.with_others()), None),
-            Login::With(_) => (None, Some(turn.alone())),
+            Login::With(..) => (None, Some(turn.alone())),
         };
         self.open(module)?;
         let session = self.session.as_ref().ok_or_else(no_session)?;
-        let result = perform(module, session, &mut self.keys, job);
+        let result = match job.login {
+            Login::With(pin, LoginPolicy::PerOperation) => {
+                match login::log_in(module, self.slot, session, pin)? {
+                    LoginOutcome::Ok => {
+                        let result = perform(module, session, &mut self.keys, job);
+                        // A session that ended, or a token that left, is logged out just as well.
+                        let _ended = session.logout();
+                        self.keys.forget_handles();
+                        result
+                    }
+                    outcome => Ok(Answer::Login(outcome)),
+                }
+            }
+            Login::No | Login::With(..) => perform(module, session, &mut self.keys, job),
+        };
         if is_refused(&result) {
             // The operation that waits for its login ends with the session.
             self.stand_up();
@@ -317,7 +336,7 @@ pub fn perform(
         let one_try = match (key.always_authenticate, job.login) {
             (false, _) => None,
             (true, Login::No) => return Err(Failure::PinWanted),
-            (true, Login::With(pin)) => {
+            (true, Login::With(pin, _)) => {
                 match OneTry::at(module, module.slot(job.token)?, pin)? {
                     Ok(one_try) => Some(one_try),
                     Err(outcome) => return Ok(Answer::Login(outcome)),
