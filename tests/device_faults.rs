@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use cryptoki_sys::*;
-use opcert::base::key::KeySpec;
+use opcert::base::key::{KeySpec, Scheme};
 use opcert::base::pkcs11::{KeyId, KeyRef, TokenId};
 use opcert::base::secret::Pin;
 use opcert::device::{
@@ -11,7 +11,9 @@ use opcert::device::{
 };
 
 mod support;
-use support::devices::{eventually, generate, select, sign, start, state, workers};
+use support::devices::{
+    eventually, generate, message, permit, select, sign, start, state, workers,
+};
 use support::faulty::{Faulty, Handles, Slots};
 use support::softhsm::TestToken;
 
@@ -1225,5 +1227,67 @@ async fn a_token_is_logged_in_for_each_operation_where_its_policy_says_so() {
     let pin = rig.token.pin.clone();
     rig.unlock(&pin).await.expect("a person's PIN");
     rig.sign().await.expect("a signature");
+    rig.devices.shutdown().await;
+}
+
+// Mechanisms.
+
+#[tokio::test]
+async fn a_token_that_hashes_by_itself_only_is_given_the_message() {
+    let Some(mut rig) = Rig::new("hashes").await else {
+        return;
+    };
+    rig.faulty.hashes();
+    for raw in [CKM_RSA_PKCS, CKM_RSA_PKCS_PSS, CKM_ECDSA] {
+        rig.faulty.hide(raw);
+    }
+    rig.restart().await;
+    for (spec, schemes) in [
+        (KeySpec::Rsa2048, [Scheme::Rs256, Scheme::Ps256].as_slice()),
+        (KeySpec::P256, &[Scheme::Es256]),
+        (KeySpec::P384, &[Scheme::Es384]),
+    ] {
+        let key = generate(&rig.devices, &rig.id, spec).await;
+        for scheme in schemes {
+            // Verified before it comes out.
+            let signed = rig.devices.sign(permit(&key), *scheme, &message("hello"));
+            signed.await.unwrap_or_else(|error| panic!("{scheme}: {error}"));
+            let long = message(&"x".repeat(33 * 1024));
+            let refused = rig.devices.sign(permit(&key), *scheme, &long).await;
+            assert!(
+                matches!(refused, Err(DeviceError::TooLarge { .. })),
+                "{refused:?}"
+            );
+        }
+    }
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_a_token_cannot_do_is_refused_before_it_is_asked() {
+    let Some(mut rig) = Rig::new("lacks").await else {
+        return;
+    };
+    let large = generate(&rig.devices, &rig.id, KeySpec::P384).await;
+    let asked = rig.faulty.calls("C_SignInit");
+    rig.faulty.sizes(CKM_ECDSA, 256, 256);
+    rig.restart().await;
+    let refused = sign(&rig.devices, &large).await;
+    assert!(
+        matches!(refused, Err(DeviceError::Unsupported { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(rig.faulty.calls("C_SignInit"), asked);
+    rig.sign().await.expect("a key of another size");
+    rig.faulty.hide(CKM_ECDSA);
+    rig.restart().await;
+    let signs = rig.devices.tokens().await.remove(0).signs;
+    assert!(!signs.contains(&Scheme::Es256), "{signs:?}");
+    let refused = rig.sign().await;
+    assert!(
+        matches!(refused, Err(DeviceError::Unsupported { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(rig.faulty.calls("C_SignInit"), asked + 1);
     rig.devices.shutdown().await;
 }

@@ -312,6 +312,7 @@ mod tests {
             logged_in: false,
             generates: vec![],
             signs: vec![],
+            hashes: vec![],
         }
     }
 

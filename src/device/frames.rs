@@ -28,7 +28,7 @@ pub const PACKET_MAX: usize = 64 * 1024;
 /// The most bytes of a DER certificate.
 pub const CERTIFICATE_MAX: usize = 16 * 1024;
 
-/// The most bytes of a message that a token signs whole (Ed25519).
+/// The most bytes of a message that a token signs whole (Ed25519, or where it hashes by itself).
 pub const WHOLE_MESSAGE_MAX: usize = 32 * 1024;
 
 /// The most bytes of a PIN (PKCS#11 leaves it to the token; no known token takes more).
@@ -126,7 +126,8 @@ pub struct Call {
 /// What a worker can do. Tokens go by the number the worker gave them in [`Answer::Tokens`].
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub enum Verb {
-    /// `C_Sign` of a digest (of the scheme's hash), or of the message for Ed25519.
+    /// `C_Sign` of a digest (of the scheme's hash), or of the message for Ed25519 and for tokens
+    /// that hash by themselves.
     Sign {
         /// Token number.
         token: u16,
@@ -134,9 +135,11 @@ pub enum Verb {
         key: Vec<u8>,
         /// How.
         scheme: Scheme,
+        /// What `data` is.
+        input: Input,
         /// Digest or message.
         #[serde(with = "bytes")]
-        input: Vec<u8>,
+        data: Vec<u8>,
     },
     /// `C_Decrypt` with RSAES-OAEP, SHA-1, MGF1 with SHA-1 and no label.
     Decrypt {
@@ -274,6 +277,15 @@ impl Verb {
             Self::WithPin { verb, .. } => verb.token(),
         }
     }
+}
+
+/// What a token is given to sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Input {
+    /// The digest of the message, by the hash of the scheme.
+    Digest,
+    /// The message.
+    Message,
 }
 
 /// Whether the last try before a token locks may be used.
@@ -427,6 +439,8 @@ pub struct TokenInfo {
     pub generates: Vec<KeySpec>,
     /// How it can sign.
     pub signs: Vec<Scheme>,
+    /// For which of these it has to be given the message, as it hashes by itself only.
+    pub hashes: Vec<Scheme>,
 }
 
 /// The flags of a token that matter here (PKCS#11 v3.0 section 3.2, `CK_TOKEN_INFO`).
@@ -753,7 +767,8 @@ mod tests {
                 token: 3,
                 key: vec![1; 16],
                 scheme: Scheme::Es256,
-                input: vec![7; 32],
+                input: Input::Digest,
+                data: vec![7; 32],
             },
             Verb::Decrypt {
                 token: 3,
@@ -886,7 +901,8 @@ mod tests {
                 token: 0,
                 key: vec![],
                 scheme: Scheme::EdDsa,
-                input: vec![0; PACKET_MAX],
+                input: Input::Message,
+                data: vec![0; PACKET_MAX],
             },
         });
         assert!(matches!(

@@ -69,7 +69,7 @@ pub use self::config::{
     Allowance, Config, InvalidPinSource, LoginPolicy, ModuleConfig, PinSource, TokenConfig,
 };
 pub use self::error::DeviceError;
-use self::frames::{Answer, CERTIFICATE_MAX, CertificateParts, Class, Failure, Verb};
+use self::frames::{Answer, CERTIFICATE_MAX, CertificateParts, Class, Failure, Input, Verb};
 pub use self::frames::{KeyUse, LastTry, UnlockOutcome};
 use self::link::{CallError, Link};
 use self::per_use::PerUse;
@@ -344,8 +344,8 @@ impl Devices {
     /// Signs `message` with the key that the permit is for.
     ///
     /// Refuses unless the message lies in the domain of the permit's purpose. Hashes here, has the
-    /// token sign, and verifies the signature before returning it. Messages may have 16 MiB; for
-    /// Ed25519, which a token signs whole, 32 KiB.
+    /// token sign, and verifies the signature before returning it. Messages may have 16 MiB; those
+    /// that a token is given whole, for Ed25519 or because it hashes by itself only, 32 KiB.
     pub async fn sign(
         &self,
         permit: Permit,
@@ -373,7 +373,6 @@ impl Devices {
                 purpose: permit.purpose(),
             });
         }
-        let input = sign_input(scheme, message)?;
         let key = permit.key();
         let public_key = self.public_key(key).await?;
         if !public_key.family().supports(scheme) {
@@ -383,21 +382,17 @@ impl Devices {
             });
         }
         let module = self.module(&key.token.module)?;
-        let verb = |token| Verb::Sign {
-            token,
-            key: key.id.as_bytes().to_vec(),
-            scheme,
-            input: input.clone(),
+        let input = module.sign_input(&key.token, scheme);
+        let answer = match self.sign_with(module, key, scheme, input, message).await {
+            // Not known before the worker was up.
+            Err(DeviceError::Unsupported { .. })
+                if module.sign_input(&key.token, scheme) != input =>
+            {
+                let input = module.sign_input(&key.token, scheme);
+                self.sign_with(module, key, scheme, input, message).await?
+            }
+            answer => answer?,
         };
-        let answer = self
-            .call(
-                &key.token,
-                Some(key),
-                Need::Login,
-                module.config.call_timeout,
-                verb,
-            )
-            .await?;
         let Answer::Signature(bytes) = answer else {
             return Err(unexpected(&key.token.module));
         };
@@ -417,6 +412,27 @@ impl Devices {
                 })
             }
         }
+    }
+
+    async fn sign_with(
+        &self,
+        module: &Module,
+        key: &KeyRef,
+        scheme: Scheme,
+        input: Input,
+        message: &[u8],
+    ) -> Result<Answer, DeviceError> {
+        let data = signed_data(scheme, input, message)?;
+        let verb = |token| Verb::Sign {
+            token,
+            key: key.id.as_bytes().to_vec(),
+            scheme,
+            input,
+            data: data.clone(),
+        };
+        let budget = module.config.call_timeout;
+        self.call(&key.token, Some(key), Need::Login, budget, verb)
+            .await
     }
 
     /// Decrypts what was encrypted for the key that the permit is for, with RSAES-OAEP, SHA-1 and
@@ -1119,6 +1135,24 @@ impl Module {
             .any(|known| known.id == *token && matches!(known.reason, Some(Reason::LoginFailed(_))))
     }
 
+    /// What a token is to be given for a signature, as far as it is known now.
+    fn sign_input(&self, token: &TokenId, scheme: Scheme) -> Input {
+        let hashes_itself = scheme == Scheme::EdDsa
+            || self
+                .view
+                .borrow()
+                .tokens
+                .iter()
+                .find(|known| known.id == *token)
+                .and_then(|known| known.found.as_ref())
+                .is_some_and(|info| info.hashes.contains(&scheme));
+        if hashes_itself {
+            Input::Message
+        } else {
+            Input::Digest
+        }
+    }
+
     fn down(&self, reason: &str, until: Instant) -> DeviceError {
         DeviceError::ModuleDown {
             module: self.config.name.clone(),
@@ -1205,12 +1239,11 @@ fn uri_of(token: &TokenId) -> TokenUri {
     }
 }
 
-/// What the token signs for `message`: its digest, or itself for Ed25519.
-fn sign_input(scheme: Scheme, message: &[u8]) -> Result<Vec<u8>, DeviceError> {
-    let (algorithm, limit) = match scheme {
-        Scheme::Rs256 | Scheme::Ps256 | Scheme::Es256 => (Some(&digest::SHA256), MESSAGE_MAX),
-        Scheme::Es384 => (Some(&digest::SHA384), MESSAGE_MAX),
-        Scheme::EdDsa => (None, frames::WHOLE_MESSAGE_MAX),
+/// What the token is given for `message`: its digest, or itself.
+fn signed_data(scheme: Scheme, input: Input, message: &[u8]) -> Result<Vec<u8>, DeviceError> {
+    let limit = match input {
+        Input::Digest => MESSAGE_MAX,
+        Input::Message => frames::WHOLE_MESSAGE_MAX,
     };
     if message.len() > limit {
         return Err(DeviceError::TooLarge {
@@ -1218,10 +1251,12 @@ fn sign_input(scheme: Scheme, message: &[u8]) -> Result<Vec<u8>, DeviceError> {
             limit,
         });
     }
-    Ok(match algorithm {
-        Some(algorithm) => digest::digest(algorithm, message).as_ref().to_vec(),
-        None => message.to_vec(),
-    })
+    let algorithm = match (input, scheme) {
+        (Input::Message, _) | (_, Scheme::EdDsa) => return Ok(message.to_vec()),
+        (Input::Digest, Scheme::Rs256 | Scheme::Ps256 | Scheme::Es256) => &digest::SHA256,
+        (Input::Digest, Scheme::Es384) => &digest::SHA384,
+    };
+    Ok(digest::digest(algorithm, message).as_ref().to_vec())
 }
 
 /// Takes a certificate apart for `C_CreateObject` (PKCS#11 v3.0 section 4.6.3).

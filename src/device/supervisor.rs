@@ -1222,7 +1222,7 @@ pub(super) fn call_error(
             },
             Failure::Undecryptable => DeviceError::Undecryptable { key },
             Failure::InputLength => DeviceError::TooLarge {
-                what: "message for Ed25519",
+                what: "message that the token hashes itself",
                 limit: frames::WHOLE_MESSAGE_MAX,
             },
             Failure::KeyNotProven { attribute } => DeviceError::KeyNotProven { token, attribute },

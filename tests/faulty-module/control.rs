@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use cryptoki_sys::{CK_ATTRIBUTE_TYPE, CK_MECHANISM_TYPE, CK_RV, CKR_GENERAL_ERROR};
+use cryptoki_sys::{CK_ATTRIBUTE_TYPE, CK_MECHANISM_TYPE, CK_RV, CK_ULONG, CKR_GENERAL_ERROR};
 
 /// Everything that one version of the control file says.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -40,6 +40,10 @@ pub struct Control {
     pub right_pin: Option<CK_RV>,
     /// Mechanisms that the token denies having.
     pub hidden: Vec<CK_MECHANISM_TYPE>,
+    /// Key sizes that the token admits to for a mechanism.
+    pub sizes: Vec<(CK_MECHANISM_TYPE, CK_ULONG, CK_ULONG)>,
+    /// The token has the ECDSA mechanisms that hash.
+    pub hashes: bool,
     /// Attributes that are misreported, and as what.
     pub attributes: Vec<(CK_ATTRIBUTE_TYPE, Vec<u8>)>,
     /// The keys of which each use needs a login of its own.
@@ -168,6 +172,11 @@ impl Control {
                 self.right_pin = values.optional_number("right")?.or(self.right_pin);
             }
             "hide" => self.hidden.push(values.number("mechanism")?),
+            "sizes" => {
+                let (mechanism, min) = (values.number("mechanism")?, values.number("min")?);
+                self.sizes.push((mechanism, min, values.number("max")?));
+            }
+            "hashes" => self.hashes = true,
             "attribute" => {
                 let value = values.text("value").ok_or("no value=")?;
                 self.attributes.push((values.number("type")?, value));

@@ -219,21 +219,34 @@ unsafe extern "C" fn C_GetMechanismList(
 ) -> CK_RV {
     call("C_GetMechanismList", "", |faulty, entered| {
         let slot = present_slot(faulty, entered, slot)?;
-        inner!(faulty, C_GetMechanismList(slot, list, count))?;
-        if list.is_null() || entered.control.hidden.is_empty() {
+        if count.is_null() {
+            return Err(CKR_ARGUMENTS_BAD);
+        }
+        let mut room = 0;
+        inner!(
+            faulty,
+            C_GetMechanismList(slot, std::ptr::null_mut(), &mut room)
+        )?;
+        let mut told = vec![0; room as usize];
+        inner!(
+            faulty,
+            C_GetMechanismList(slot, told.as_mut_ptr(), &mut room)
+        )?;
+        told.truncate(room as usize);
+        if entered.control.hashes {
+            told.extend(HASHING);
+        }
+        told.retain(|mechanism| !entered.control.hidden.contains(mechanism));
+        // SAFETY: `count` is not null, and the caller's otherwise.
+        let room = unsafe { std::mem::replace(&mut *count, told.len() as CK_ULONG) };
+        if list.is_null() {
             return Ok(());
         }
-        // SAFETY: the real module has written so many mechanisms there.
-        let told = unsafe { slice::from_raw_parts_mut(list, *count as usize) };
-        let mut kept = 0;
-        for place in 0..told.len() {
-            if !entered.control.hidden.contains(&told[place]) {
-                told[kept] = told[place];
-                kept += 1;
-            }
+        if room < told.len() as CK_ULONG {
+            return Err(CKR_BUFFER_TOO_SMALL);
         }
-        // SAFETY: the real module has written to it.
-        unsafe { *count = kept as CK_ULONG };
+        // SAFETY: the caller says that there is room for so many mechanisms, which are enough.
+        unsafe { slice::from_raw_parts_mut(list, told.len()) }.copy_from_slice(&told);
         Ok(())
     })
 }
@@ -248,7 +261,14 @@ unsafe extern "C" fn C_GetMechanismInfo(
         if entered.control.hidden.contains(&mechanism) {
             return Err(CKR_MECHANISM_INVALID);
         }
-        inner!(faulty, C_GetMechanismInfo(slot, mechanism, info))
+        let real = real_mechanism(entered, mechanism);
+        inner!(faulty, C_GetMechanismInfo(slot, real, info))?;
+        let mut sizes = entered.control.sizes.iter();
+        if let Some((_, min, max)) = sizes.find(|(of, ..)| *of == mechanism) {
+            // SAFETY: the real module has written to it.
+            unsafe { ((*info).ulMinKeySize, (*info).ulMaxKeySize) = (*min, *max) };
+        }
+        Ok(())
     })
 }
 
@@ -611,7 +631,17 @@ unsafe extern "C" fn C_SignInit(
         mechanism_is_there(entered, mechanism)?;
         let is_always = is_always(faulty, entered, key);
         let key = key_handle(faulty, entered, known, key)?;
+        // SAFETY: null or the caller's mechanism.
+        let asked = unsafe { mechanism.as_ref() }.copied();
+        let hash = asked.map(|asked| asked.mechanism);
+        let hash = hash.filter(|asked| real_mechanism(entered, *asked) != *asked);
+        let (mut real, mut mechanism) = (asked, mechanism);
+        if let (Some(_), Some(real)) = (hash, &mut real) {
+            real.mechanism = CKM_ECDSA;
+            mechanism = real;
+        }
         inner!(faulty, C_SignInit(known.inner, mechanism, key))?;
+        faulty.world().set_hash(session, hash);
         let consent = if is_always {
             Consent::Awaited
         } else {
@@ -640,6 +670,18 @@ unsafe extern "C" fn C_Sign(
             );
             faulty.world().set_consent(session, Consent::None);
             return end.and(Err(CKR_USER_NOT_LOGGED_IN));
+        }
+        let (mut digest, mut data, mut length) = (Vec::new(), data, length);
+        if let Some(hash) = known.hash {
+            use aws_lc_rs::digest;
+            let algorithm = match hash {
+                CKM_ECDSA_SHA384 => &digest::SHA384,
+                _ => &digest::SHA256,
+            };
+            // SAFETY: the caller's data, of the length given.
+            let message = unsafe { slice::from_raw_parts(data, length as usize) };
+            digest.extend_from_slice(digest::digest(algorithm, message).as_ref());
+            (data, length) = (digest.as_mut_ptr(), digest.len() as CK_ULONG);
         }
         inner!(
             faulty,
@@ -851,6 +893,18 @@ fn show(faulty: &Faulty, session: Open, handle: *mut CK_OBJECT_HANDLE) {
     // SAFETY: the real module has just written a handle there.
     let place = unsafe { &mut *handle };
     *place = faulty.world().show(faulty.inner, session, *place);
+}
+
+/// The mechanisms that `hashes` adds.
+const HASHING: [CK_MECHANISM_TYPE; 2] = [CKM_ECDSA_SHA256, CKM_ECDSA_SHA384];
+
+/// What the real module knows a mechanism as.
+fn real_mechanism(entered: &Entered<'_>, mechanism: CK_MECHANISM_TYPE) -> CK_MECHANISM_TYPE {
+    if entered.control.hashes && HASHING.contains(&mechanism) {
+        CKM_ECDSA
+    } else {
+        mechanism
+    }
 }
 
 fn mechanism_is_there(entered: &Entered<'_>, mechanism: *const CK_MECHANISM) -> Result<(), CK_RV> {

@@ -297,6 +297,19 @@ impl Faulty {
         );
     }
 
+    /// Admits to these sizes of keys only, in bits.
+    pub fn sizes(&self, mechanism: CK_MECHANISM_TYPE, min: u64, max: u64) {
+        self.world(
+            &format!("sizes {mechanism}"),
+            format!("sizes mechanism={mechanism} min={min} max={max}"),
+        );
+    }
+
+    /// Has the ECDSA mechanisms that hash.
+    pub fn hashes(&self) {
+        self.world("hashes", "hashes".into());
+    }
+
     /// Misreports an attribute of every object that has it.
     pub fn misreport(&self, attribute: CK_ATTRIBUTE_TYPE, value: &[u8]) {
         self.world(

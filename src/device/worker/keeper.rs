@@ -166,7 +166,8 @@ impl Keeper {
                 key,
                 scheme,
                 input,
-            } => self.perform(Job::sign(token, &key, scheme, &input)),
+                data,
+            } => self.perform(Job::sign(token, &key, scheme, input, &data)),
             Verb::Decrypt { token, key, input } => self.perform(Job::decrypt(token, &key, &input)),
             Verb::Tokens => self.tokens().map(Answer::Tokens),
             Verb::Login {

@@ -16,6 +16,7 @@
 mod codes;
 mod keeper;
 mod login;
+mod mechanism;
 mod module;
 mod objects;
 mod raw;

@@ -2,18 +2,17 @@
 
 use std::error::Error as _;
 use std::path::Path;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
-use cryptoki::mechanism::MechanismType;
 use cryptoki::session::{Session, SessionState};
 use cryptoki::slot::Slot;
 
 use super::codes;
 use super::login::Turn;
+use super::mechanism::Offer;
 use super::raw::Raw;
-use crate::base::key::{KeySpec, Scheme};
 use crate::device::frames::{
     Failure, LABEL_MAX, LoadFailure, ModuleInfo, TOKENS_MAX, TokenFlags, TokenInfo,
 };
@@ -34,8 +33,8 @@ struct Known {
     serial: String,
     slot: Option<Slot>,
     login_required: bool,
-    /// What it can generate, and how it can sign; asked for once.
-    capabilities: Option<(Vec<KeySpec>, Vec<Scheme>)>,
+    /// What it can do; asked for once.
+    offer: Option<Arc<Offer>>,
     /// Who may use it now.
     turn: Turn,
     /// What was seen last.
@@ -87,6 +86,15 @@ impl Module {
             .get(usize::from(token))
             .map(|known| known.turn.clone())
             .unwrap_or_default()
+    }
+
+    /// What the token with this number can do; `None` while that could not be read.
+    pub fn offer(&self, token: u16) -> Option<Arc<Offer>> {
+        self.tokens
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(usize::from(token))
+            .and_then(|known| known.offer.clone())
     }
 
     /// What was last seen of the token in `slot`, while somebody has it alone: to ask it now would
@@ -168,7 +176,7 @@ impl Module {
                         serial: serial.clone(),
                         slot: None,
                         login_required: false,
-                        capabilities: None,
+                        offer: None,
                         turn: Turn::default(),
                         info: None,
                     });
@@ -183,10 +191,10 @@ impl Module {
             let Ok(number) = u16::try_from(index) else {
                 break;
             };
-            if known.capabilities.is_none() {
-                known.capabilities = self.capabilities(slot);
+            if known.offer.is_none() {
+                known.offer = Offer::read(self.pkcs11, slot).map(Arc::new);
             }
-            let (generates, signs) = known.capabilities.clone().unwrap_or_default();
+            let offer = known.offer.clone().unwrap_or_default();
             let info = TokenInfo {
                 number,
                 label,
@@ -196,59 +204,14 @@ impl Module {
                 firmware: info.firmware_version().to_string(),
                 flags: flags(&info),
                 logged_in: false,
-                generates,
-                signs,
+                generates: offer.generates(),
+                signs: offer.signs(),
+                hashes: offer.hashes(),
             };
             known.info = Some(info.clone());
             list.push(info);
         }
         Ok(list)
-    }
-
-    /// What the mechanism list of a slot allows; `None` if it cannot be read now.
-    fn capabilities(&self, slot: Slot) -> Option<(Vec<KeySpec>, Vec<Scheme>)> {
-        let mechanisms = match self.pkcs11.get_mechanism_list(slot) {
-            Ok(mechanisms) => mechanisms,
-            Err(error) => {
-                eprintln!("slot {}: {error:?}", slot.id());
-                return None;
-            }
-        };
-        let has = |mechanism| mechanisms.contains(&mechanism);
-        let size_fits = |mechanism, bits: usize| {
-            self.pkcs11
-                .get_mechanism_info(slot, mechanism)
-                .is_ok_and(|info| {
-                    info.max_key_size() == 0
-                        || (info.min_key_size()..=info.max_key_size()).contains(&bits)
-                })
-        };
-        let generates = KeySpec::ALL
-            .into_iter()
-            .filter(|spec| {
-                let (mechanism, bits) = match spec {
-                    KeySpec::Rsa2048 => (MechanismType::RSA_PKCS_KEY_PAIR_GEN, Some(2048)),
-                    KeySpec::Rsa3072 => (MechanismType::RSA_PKCS_KEY_PAIR_GEN, Some(3072)),
-                    KeySpec::P256 => (MechanismType::ECC_KEY_PAIR_GEN, Some(256)),
-                    KeySpec::P384 => (MechanismType::ECC_KEY_PAIR_GEN, Some(384)),
-                    // Modules disagree whether its size is 255 or 256 bits.
-                    KeySpec::Ed25519 => (MechanismType::ECC_EDWARDS_KEY_PAIR_GEN, None),
-                };
-                has(mechanism) && bits.is_none_or(|bits| size_fits(mechanism, bits))
-            })
-            .collect();
-        let signs = [
-            (Scheme::Rs256, MechanismType::RSA_PKCS),
-            (Scheme::Ps256, MechanismType::RSA_PKCS_PSS),
-            (Scheme::Es256, MechanismType::ECDSA),
-            (Scheme::Es384, MechanismType::ECDSA),
-            (Scheme::EdDsa, MechanismType::EDDSA),
-        ]
-        .into_iter()
-        .filter(|(_, mechanism)| has(*mechanism))
-        .map(|(scheme, _)| scheme)
-        .collect();
-        Some((generates, signs))
     }
 }
 

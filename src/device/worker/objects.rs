@@ -32,6 +32,21 @@ pub enum Kind {
     Ed25519,
 }
 
+/// How many bits a key has, where that can be told; Ed25519 has one size, which modules name
+/// differently.
+pub fn bits(kind: Kind, parts: Option<&PublicParts>) -> Option<usize> {
+    match (kind, parts) {
+        (Kind::Rsa, Some(PublicParts::Rsa { modulus, .. })) => {
+            let start = modulus.iter().position(|&byte| byte != 0)?;
+            let first = modulus.get(start)?;
+            Some((modulus.len() - start) * 8 - first.leading_zeros() as usize)
+        }
+        (Kind::P256, _) => Some(256),
+        (Kind::P384, _) => Some(384),
+        (Kind::Rsa | Kind::Ed25519, _) => None,
+    }
+}
+
 fn failure(error: Error) -> Failure {
     codes::failure(&error)
 }

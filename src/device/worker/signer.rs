@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use cryptoki::context::Function;
 use cryptoki::error::{Error, RvError};
-use cryptoki::mechanism::eddsa::{EddsaParams, EddsaSignatureScheme};
-use cryptoki::mechanism::rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource, PkcsPssParams};
+use cryptoki::mechanism::rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource};
 use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
@@ -15,6 +14,7 @@ use zeroize::Zeroizing;
 
 use super::codes;
 use super::login::{self, OneTry, Turn};
+use super::mechanism::Offer;
 use super::module::Module;
 use super::objects;
 use super::raw::SIGNATURE_MAX;
@@ -22,18 +22,11 @@ use crate::base::encoding::sha256;
 use crate::base::key::Scheme;
 use crate::device::config::LoginPolicy;
 use crate::device::frames::{
-    Answer, Class, Failure, LoginOutcome, PinBytes, PlainBytes, Verb, WHOLE_MESSAGE_MAX,
+    Answer, Class, Failure, Input, LoginOutcome, PinBytes, PlainBytes, Verb, WHOLE_MESSAGE_MAX,
 };
 
 /// The most key handles one thread keeps per token; past it all are found anew.
 const HANDLES_MAX: usize = 4096;
-
-/// Begins a SHA-256 DigestInfo (RFC 8017 section 9.2, note 1). Built here because a token's own
-/// fallback for `CKM_RSA_PKCS` leaves it out.
-const SHA256_DIGEST_INFO: [u8; 19] = [
-    0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05,
-    0x00, 0x04, 0x20,
-];
 
 /// How long a thread that got no session leaves its work to the keeper before it asks again.
 const SESSION_REFUSED_FOR: Duration = Duration::from_secs(30);
@@ -58,14 +51,28 @@ enum Login<'a> {
 
 #[derive(Clone, Copy)]
 enum What<'a> {
-    Sign { scheme: Scheme, input: &'a [u8] },
+    Sign {
+        scheme: Scheme,
+        input: Input,
+        data: &'a [u8],
+    },
     Decrypt { input: &'a [u8] },
 }
 
 impl<'a> Job<'a> {
     /// A signature.
-    pub fn sign(token: u16, key: &'a [u8], scheme: Scheme, input: &'a [u8]) -> Self {
-        let what = What::Sign { scheme, input };
+    pub fn sign(
+        token: u16,
+        key: &'a [u8],
+        scheme: Scheme,
+        input: Input,
+        data: &'a [u8],
+    ) -> Self {
+        let what = What::Sign {
+            scheme,
+            input,
+            data,
+        };
         Self::new(token, key, what)
     }
 
@@ -101,7 +108,8 @@ impl<'a> Job<'a> {
                 key,
                 scheme,
                 input,
-            } => Some(Self::sign(*token, key, *scheme, input)),
+                data,
+            } => Some(Self::sign(*token, key, *scheme, *input, data)),
             Verb::Decrypt { token, key, input } => Some(Self::decrypt(*token, key, input)),
             Verb::WithPin { pin, login, verb } => {
                 Some(Self::of(verb)?.with_pin(pin.as_ref(), *login))
@@ -142,6 +150,8 @@ struct Key {
     kind: objects::Kind,
     /// `CKA_ALWAYS_AUTHENTICATE`.
     always_authenticate: bool,
+    /// Its size; not known of an RSA key of which only a certificate is there.
+    bits: Option<usize>,
     fingerprint: Option<[u8; 32]>,
 }
 
@@ -151,6 +161,7 @@ struct Found {
     handle: ObjectHandle,
     kind: objects::Kind,
     always_authenticate: bool,
+    bits: Option<usize>,
 }
 
 impl Signer {
@@ -277,6 +288,7 @@ impl Keys {
             handle: Some(handle),
             kind,
             always_authenticate,
+            bits,
             ..
         }) = self.0.get(id)
         {
@@ -284,6 +296,7 @@ impl Keys {
                 handle: *handle,
                 kind: *kind,
                 always_authenticate: *always_authenticate,
+                bits: *bits,
             });
         }
         let handle = match objects::find_private(session, id)? {
@@ -295,11 +308,14 @@ impl Keys {
             }
         };
         let (kind, always_authenticate) = objects::kind(session, handle)?;
-        let fingerprint = match objects::public_parts(session, id) {
-            Ok(parts) => postcard::to_stdvec(&parts).ok().map(|bytes| sha256(&bytes)),
+        let parts = match objects::public_parts(session, id) {
+            Ok(parts) => Some(parts),
             Err(Failure::KeyMissing) => None,
             Err(failure) => return Err(failure),
         };
+        let bits = objects::bits(kind, parts.as_ref());
+        let encoded = parts.and_then(|parts| postcard::to_stdvec(&parts).ok());
+        let fingerprint = encoded.map(|bytes| sha256(&bytes));
         if let Some(known) = self.0.get(id)
             && (known.kind != kind || known.fingerprint != fingerprint)
         {
@@ -313,6 +329,7 @@ impl Keys {
             handle: Some(handle),
             kind,
             always_authenticate,
+            bits,
             fingerprint,
         };
         self.0.insert(id.to_vec(), key);
@@ -320,6 +337,7 @@ impl Keys {
             handle,
             kind,
             always_authenticate,
+            bits,
         })
     }
 }
@@ -344,7 +362,14 @@ pub fn perform(
             }
         };
         match job.what {
-            What::Sign { scheme, input } => try_sign(module, session, key, scheme, input, one_try),
+            What::Sign {
+                scheme,
+                input,
+                data,
+            } => {
+                let (mechanism, data) = prepare(module, job.token, key, scheme, input, data)?;
+                try_sign(module, session, key, &mechanism, &data, one_try)
+            }
             What::Decrypt { input } => try_decrypt(module, session, key, input, one_try),
         }
     };
@@ -362,41 +387,32 @@ pub fn perform(
     }
 }
 
+/// How the token is to sign, and what it is to be given.
+fn prepare(
+    module: &Module,
+    token: u16,
+    key: Found,
+    scheme: Scheme,
+    input: Input,
+    data: &[u8],
+) -> Result<(Mechanism<'static>, Vec<u8>), Failure> {
+    check(key.kind, scheme, input, data)?;
+    let offer = module.offer(token);
+    Offer::prepare(offer.as_deref(), scheme, key.bits, input, data)
+}
+
 fn try_sign(
     module: &Module,
     session: &Session,
     key: Found,
-    scheme: Scheme,
-    input: &[u8],
+    mechanism: &Mechanism<'_>,
+    data: &[u8],
     one_try: Option<OneTry>,
 ) -> Result<Answer, Failure> {
-    check(key.kind, scheme, input)?;
-    let mut info = [0; SHA256_DIGEST_INFO.len() + 32];
-    let (mechanism, data) = match scheme {
-        Scheme::Rs256 => {
-            let (prefix, digest) = info.split_at_mut(SHA256_DIGEST_INFO.len());
-            prefix.copy_from_slice(&SHA256_DIGEST_INFO);
-            digest.copy_from_slice(input);
-            (Mechanism::RsaPkcs, info.as_slice())
-        }
-        Scheme::Ps256 => {
-            let parameters = PkcsPssParams {
-                hash_alg: MechanismType::SHA256,
-                mgf: PkcsMgfType::MGF1_SHA256,
-                s_len: 32.into(),
-            };
-            (Mechanism::RsaPkcsPss(parameters), input)
-        }
-        Scheme::Es256 | Scheme::Es384 => (Mechanism::Ecdsa, input),
-        Scheme::EdDsa => {
-            let parameters = EddsaParams::new(EddsaSignatureScheme::Ed25519);
-            (Mechanism::Eddsa(parameters), input)
-        }
-    };
     let failure = |error: Error| codes::failure(&error);
     let mut signature = [0; SIGNATURE_MAX];
     session
-        .sign_init(&mechanism, key.handle)
+        .sign_init(mechanism, key.handle)
         .map_err(failure)?;
     if let Some(refused) = log_in(module, session, one_try) {
         return Ok(refused);
@@ -498,7 +514,12 @@ fn no_session() -> Failure {
 
 /// Modules answer caller's mistakes with CKR_GENERAL_ERROR, or cut an over-long digest and sign
 /// the rest; so type and length are checked before the call.
-fn check(kind: objects::Kind, scheme: Scheme, input: &[u8]) -> Result<(), Failure> {
+fn check(
+    kind: objects::Kind,
+    scheme: Scheme,
+    input: Input,
+    data: &[u8],
+) -> Result<(), Failure> {
     use objects::Kind;
     match (scheme, kind) {
         (Scheme::Rs256 | Scheme::Ps256, Kind::Rsa)
@@ -507,10 +528,11 @@ fn check(kind: objects::Kind, scheme: Scheme, input: &[u8]) -> Result<(), Failur
         | (Scheme::EdDsa, Kind::Ed25519) => {}
         _ => return Err(Failure::KeyType),
     }
-    let fits = match scheme {
-        Scheme::Rs256 | Scheme::Ps256 | Scheme::Es256 => input.len() == 32,
-        Scheme::Es384 => input.len() == 48,
-        Scheme::EdDsa => input.len() <= WHOLE_MESSAGE_MAX,
+    let fits = match (input, scheme) {
+        (Input::Digest, Scheme::Rs256 | Scheme::Ps256 | Scheme::Es256) => data.len() == 32,
+        (Input::Digest, Scheme::Es384) => data.len() == 48,
+        (Input::Digest, Scheme::EdDsa) => false,
+        (Input::Message, _) => data.len() <= WHOLE_MESSAGE_MAX,
     };
     if fits {
         Ok(())
@@ -526,18 +548,22 @@ mod tests {
 
     #[test]
     fn type_and_length_are_checked_before_the_module_sees_them() {
-        assert_eq!(check(Kind::P256, Scheme::Es256, &[0; 32]), Ok(()));
+        let digest = |kind, scheme, length| check(kind, scheme, Input::Digest, &vec![0; length]);
+        assert_eq!(digest(Kind::P256, Scheme::Es256, 32), Ok(()));
         assert_eq!(
-            check(Kind::P256, Scheme::Es256, &[0; 64]),
+            digest(Kind::P256, Scheme::Es256, 64),
             Err(Failure::InputLength)
         );
         assert_eq!(
-            check(Kind::Rsa, Scheme::Es256, &[0; 32]),
-            Err(Failure::KeyType)
-        );
-        assert_eq!(
-            check(Kind::Ed25519, Scheme::EdDsa, &[0; WHOLE_MESSAGE_MAX + 1]),
+            digest(Kind::P384, Scheme::Es384, 32),
             Err(Failure::InputLength)
         );
+        assert_eq!(digest(Kind::Rsa, Scheme::Es256, 32), Err(Failure::KeyType));
+        let message = [0; WHOLE_MESSAGE_MAX + 1];
+        for (kind, scheme) in [(Kind::Ed25519, Scheme::EdDsa), (Kind::Rsa, Scheme::Rs256)] {
+            let check = |length| check(kind, scheme, Input::Message, &message[..length]);
+            assert_eq!(check(WHOLE_MESSAGE_MAX), Ok(()));
+            assert_eq!(check(WHOLE_MESSAGE_MAX + 1), Err(Failure::InputLength));
+        }
     }
 }
