@@ -7,7 +7,7 @@ use opcert::base::key::{KeySpec, Scheme};
 use opcert::base::pkcs11::{KeyId, KeyRef, TokenId};
 use opcert::base::secret::Pin;
 use opcert::device::{
-    Config, DeviceError, Devices, LastTry, LoginPolicy, PinSource, TokenState,
+    Config, DeviceError, Devices, LastTry, LoginPolicy, PinSource, TokenState, Waiver,
 };
 
 mod support;
@@ -1289,5 +1289,135 @@ async fn what_a_token_cannot_do_is_refused_before_it_is_asked() {
         "{refused:?}"
     );
     assert_eq!(rig.faulty.calls("C_SignInit"), asked + 1);
+    rig.devices.shutdown().await;
+}
+
+// Fussy vendors.
+
+#[tokio::test]
+async fn what_is_waived_need_not_be_proven_and_is_told() {
+    let Some(mut rig) = Rig::new("waived").await else {
+        return;
+    };
+    rig.faulty.misreport(CKA_LOCAL, &[0]);
+    rig.faulty.misreport(CKA_NEVER_EXTRACTABLE, &[0]);
+    let id = rig.id.clone();
+    let make = async |devices: &Devices| {
+        let made = devices.generate(&id, KeySpec::P256, &KeyId::random(), "");
+        made.await.map(|generated| generated.proof)
+    };
+    for waive in [vec![], vec![Waiver::Local], vec![Waiver::AlwaysSensitive]] {
+        let waives_local = waive.contains(&Waiver::Local);
+        rig.devices.shutdown().await;
+        rig.config.module[0].token[0].waive = waive;
+        rig.devices = start(&rig.token, rig.config.clone()).await;
+        match make(&rig.devices).await {
+            Err(DeviceError::KeyNotProven { attribute, .. }) => assert_eq!(
+                attribute,
+                if waives_local {
+                    "CKA_NEVER_EXTRACTABLE"
+                } else {
+                    "CKA_LOCAL"
+                }
+            ),
+            other => panic!("{other:?}"),
+        }
+    }
+    rig.devices.shutdown().await;
+    rig.config.module[0].token[0].waive =
+        vec![Waiver::NeverExtractable, Waiver::Sensitive, Waiver::Local];
+    rig.devices = start(&rig.token, rig.config.clone()).await;
+    let proof = make(&rig.devices).await.expect("a key");
+    assert_eq!(proof.waived, [Waiver::Local, Waiver::NeverExtractable]);
+    assert!(!proof.local && proof.sensitive && proof.always_sensitive && !proof.never_extractable);
+    // What is proven all the same is no waiver.
+    rig.faulty.heal();
+    let proof = make(&rig.devices).await.expect("a key");
+    assert!(proof.local && proof.waived.is_empty());
+    // That a key can be taken off the token nothing excuses.
+    rig.faulty.misreport(CKA_EXTRACTABLE, &[1]);
+    let made = make(&rig.devices).await;
+    assert!(
+        matches!(made, Err(DeviceError::KeyNotProven { .. })),
+        "{made:?}"
+    );
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_template_that_is_refused_is_tried_again_with_less_in_it() {
+    let Some(rig) = Rig::new("fussy").await else {
+        return;
+    };
+    for (refused, code, tries) in [
+        // No vendor may be told what a key may not do.
+        (CKA_VERIFY, CKR_TEMPLATE_INCONSISTENT, 3),
+        (CKA_PRIVATE, CKR_ATTRIBUTE_TYPE_INVALID, 3),
+        (CKA_DECRYPT, CKR_ATTRIBUTE_VALUE_INVALID, 2),
+        (CKA_SENSITIVE, CKR_ATTRIBUTE_READ_ONLY, 3),
+    ] {
+        rig.faulty.refuse(refused, code);
+        for spec in [KeySpec::P256, KeySpec::Rsa2048] {
+            let before = rig.faulty.calls("C_GenerateKeyPair");
+            let key = generate(&rig.devices, &rig.id, spec).await;
+            let calls = rig.faulty.calls("C_GenerateKeyPair") - before;
+            assert_eq!(calls, tries, "{refused:#x} {spec}");
+            sign(&rig.devices, &key).await.expect("a signature");
+        }
+        rig.faulty.heal();
+    }
+    // Nothing is left out of what must be, and the first refusal is the one that is told.
+    rig.faulty.refuse(CKA_ID, CKR_TEMPLATE_INCONSISTENT);
+    let keys = rig.devices.keys(&rig.id).await.expect("keys").len();
+    let made = rig
+        .devices
+        .generate(&rig.id, KeySpec::P256, &KeyId::random(), "")
+        .await;
+    match made {
+        Err(DeviceError::Pkcs11 { code, .. }) => assert_eq!(code, "CKR_TEMPLATE_INCONSISTENT"),
+        other => panic!("{other:?}"),
+    }
+    rig.faulty.heal();
+    // What a smaller template left to the token is still to be proven.
+    rig.faulty.refuse(CKA_EXTRACTABLE, CKR_TEMPLATE_INCONSISTENT);
+    rig.faulty.misreport(CKA_NEVER_EXTRACTABLE, &[0]);
+    let made = rig
+        .devices
+        .generate(&rig.id, KeySpec::P256, &KeyId::random(), "")
+        .await;
+    assert!(
+        matches!(made, Err(DeviceError::KeyNotProven { .. })),
+        "{made:?}"
+    );
+    rig.faulty.heal();
+    assert_eq!(rig.devices.keys(&rig.id).await.expect("keys").len(), keys);
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn points_and_curves_are_read_in_both_forms() {
+    let Some(mut rig) = Rig::new("forms").await else {
+        return;
+    };
+    for (bare, by_name) in [(true, false), (false, true), (true, true)] {
+        if bare {
+            rig.faulty.bare_points();
+        }
+        if by_name {
+            rig.faulty.edwards_by_name();
+        }
+        let mut keys = vec![rig.key.clone()];
+        for spec in [KeySpec::P256, KeySpec::P384, KeySpec::Ed25519] {
+            keys.push(generate(&rig.devices, &rig.id, spec).await);
+        }
+        // Nothing of it is remembered.
+        rig.restart().await;
+        for key in &keys {
+            sign(&rig.devices, key).await.expect("a signature");
+        }
+        let listed = rig.devices.keys(&rig.id).await.expect("keys");
+        assert!(listed.iter().all(|entry| entry.spec.is_some()), "{listed:?}");
+        rig.faulty.heal();
+    }
     rig.devices.shutdown().await;
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::config::LoginPolicy;
+use super::config::{LoginPolicy, Waiver};
 use super::error::DeviceError;
 pub use super::frames::TokenFlags;
 use super::frames::TokenInfo;
@@ -113,8 +113,9 @@ pub struct GeneratedKey {
 }
 
 /// The attributes that prove that a private key was made on the token and cannot leave it, as the
-/// token itself states them (PKCS#11 v3.0 section 4.9). Only complete proofs exist.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+/// token itself states them (PKCS#11 v3.0 section 4.9). Only complete proofs exist, but for what the
+/// configuration waives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Proof {
     /// `CKA_LOCAL`.
     pub local: bool,
@@ -126,17 +127,23 @@ pub struct Proof {
     pub never_extractable: bool,
     /// `CKA_EXTRACTABLE`.
     pub extractable: bool,
+    /// What the token did not state, and the configuration says it misreports.
+    pub waived: Vec<Waiver>,
 }
 
 impl Proof {
     /// What a worker that answered `Generated` has read.
-    pub(super) const COMPLETE: Self = Self {
-        local: true,
-        sensitive: true,
-        always_sensitive: true,
-        never_extractable: true,
-        extractable: false,
-    };
+    pub(super) fn without(waived: Vec<Waiver>) -> Self {
+        let is_stated = |attribute| !waived.contains(&attribute);
+        Self {
+            local: is_stated(Waiver::Local),
+            sensitive: is_stated(Waiver::Sensitive),
+            always_sensitive: is_stated(Waiver::AlwaysSensitive),
+            never_extractable: is_stated(Waiver::NeverExtractable),
+            extractable: false,
+            waived,
+        }
+    }
 }
 
 /// A configured token inside its supervisor's view.

@@ -96,6 +96,40 @@ pub struct TokenConfig {
     /// `session`.
     #[serde(default)]
     pub login: LoginPolicy,
+    /// What its module is known to misreport of the keys it generates, although they are as they
+    /// must be: `local`, `sensitive`, `always-sensitive`, `never-extractable`. A key is then taken
+    /// without this proof, and the certification request and the records of its enrolment say so.
+    /// None by default.
+    #[serde(default)]
+    pub waive: Vec<Waiver>,
+}
+
+/// An attribute that a key need not prove.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema, utoipa::ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Waiver {
+    /// `CKA_LOCAL`: that it was made on the token.
+    Local,
+    /// `CKA_SENSITIVE`: that it cannot be read.
+    Sensitive,
+    /// `CKA_ALWAYS_SENSITIVE`: that it never could be.
+    AlwaysSensitive,
+    /// `CKA_NEVER_EXTRACTABLE`: that it never could be taken off the token.
+    NeverExtractable,
+}
+
+impl Waiver {
+    /// The attribute.
+    pub fn attribute(self) -> &'static str {
+        match self {
+            Self::Local => "CKA_LOCAL",
+            Self::Sensitive => "CKA_SENSITIVE",
+            Self::AlwaysSensitive => "CKA_ALWAYS_SENSITIVE",
+            Self::NeverExtractable => "CKA_NEVER_EXTRACTABLE",
+        }
+    }
 }
 
 /// How long a token stays logged in.
@@ -239,6 +273,7 @@ mod tests {
             "colour = 1",
             "[[module]]\nname = \"a\"\npath = \"b\"\ncall-timeout-seconds = 0",
             "[[module]]\nname = \"a\"\npath = \"b\"\npin = \"1234\"",
+            "[[module]]\nname = \"a\"\npath = \"b\"\n[[module.token]]\nuri = \"pkcs11:\"\nwaive = [\"extractable\"]",
         ] {
             assert!(toml::from_str::<Config>(bad).is_err(), "{bad}");
         }

@@ -16,7 +16,7 @@
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::config::LoginPolicy;
+use super::config::{LoginPolicy, Waiver};
 use crate::base::key::{KeySpec, Scheme};
 
 /// Changes whenever a frame changes.
@@ -181,6 +181,8 @@ pub enum Verb {
         spec: KeySpec,
         /// What the key may do.
         r#use: KeyUse,
+        /// What it need not prove.
+        waived: Vec<Waiver>,
     },
     /// Put an RSA key pair that was made elsewhere on the token (`C_CreateObject`).
     Import {
@@ -376,8 +378,8 @@ pub enum Answer {
     Login(LoginOutcome),
     /// A public key.
     PublicKey(PublicParts),
-    /// A key pair generated and proven.
-    Generated(PublicParts),
+    /// A key pair generated and proven, but for what was waived and had to be.
+    Generated(PublicParts, Vec<Waiver>),
     /// A key pair stored, which the token will not show again.
     Imported(PublicParts),
     /// A page of keys, and the cursor of the next.
@@ -791,6 +793,7 @@ mod tests {
                 label: "é".into(),
                 spec: KeySpec::Ed25519,
                 r#use: KeyUse::Sign,
+                waived: vec![Waiver::NeverExtractable],
             },
             Verb::Keys {
                 token: 0,

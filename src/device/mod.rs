@@ -66,7 +66,7 @@ pub use self::catalogue::{
 };
 use self::catalogue::{Reason, TokenView};
 pub use self::config::{
-    Allowance, Config, InvalidPinSource, LoginPolicy, ModuleConfig, PinSource, TokenConfig,
+    Allowance, Config, InvalidPinSource, LoginPolicy, ModuleConfig, PinSource, TokenConfig, Waiver,
 };
 pub use self::error::DeviceError;
 use self::frames::{Answer, CERTIFICATE_MAX, CertificateParts, Class, Failure, Input, Verb};
@@ -514,7 +514,9 @@ impl Devices {
     }
 
     /// Generates a key pair on a token. The private key is proven to have been made there and to
-    /// be unable to leave; one that does not prove it is destroyed. `label` has at most 255 bytes.
+    /// be unable to leave; one that does not prove it is destroyed. What the configuration waives
+    /// for the token need not be proven; [`GeneratedKey::proof`] says what was not. `label` has at
+    /// most 255 bytes.
     ///
     /// Writes to one module happen one after the other.
     pub async fn generate(
@@ -562,6 +564,7 @@ impl Devices {
             label: label.to_owned(),
             spec,
             r#use,
+            waived: module.waivers(token),
         };
         let answer = self
             .call(
@@ -572,14 +575,17 @@ impl Devices {
                 verb,
             )
             .await?;
-        let Answer::Generated(parts) = answer else {
+        let Answer::Generated(parts, waived) = answer else {
             return Err(unexpected(&token.module));
         };
         let public_key = self.remember(&key, &parts)?;
+        if !waived.is_empty() {
+            tracing::warn!(%key, ?waived, "the token did not prove all of a new key, as is waived");
+        }
         Ok(GeneratedKey {
             key,
             public_key,
-            proof: Proof::COMPLETE,
+            proof: Proof::without(waived),
         })
     }
 
@@ -1133,6 +1139,19 @@ impl Module {
             .tokens
             .iter()
             .any(|known| known.id == *token && matches!(known.reason, Some(Reason::LoginFailed(_))))
+    }
+
+    /// What the configuration says that a token misreports of new keys.
+    fn waivers(&self, token: &TokenId) -> Vec<Waiver> {
+        let view = self.view.borrow().clone();
+        let known = view.tokens.iter().find(|known| known.id == *token);
+        known
+            .and_then(|known| {
+                let mut configured = self.config.token.iter();
+                configured.find(|config| config.uri == known.uri)
+            })
+            .map(|config| config.waive.clone())
+            .unwrap_or_default()
     }
 
     /// What a token is to be given for a signature, as far as it is known now.

@@ -44,6 +44,12 @@ pub struct Control {
     pub sizes: Vec<(CK_MECHANISM_TYPE, CK_ULONG, CK_ULONG)>,
     /// The token has the ECDSA mechanisms that hash.
     pub hashes: bool,
+    /// Attributes that no template for a key may have: any of this value, or any at all.
+    pub refused: Vec<Refused>,
+    /// CKA_EC_POINT comes without its OCTET STRING.
+    pub bare_points: bool,
+    /// CKA_EC_PARAMS of Ed25519 is the name of the curve, given and taken.
+    pub edwards_by_name: bool,
     /// Attributes that are misreported, and as what.
     pub attributes: Vec<(CK_ATTRIBUTE_TYPE, Vec<u8>)>,
     /// The keys of which each use needs a login of its own.
@@ -52,6 +58,17 @@ pub struct Control {
     pub keypad: Option<Vec<u8>>,
     /// `C_WaitForSlotEvent` works.
     pub events: bool,
+}
+
+/// An attribute that C_GenerateKeyPair refuses.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refused {
+    /// Its type.
+    pub kind: CK_ATTRIBUTE_TYPE,
+    /// Its value; `None` for any.
+    pub value: Option<Vec<u8>>,
+    /// What is returned.
+    pub code: CK_RV,
 }
 
 /// Which keys are CKA_ALWAYS_AUTHENTICATE, beside those that really are.
@@ -177,6 +194,13 @@ impl Control {
                 self.sizes.push((mechanism, min, values.number("max")?));
             }
             "hashes" => self.hashes = true,
+            "refuse" => self.refused.push(Refused {
+                kind: values.number("attribute")?,
+                value: values.text("value"),
+                code: values.number("code")?,
+            }),
+            "bare-points" => self.bare_points = true,
+            "edwards-by-name" => self.edwards_by_name = true,
             "attribute" => {
                 let value = values.text("value").ok_or("no value=")?;
                 self.attributes.push((values.number("type")?, value));

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use cryptoki_sys::*;
 
+use crate::control::Control;
 use crate::faulty::{Entered, Faulty, call};
 use crate::tokens::{Consent, Open, check, is_removed, padded, slots, token_info};
 
@@ -562,23 +563,46 @@ unsafe extern "C" fn C_GetAttributeValue(
         let session = open(faulty, entered, session)?;
         let is_always = is_always(faulty, entered, object);
         let object = object_handle(faulty, entered, session, object)?;
-        let result = inner!(
+        if template.is_null() {
+            return inner!(
+                faulty,
+                C_GetAttributeValue(session.inner, object, template, count)
+            );
+        }
+        // SAFETY: the caller's template has so many attributes.
+        let told = unsafe { slice::from_raw_parts_mut(template, count as usize) };
+        let control = &entered.control;
+        // What gets another form gets another length, so it is read into buffers of our own.
+        let mut own: Vec<Option<[u8; 256]>> = told
+            .iter()
+            .map(|attribute| is_reshaped(control, attribute.type_).then_some([0; 256]))
+            .collect();
+        let mut asked = told.to_vec();
+        for (attribute, buffer) in asked.iter_mut().zip(&mut own) {
+            if let Some(buffer) = buffer {
+                attribute.pValue = buffer.as_mut_ptr().cast();
+                attribute.ulValueLen = buffer.len() as CK_ULONG;
+            }
+        }
+        let mut result = inner!(
             faulty,
-            C_GetAttributeValue(session.inner, object, template, count)
+            C_GetAttributeValue(session.inner, object, asked.as_mut_ptr(), count)
         );
-        if !template.is_null() {
-            // SAFETY: the caller's template has so many attributes.
-            let told = unsafe { slice::from_raw_parts_mut(template, count as usize) };
-            let control = &entered.control;
-            for attribute in told {
-                for (kind, value) in &control.attributes {
-                    if attribute.type_ == *kind {
-                        misreport(attribute, value);
-                    }
+        for ((attribute, answer), buffer) in told.iter_mut().zip(&asked).zip(&own) {
+            match buffer {
+                Some(buffer) if answer.ulValueLen != CK_UNAVAILABLE_INFORMATION => {
+                    let value = reshaped(control, attribute.type_, buffer, answer.ulValueLen);
+                    result = result.and(hand_out(attribute, value));
                 }
-                if is_always && attribute.type_ == CKA_ALWAYS_AUTHENTICATE {
-                    misreport(attribute, &[CK_TRUE]);
+                Some(_) | None => attribute.ulValueLen = answer.ulValueLen,
+            }
+            for (kind, value) in &control.attributes {
+                if attribute.type_ == *kind {
+                    misreport(attribute, value);
                 }
+            }
+            if is_always && attribute.type_ == CKA_ALWAYS_AUTHENTICATE {
+                misreport(attribute, &[CK_TRUE]);
             }
         }
         result
@@ -748,6 +772,26 @@ unsafe extern "C" fn C_GenerateKeyPair(
     call("C_GenerateKeyPair", "", |faulty, entered| {
         let session = open(faulty, entered, session)?;
         mechanism_is_there(entered, mechanism)?;
+        // SAFETY: the caller's templates have so many attributes.
+        let (public, private) = unsafe {
+            (
+                slice::from_raw_parts(public_template, public_count as usize),
+                slice::from_raw_parts(private_template, private_count as usize),
+            )
+        };
+        for attribute in public.iter().chain(private) {
+            template_is_taken(&entered.control, attribute)?;
+        }
+        let mut public = public.to_vec();
+        if entered.control.edwards_by_name {
+            for attribute in public.iter_mut().filter(|a| a.type_ == CKA_EC_PARAMS) {
+                if value_of(attribute) == ED25519_NAME {
+                    attribute.pValue = ED25519_OID.as_ptr().cast_mut().cast();
+                    attribute.ulValueLen = ED25519_OID.len() as CK_ULONG;
+                }
+            }
+        }
+        let public_template = public.as_mut_ptr();
         inner!(
             faulty,
             C_GenerateKeyPair(
@@ -922,6 +966,70 @@ fn wrong_pins(faulty: &Faulty, entered: &Entered<'_>, info: &CK_TOKEN_INFO) -> u
     faulty
         .wrong_pins(&padded(&info.serialNumber))
         .unwrap_or(entered.control.pin_spent)
+}
+
+/// CKA_EC_PARAMS of Ed25519: the object identifier of RFC 8410.
+const ED25519_OID: &[u8] = &[0x06, 0x03, 0x2b, 0x65, 0x70];
+
+/// The same as PKCS#11 v3.0 section 2.3.3 has it: a PrintableString.
+const ED25519_NAME: &[u8] = b"\x13\x0cedwards25519";
+
+fn value_of(attribute: &CK_ATTRIBUTE) -> &[u8] {
+    if attribute.pValue.is_null() {
+        return &[];
+    }
+    // SAFETY: the caller's value, of the length given.
+    unsafe { slice::from_raw_parts(attribute.pValue.cast(), attribute.ulValueLen as usize) }
+}
+
+/// Whether a template for a key may have this attribute.
+fn template_is_taken(control: &Control, attribute: &CK_ATTRIBUTE) -> Result<(), CK_RV> {
+    let value = value_of(attribute);
+    if control.edwards_by_name && attribute.type_ == CKA_EC_PARAMS && value == ED25519_OID {
+        return Err(CKR_CURVE_NOT_SUPPORTED);
+    }
+    let refused = control.refused.iter().find(|refused| {
+        refused.kind == attribute.type_
+            && refused.value.as_ref().is_none_or(|other| other == value)
+    });
+    refused.map_or(Ok(()), |refused| Err(refused.code))
+}
+
+/// Whether an attribute is told in another form than the real module's.
+fn is_reshaped(control: &Control, kind: CK_ATTRIBUTE_TYPE) -> bool {
+    (control.bare_points && kind == CKA_EC_POINT)
+        || (control.edwards_by_name && kind == CKA_EC_PARAMS)
+}
+
+fn reshaped<'a>(
+    control: &Control,
+    kind: CK_ATTRIBUTE_TYPE,
+    buffer: &'a [u8],
+    length: CK_ULONG,
+) -> &'a [u8] {
+    let value = buffer.get(..length as usize).unwrap_or_default();
+    match value {
+        [4, size, bare @ ..] if kind == CKA_EC_POINT && usize::from(*size) == bare.len() => bare,
+        ED25519_OID if control.edwards_by_name => ED25519_NAME,
+        value => value,
+    }
+}
+
+/// Tells an attribute as PKCS#11 v2.40 section 5.7.5 has it.
+fn hand_out(attribute: &mut CK_ATTRIBUTE, value: &[u8]) -> Result<(), CK_RV> {
+    let room = attribute.ulValueLen as usize;
+    attribute.ulValueLen = value.len() as CK_ULONG;
+    if attribute.pValue.is_null() {
+        return Ok(());
+    }
+    if room < value.len() {
+        attribute.ulValueLen = CK_UNAVAILABLE_INFORMATION;
+        return Err(CKR_BUFFER_TOO_SMALL);
+    }
+    // SAFETY: the caller's buffer has room for so many bytes.
+    unsafe { slice::from_raw_parts_mut(attribute.pValue.cast::<u8>(), value.len()) }
+        .copy_from_slice(value);
+    Ok(())
 }
 
 /// Overwrites what the real module said of an attribute that the object has.

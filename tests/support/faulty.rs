@@ -310,6 +310,24 @@ impl Faulty {
         self.world("hashes", "hashes".into());
     }
 
+    /// Refuses templates for keys that have an attribute.
+    pub fn refuse(&self, attribute: CK_ATTRIBUTE_TYPE, code: CK_RV) {
+        self.world(
+            &format!("refuse {attribute}"),
+            format!("refuse attribute={attribute} code={code:#x}"),
+        );
+    }
+
+    /// Tells points of elliptic curves without their OCTET STRING.
+    pub fn bare_points(&self) {
+        self.world("bare-points", "bare-points".into());
+    }
+
+    /// Takes and tells Ed25519 by the name of the curve only.
+    pub fn edwards_by_name(&self) {
+        self.world("edwards-by-name", "edwards-by-name".into());
+    }
+
     /// Misreports an attribute of every object that has it.
     pub fn misreport(&self, attribute: CK_ATTRIBUTE_TYPE, value: &[u8]) {
         self.world(

@@ -16,6 +16,7 @@ use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
 
 use super::codes;
+use super::generation::{self, Wanted};
 use super::login;
 use super::module::Module;
 use super::objects;
@@ -191,11 +192,18 @@ impl Keeper {
                 label,
                 spec,
                 r#use,
-            } => self
-                .logged_in(token, |session| {
-                    objects::generate(session, spec, r#use, &key, &label)
-                })
-                .map(Answer::Generated),
+                waived,
+            } => {
+                let wanted = Wanted {
+                    spec,
+                    r#use,
+                    id: &key,
+                    label: &label,
+                    waived: &waived,
+                };
+                self.logged_in(token, |session| generation::generate(session, &wanted))
+                    .map(|(parts, waived)| Answer::Generated(parts, waived))
+            }
             Verb::Import {
                 token,
                 key,

@@ -14,6 +14,7 @@
 //! by `_exit`, even while other threads hang inside the module.
 
 mod codes;
+mod generation;
 mod keeper;
 mod login;
 mod mechanism;

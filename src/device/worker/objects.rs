@@ -1,7 +1,6 @@
 //! Keys and certificates on a token.
 
 use cryptoki::error::Error;
-use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{
     Attribute, AttributeType, CertificateType, KeyType, ObjectClass, ObjectHandle,
 };
@@ -15,9 +14,7 @@ use crate::device::frames::{
     CERTIFICATE_MAX, CertificateEntry, CertificateParts, Class, Failure, KeyEntry, KeyUse,
     PublicParts, RsaPrivateParts,
 };
-use crate::device::public_key::{
-    ED25519_CURVE_NAME, ED25519_PARAMETERS, P256_PARAMETERS, P384_PARAMETERS, ec_spec, rsa_spec,
-};
+use crate::device::public_key::{ec_spec, rsa_spec};
 
 /// What a private key can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +108,8 @@ pub fn public_parts(session: &Session, id: &[u8]) -> Result<PublicParts, Failure
     Err(Failure::KeyMissing)
 }
 
-fn parts_of(session: &Session, handle: ObjectHandle) -> Result<Option<PublicParts>, Failure> {
+/// The public key that an object holds; `None` where it has not all of its parts.
+pub fn parts_of(session: &Session, handle: ObjectHandle) -> Result<Option<PublicParts>, Failure> {
     let wanted = [
         AttributeType::Modulus,
         AttributeType::PublicExponent,
@@ -140,85 +138,8 @@ fn parts_of(session: &Session, handle: ObjectHandle) -> Result<Option<PublicPart
     })
 }
 
-/// Generates a key pair, and reads back that the private key was made on the token and cannot
-/// leave it. A key that does not prove it is destroyed.
-pub fn generate(
-    session: &Session,
-    spec: KeySpec,
-    r#use: KeyUse,
-    id: &[u8],
-    label: &str,
-) -> Result<PublicParts, Failure> {
-    if !find(session, ObjectClass::PRIVATE_KEY, id)?.is_empty() {
-        return Err(Failure::KeyExists);
-    }
-    let (public, private) = generate_pair(session, spec, r#use, id, label)?;
-    let proven = prove(session, private).and_then(|()| {
-        parts_of(session, public)?.ok_or_else(|| Failure::KeyNotProven {
-            attribute: "the public key".into(),
-        })
-    });
-    if proven.is_err() {
-        for handle in [private, public] {
-            if let Err(error) = session.destroy_object(handle) {
-                eprintln!("cannot destroy a key that is not proven: {error:?}");
-            }
-        }
-    }
-    proven
-}
-
-fn generate_pair(
-    session: &Session,
-    spec: KeySpec,
-    r#use: KeyUse,
-    id: &[u8],
-    label: &str,
-) -> Result<(ObjectHandle, ObjectHandle), Failure> {
-    let mut private = vec![
-        Attribute::Token(true),
-        Attribute::Private(true),
-        Attribute::Sensitive(true),
-        Attribute::Extractable(false),
-        Attribute::Id(id.to_vec()),
-        Attribute::Label(label.as_bytes().to_vec()),
-    ];
-    private.extend(abilities(r#use));
-    let with = |mechanism: Mechanism<'_>, specific: Vec<Attribute>| {
-        let mut public = vec![
-            Attribute::Token(true),
-            Attribute::Private(false),
-            Attribute::Verify(r#use != KeyUse::Decrypt),
-            Attribute::Id(id.to_vec()),
-            Attribute::Label(label.as_bytes().to_vec()),
-        ];
-        public.extend(specific);
-        session.generate_key_pair(&mechanism, &public, &private)
-    };
-    let rsa = |bits: u64| {
-        vec![
-            Attribute::ModulusBits(bits.into()),
-            Attribute::PublicExponent(vec![1, 0, 1]),
-        ]
-    };
-    let curve = |parameters: &[u8]| vec![Attribute::EcParams(parameters.to_vec())];
-    match spec {
-        KeySpec::Rsa2048 => with(Mechanism::RsaPkcsKeyPairGen, rsa(2048)),
-        KeySpec::Rsa3072 => with(Mechanism::RsaPkcsKeyPairGen, rsa(3072)),
-        KeySpec::P256 => with(Mechanism::EccKeyPairGen, curve(P256_PARAMETERS)),
-        KeySpec::P384 => with(Mechanism::EccKeyPairGen, curve(P384_PARAMETERS)),
-        // The object identifier of RFC 8410 is what SoftHSM takes; the curve name of PKCS#11 v3.0
-        // is the only form that some cards take.
-        KeySpec::Ed25519 => with(Mechanism::EccEdwardsKeyPairGen, curve(ED25519_PARAMETERS))
-            .or_else(|first| {
-                with(Mechanism::EccEdwardsKeyPairGen, curve(ED25519_CURVE_NAME)).map_err(|_| first)
-            }),
-    }
-    .map_err(failure)
-}
-
 /// What a private key may do, said both ways: a token's own default may be more.
-fn abilities(r#use: KeyUse) -> [Attribute; 2] {
+pub fn abilities(r#use: KeyUse) -> [Attribute; 2] {
     let (sign, decrypt) = match r#use {
         KeyUse::Sign => (true, false),
         KeyUse::SignAndDecrypt => (true, true),
@@ -326,29 +247,6 @@ fn expect(read: &[Attribute], expected: &[(Attribute, &str)]) -> Result<(), Fail
             attribute: (*name).into(),
         }),
     }
-}
-
-/// `CKA_LOCAL`, `CKA_SENSITIVE`, `CKA_ALWAYS_SENSITIVE`, `CKA_NEVER_EXTRACTABLE` must read true and
-/// `CKA_EXTRACTABLE` false; one that cannot be read proves nothing.
-fn prove(session: &Session, private: ObjectHandle) -> Result<(), Failure> {
-    let wanted = [
-        AttributeType::Local,
-        AttributeType::Sensitive,
-        AttributeType::AlwaysSensitive,
-        AttributeType::NeverExtractable,
-        AttributeType::Extractable,
-    ];
-    let read = session.get_attributes(private, &wanted).map_err(failure)?;
-    expect(
-        &read,
-        &[
-            (Attribute::Local(true), "CKA_LOCAL"),
-            (Attribute::Sensitive(true), "CKA_SENSITIVE"),
-            (Attribute::AlwaysSensitive(true), "CKA_ALWAYS_SENSITIVE"),
-            (Attribute::NeverExtractable(true), "CKA_NEVER_EXTRACTABLE"),
-            (Attribute::Extractable(false), "CKA_EXTRACTABLE"),
-        ],
-    )
 }
 
 /// The handles of all objects of a class.
