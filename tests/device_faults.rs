@@ -9,6 +9,7 @@ use opcert::base::secret::Pin;
 use opcert::device::{
     Config, DeviceError, Devices, LastTry, LoginPolicy, PinSource, TokenState, Waiver,
 };
+use opcert::policy::{Caller, ConsentRule, Decision, Permit, Purpose, decide_own};
 
 mod support;
 use support::devices::{
@@ -1419,5 +1420,158 @@ async fn points_and_curves_are_read_in_both_forms() {
         assert!(listed.iter().all(|entry| entry.spec.is_some()), "{listed:?}");
         rig.faulty.heal();
     }
+    rig.devices.shutdown().await;
+}
+
+// Clients and their turns.
+
+/// Leave to sign a test message, for the local user `uid`.
+fn permit_of(uid: u32, key: &KeyRef) -> Permit {
+    match decide_own(&Caller::Unix { uid }, key, Purpose::SelfTest) {
+        Decision::Granted(grant) => grant.permit(ConsentRule::None).expect("a permit"),
+        Decision::Refused(refusal) => panic!("{refusal:?}"),
+    }
+}
+
+async fn sign_as(uid: u32, devices: &Devices, key: &KeyRef) -> Result<(), DeviceError> {
+    let permit = permit_of(uid, key);
+    let signed = devices.sign(permit, Scheme::Es256, &message("hello"));
+    signed.await.map(drop)
+}
+
+/// A rig whose worker signs in one thread, and which waits long.
+async fn slow_rig(name: &str) -> Option<Rig> {
+    let mut rig = Rig::new(name).await?;
+    rig.config.module[0].threads = Some(1);
+    rig.config.module[0].call_timeout = Duration::from_secs(30);
+    rig.restart().await;
+    rig.sign().await.expect("a signature");
+    Some(rig)
+}
+
+/// Starts signatures, and returns once each waits in the daemon or in the worker.
+async fn queue_up(
+    uid: u32,
+    count: usize,
+    rig: &Rig,
+) -> Vec<tokio::task::JoinHandle<Result<(), DeviceError>>> {
+    let tasks = (0..count)
+        .map(|_| {
+            let (devices, key) = (rig.devices.clone(), rig.key.clone());
+            tokio::spawn(async move { sign_as(uid, &devices, &key).await })
+        })
+        .collect();
+    // On this one thread each of them runs until it waits.
+    for _ in 0..8 {
+        tokio::task::yield_now().await;
+    }
+    tasks
+}
+
+#[tokio::test]
+async fn a_client_that_floods_delays_others_by_a_turn() {
+    for always_authenticate in [false, true] {
+        let Some(mut rig) = slow_rig("flood").await else {
+            return;
+        };
+        if always_authenticate {
+            rig.faulty.always_authenticate_with(rig.key.id.as_bytes());
+            rig.restart().await;
+            rig.sign().await.expect("a signature");
+        }
+        let slow = rig.faulty.on("C_Sign").slow(Duration::from_millis(30));
+        let signed = rig.faulty.calls("C_Sign");
+        let flood = queue_up(1, 60, &rig).await;
+        eventually("the flood flows", async || {
+            rig.faulty.calls("C_Sign") > signed + 3
+        })
+        .await;
+        for _ in 0..3 {
+            let before = rig.faulty.calls("C_Sign");
+            let one = sign_as(2, &rig.devices, &rig.key).await;
+            one.expect("a signature");
+            // What was in the worker, and one turn of the other.
+            let between = rig.faulty.calls("C_Sign") - before;
+            assert!(between <= 6, "{between}");
+        }
+        rig.faulty.lift(&slow);
+        for signed in flood {
+            signed.await.expect("no panic").expect("a signature");
+        }
+        rig.devices.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_signed_for_a_client_that_went_away_while_it_waited() {
+    let Some(rig) = slow_rig("went away").await else {
+        return;
+    };
+    let hang = rig.faulty.on("C_Sign").hangs();
+    let signed = rig.faulty.calls("C_Sign");
+    let mut first = queue_up(1, 1, &rig).await;
+    eventually("the worker signs", async || {
+        rig.faulty.calls("C_Sign") == signed + 1
+    })
+    .await;
+    let others = queue_up(1, 20, &rig).await;
+    for other in &others {
+        other.abort();
+    }
+    for other in others {
+        assert!(other.await.expect_err("it went away").is_cancelled());
+    }
+    rig.faulty.lift(&hang);
+    let first = first.remove(0).await;
+    first.expect("no panic").expect("a signature");
+    rig.sign().await.expect("a signature");
+    assert_eq!(rig.faulty.calls("C_Sign"), signed + 2);
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_client_that_takes_all_places_gives_way() {
+    let Some(rig) = slow_rig("places").await else {
+        return;
+    };
+    let hang = rig.faulty.on("C_Sign").hangs();
+    let flood = queue_up(1, 1100, &rig).await;
+    let mut other = queue_up(2, 2, &rig).await;
+    rig.faulty.lift(&hang);
+    for other in other.drain(..) {
+        other.await.expect("no panic").expect("a signature");
+    }
+    let mut refused = 0;
+    for signed in flood {
+        match signed.await.expect("no panic") {
+            Ok(()) => {}
+            Err(DeviceError::Busy { .. }) => refused += 1,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    // 1,024 places, of which two went to the other, and perhaps some to a look at the slots.
+    assert!((78..82).contains(&refused), "{refused}");
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_token_that_is_kept_alive_keeps_its_sessions() {
+    let Some(mut rig) = Rig::new("kept alive").await else {
+        return;
+    };
+    rig.config.module[0].threads = Some(1);
+    rig.config.module[0].token[0].keepalive = Some(Duration::from_millis(200));
+    rig.restart().await;
+    rig.sign().await.expect("a signature");
+    rig.faulty.idle(Duration::from_secs(2));
+    let (sessions, begun) = (rig.faulty.calls("C_OpenSession"), Instant::now());
+    // Twice as long as sessions last that nobody uses; of each there are two.
+    eventually("it is asked for something again and again", async || {
+        begun.elapsed() > Duration::from_secs(4) && rig.faulty.calls("C_GenerateRandom") >= 20
+    })
+    .await;
+    rig.sign().await.expect("a signature");
+    assert_eq!(rig.faulty.calls("C_OpenSession"), sessions);
+    assert_eq!(rig.spent(), 0);
     rig.devices.shutdown().await;
 }

@@ -96,6 +96,17 @@ pub struct TokenConfig {
     /// `session`.
     #[serde(default)]
     pub login: LoginPolicy,
+    /// How often a token that nobody uses is asked for something, in seconds, so that neither its
+    /// sessions nor the connection to it end for want of use. Default: never.
+    #[serde(
+        default,
+        rename = "keepalive-seconds",
+        deserialize_with = "some_seconds",
+        serialize_with = "in_some_seconds",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(with = "Option<f64>")]
+    pub keepalive: Option<Duration>,
     /// What its module is known to misreport of the keys it generates, although they are as they
     /// must be: `local`, `sensitive`, `always-sensitive`, `never-extractable`. A key is then taken
     /// without this proof, and the certification request and the records of its enrolment say so.
@@ -206,6 +217,20 @@ fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Er
     }
 }
 
+fn some_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    seconds(deserializer).map(Some)
+}
+
+fn in_some_seconds<S: Serializer>(
+    value: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => in_seconds(value, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
 fn in_seconds<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(value.as_secs_f64())
 }
@@ -252,6 +277,7 @@ mod tests {
             [[module.token]]
             uri = "pkcs11:token=shared"
             login = "per-operation"
+            keepalive-seconds = 20
             "#,
         )
         .unwrap();
@@ -265,6 +291,8 @@ mod tests {
         );
         assert_eq!(module.token[0].login, LoginPolicy::Session);
         assert_eq!(module.token[1].login, LoginPolicy::PerOperation);
+        assert_eq!(module.token[0].keepalive, None);
+        assert_eq!(module.token[1].keepalive, Some(Duration::from_secs(20)));
     }
 
     #[test]

@@ -230,6 +230,11 @@ pub enum Verb {
         /// Token number.
         token: u16,
     },
+    /// Use every session at the token, so that none ends for want of use.
+    KeepAlive {
+        /// Token number.
+        token: u16,
+    },
     /// Do something with a login of its own, as the key wants one for each use
     /// (`CKA_ALWAYS_AUTHENTICATE`), or the policy one for each operation. The answer is
     /// [`Answer::Login`] where the login failed.
@@ -252,6 +257,7 @@ impl Verb {
             Self::Tokens => "C_GetTokenInfo",
             Self::Login { .. } => "C_Login",
             Self::Logout { .. } => "C_Logout",
+            Self::KeepAlive { .. } => "C_GenerateRandom",
             Self::PublicKey { .. } => "C_GetAttributeValue",
             Self::Generate { .. } => "C_GenerateKeyPair",
             Self::Keys { .. } | Self::Certificates { .. } => "C_FindObjects",
@@ -269,6 +275,7 @@ impl Verb {
             | Self::Decrypt { token, .. }
             | Self::Login { token, .. }
             | Self::Logout { token }
+            | Self::KeepAlive { token }
             | Self::PublicKey { token, .. }
             | Self::Generate { token, .. }
             | Self::Import { token, .. }

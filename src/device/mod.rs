@@ -36,8 +36,10 @@
 mod catalogue;
 mod config;
 mod error;
+mod fair;
 mod frames;
 mod hygiene;
+mod keepalive;
 mod link;
 mod per_use;
 mod pin_check;
@@ -69,6 +71,7 @@ pub use self::config::{
     Allowance, Config, InvalidPinSource, LoginPolicy, ModuleConfig, PinSource, TokenConfig, Waiver,
 };
 pub use self::error::DeviceError;
+use self::fair::{Gate, Parties, Party};
 use self::frames::{Answer, CERTIFICATE_MAX, CertificateParts, Class, Failure, Input, Verb};
 pub use self::frames::{KeyUse, LastTry, UnlockOutcome};
 use self::link::{CallError, Link};
@@ -113,6 +116,7 @@ pub struct Devices(Arc<Inner>);
 struct Inner {
     modules: Vec<Module>,
     guard: Arc<PinGuard>,
+    parties: Parties,
     public_keys: RwLock<HashMap<KeyRef, PublicKey>>,
     stop: watch::Sender<bool>,
     /// Counts what [`Changes`] reports.
@@ -164,6 +168,8 @@ struct Module {
     commands: mpsc::Sender<Command>,
     /// Shared with the supervisor.
     pins: Pins,
+    /// For operations that need a login of their own: one at a time for each token.
+    gates: std::sync::Mutex<HashMap<TokenId, Arc<Gate>>>,
     /// Workers that were killed and have not ended.
     stuck: Arc<AtomicUsize>,
     /// A turn for each list, as the worker keeps only so many half read.
@@ -240,6 +246,7 @@ impl Devices {
                 view,
                 commands,
                 pins,
+                gates: std::sync::Mutex::default(),
                 stuck,
                 lists: Semaphore::new(LISTS_MAX),
                 writes: Semaphore::new(1),
@@ -249,6 +256,7 @@ impl Devices {
         Ok(Self(Arc::new(Inner {
             modules,
             guard,
+            parties: Parties::default(),
             public_keys: RwLock::default(),
             stop,
             changed,
@@ -383,13 +391,26 @@ impl Devices {
         }
         let module = self.module(&key.token.module)?;
         let input = module.sign_input(&key.token, scheme);
-        let answer = match self.sign_with(module, key, scheme, input, message).await {
+        let party = self.0.parties.of(permit.caller());
+        let sign = async |input| {
+            let data = signed_data(scheme, input, message)?;
+            let verb = |token| Verb::Sign {
+                token,
+                key: key.id.as_bytes().to_vec(),
+                scheme,
+                input,
+                data: data.clone(),
+            };
+            let budget = module.config.call_timeout;
+            self.call_for(party, &key.token, Some(key), Need::Login, budget, verb)
+                .await
+        };
+        let answer = match sign(input).await {
             // Not known before the worker was up.
             Err(DeviceError::Unsupported { .. })
                 if module.sign_input(&key.token, scheme) != input =>
             {
-                let input = module.sign_input(&key.token, scheme);
-                self.sign_with(module, key, scheme, input, message).await?
+                sign(module.sign_input(&key.token, scheme)).await?
             }
             answer => answer?,
         };
@@ -412,27 +433,6 @@ impl Devices {
                 })
             }
         }
-    }
-
-    async fn sign_with(
-        &self,
-        module: &Module,
-        key: &KeyRef,
-        scheme: Scheme,
-        input: Input,
-        message: &[u8],
-    ) -> Result<Answer, DeviceError> {
-        let data = signed_data(scheme, input, message)?;
-        let verb = |token| Verb::Sign {
-            token,
-            key: key.id.as_bytes().to_vec(),
-            scheme,
-            input,
-            data: data.clone(),
-        };
-        let budget = module.config.call_timeout;
-        self.call(&key.token, Some(key), Need::Login, budget, verb)
-            .await
     }
 
     /// Decrypts what was encrypted for the key that the permit is for, with RSAES-OAEP, SHA-1 and
@@ -467,7 +467,8 @@ impl Devices {
             input: ciphertext.to_vec(),
         };
         let answer = self
-            .call(
+            .call_for(
+                self.0.parties.of(permit.caller()),
                 &key.token,
                 Some(key),
                 Need::Login,
@@ -885,10 +886,24 @@ impl Devices {
         Ok(())
     }
 
-    /// Has the worker of a token do something. What was surely not done is done once more after
-    /// its hindrance was removed: a lost login, a token that had left, a worker being replaced.
+    /// The same as [`Devices::call_for`], on our own account.
     async fn call(
         &self,
+        token: &TokenId,
+        key: Option<&KeyRef>,
+        need: Need,
+        budget: Duration,
+        verb: impl Fn(u16) -> Verb,
+    ) -> Result<Answer, DeviceError> {
+        self.call_for(Party::default(), token, key, need, budget, verb)
+            .await
+    }
+
+    /// Has the worker of a token do something for `party`. What was surely not done is done once more after
+    /// its hindrance was removed: a lost login, a token that had left, a worker being replaced.
+    async fn call_for(
+        &self,
+        party: Party,
         token: &TokenId,
         key: Option<&KeyRef>,
         need: Need,
@@ -918,9 +933,9 @@ impl Devices {
             wants_login |= login == LoginPolicy::PerOperation && need == Need::Login;
             let result = if wants_login {
                 let per_use = self.per_use(module, token, link.clone(), login);
-                per_use.run(verb, budget).await?
+                per_use.run(party, verb, budget).await?
             } else {
-                link.call(verb, budget).await
+                link.call_for(party, verb, budget).await
             };
             let error = match result {
                 Ok(answer) => return Ok(answer),
@@ -1004,6 +1019,7 @@ impl Devices {
             guard: self.0.guard.clone(),
             pins: module.pins.clone(),
             supervisor: module.commands.clone(),
+            gate: module.gate(token),
             login,
             protected_path,
         }
@@ -1139,6 +1155,15 @@ impl Module {
             .tokens
             .iter()
             .any(|known| known.id == *token && matches!(known.reason, Some(Reason::LoginFailed(_))))
+    }
+
+    /// Where operations of a token wait that need a login of their own.
+    fn gate(&self, token: &TokenId) -> Arc<Gate> {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        match gates.get(token) {
+            Some(gate) => gate.clone(),
+            None => gates.entry(token.clone()).or_default().clone(),
+        }
     }
 
     /// What the configuration says that a token misreports of new keys.

@@ -4,7 +4,7 @@
 //! Each is a try of the PIN like any other and goes through the [`PinGuard`]: nothing is tried
 //! that is blocked, the try is made durable before, the flags are read by the worker right before,
 //! and a PIN that was refused is forgotten and never tried again by the machine. That costs two
-//! writes to the disk for each such operation, and one at a time for each token.
+//! writes to the disk for each such operation, and one at a time for each token, callers in turns.
 //!
 //! Whoever asked may go away while waiting for the turn; what has begun is seen to its end, as an
 //! attempt left half way would block the PIN until a person comes.
@@ -16,6 +16,7 @@ use tokio::sync::{OwnedMutexGuard, mpsc};
 
 use super::config::LoginPolicy;
 use super::error::DeviceError;
+use super::fair::{Gate, Party, Pass};
 use super::frames::{Answer, LoginOutcome, PinBytes, Verb};
 use super::link::{CallError, Link};
 use super::pin_guard::{PinGuard, PinOrigin, Settled};
@@ -34,6 +35,8 @@ pub(super) struct PerUse {
     pub pins: Pins,
     /// The supervisor, to be told of a refusal.
     pub supervisor: mpsc::Sender<Command>,
+    /// Where those wait who want to use this token in this way.
+    pub gate: Arc<Gate>,
     /// Whether the user is logged in before and out after.
     pub login: LoginPolicy,
     /// Whether the token asks for its PIN itself (`CKF_PROTECTED_AUTHENTICATION_PATH`).
@@ -41,15 +44,19 @@ pub(super) struct PerUse {
 }
 
 impl PerUse {
-    /// Has the worker do `verb` with a login of its own. The wait for the turn of this token is
-    /// part of `budget`; the operation itself then has `budget`, or the time that a person needs.
+    /// Has the worker do `verb` for `party` with a login of its own. The wait for its turn takes at
+    /// most `budget`; the operation itself then has `budget`, or the time that a person needs.
     pub async fn run(
         self,
+        party: Party,
         verb: Verb,
         budget: Duration,
     ) -> Result<Result<Answer, CallError>, DeviceError> {
-        let turn = tokio::time::timeout(budget, self.guard.turn(&self.token));
-        let Ok(turn) = turn.await else {
+        let turn = async {
+            let pass = self.gate.clone().enter(party).await?;
+            Some((pass, self.guard.turn(&self.token).await))
+        };
+        let Ok(Some(turn)) = tokio::time::timeout(budget, turn).await else {
             return Ok(Err(CallError::Busy));
         };
         tokio::spawn(self.in_turn(turn, verb, budget))
@@ -60,7 +67,7 @@ impl PerUse {
 
     async fn in_turn(
         self,
-        _turn: OwnedMutexGuard<()>,
+        _turn: (Pass, OwnedMutexGuard<()>),
         verb: Verb,
         budget: Duration,
     ) -> Result<Result<Answer, CallError>, DeviceError> {

@@ -42,6 +42,7 @@ use super::frames::{
     self, Answer, Class, Failure, FromWorker, LastTry, LoadFailure, LoginOutcome, ModuleInfo,
     PACKET_MAX, PROTOCOL, PinBytes, ToWorker, UnlockOutcome, Verb,
 };
+use super::keepalive::Keepalives;
 use super::link::{CallError, End, Link, receive};
 use super::pin_check::PinCheck;
 use super::pin_guard::{self, PinGuard, PinOrigin, Settled};
@@ -801,11 +802,16 @@ impl Supervisor {
     async fn serve(&mut self, worker: &Worker, stop: &mut watch::Receiver<bool>) -> Leave {
         let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut keepalives = Keepalives::of(&self.config.token);
         loop {
             let command = tokio::select! {
                 () = worker.link.closed() => return self.post_mortem(&worker.link).await,
                 () = stopped(stop) => return Leave::Stop,
                 command = self.commands.recv() => command,
+                index = keepalives.due() => {
+                    self.keep_alive(&worker.link, index).await;
+                    continue;
+                }
                 _ = look.tick() => {
                     match self.look_around(worker).await {
                         Some(leave) => return leave,
@@ -878,6 +884,23 @@ impl Supervisor {
                     }
                 },
             }
+        }
+    }
+
+    /// Has a token do something. What is wrong with it shows at the next look, or the next call.
+    async fn keep_alive(&self, link: &Link, index: usize) {
+        let view = self.view.borrow().clone();
+        let token = view.tokens.get(index);
+        let found = token.filter(|token| token.state == TokenState::Ready);
+        let Some(info) = found.and_then(|token| token.found.as_ref()) else {
+            return;
+        };
+        if link.is_occupied() {
+            return;
+        }
+        let verb = Verb::KeepAlive { token: info.number };
+        if let Err(error) = link.call(verb, self.config.call_timeout).await {
+            tracing::debug!(module = self.config.name, ?error, "not kept alive");
         }
     }
 

@@ -176,6 +176,7 @@ impl TestToken {
             pin_source,
             touch: false,
             login: opcert::device::LoginPolicy::default(),
+            keepalive: None,
             waive: Vec::new(),
         }];
         config

@@ -73,6 +73,8 @@ impl Keeper {
                 let _alone = turn.alone();
                 self.with_pin(pin.as_ref(), login, *verb)
             }
+            // Somebody uses it right now, which is as good.
+            (Some(turn), Verb::KeepAlive { .. }) if turn.is_taken() => Ok(Answer::Done),
             (Some(turn), verb @ Verb::Logout { .. }) => {
                 let _alone = turn.alone();
                 self.do_one(verb)
@@ -183,6 +185,16 @@ impl Keeper {
                     logout.map_err(|error| codes::failure(&error))
                 })
                 .map(|()| Answer::Done),
+            Verb::KeepAlive { token } => {
+                // A thread that is busy keeps its session alive itself.
+                for signer in self.signers {
+                    if let Ok(mut signer) = signer.try_lock() {
+                        signer.keep_alive(token);
+                    }
+                }
+                self.with(token, |anchor| signer::keep_alive(&anchor.session))
+                    .map(|()| Answer::Done)
+            }
             Verb::PublicKey { token, key } => self
                 .with(token, |anchor| objects::public_parts(&anchor.session, &key))
                 .map(Answer::PublicKey),

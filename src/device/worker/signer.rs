@@ -204,6 +204,16 @@ impl Signer {
         Ok(seat)
     }
 
+    /// Uses the session at a token, if there is one. One that has ended is given up.
+    pub fn keep_alive(&mut self, token: u16) {
+        if let Some(seat) = self.seats.get_mut(&token)
+            && let Some(session) = &seat.session
+            && keep_alive(session).is_err()
+        {
+            seat.stand_up();
+        }
+    }
+
     /// Closes the session at a token, for somebody who needs it more.
     pub fn let_go(&mut self, token: u16) {
         if let Some(seat) = self.seats.get_mut(&token) {
@@ -478,6 +488,18 @@ fn try_decrypt(
         )) => Err(Failure::Undecryptable),
         Err(error) => Err(codes::failure(&error)),
     }
+}
+
+/// Has the token do something in a session. Asking for the session's state would not do: many
+/// libraries answer that by themselves.
+pub fn keep_alive(session: &Session) -> Result<(), Failure> {
+    match session.generate_random_slice(&mut [0; 1]) {
+        Err(Error::Pkcs11(RvError::FunctionNotSupported | RvError::RandomNoRng, _)) => {
+            session.get_session_info().map(drop)
+        }
+        result => result,
+    }
+    .map_err(|error| codes::failure(&error))
 }
 
 /// Whether a failure means that the session is of no use any more.
