@@ -50,12 +50,13 @@ mod public_key;
 mod supervisor;
 pub mod worker;
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
 use der::{Decode, Encode};
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit, mpsc, oneshot, watch};
@@ -114,14 +115,33 @@ const FIRST_START: Duration = Duration::from_secs(1);
 pub struct Devices(Arc<Inner>);
 
 struct Inner {
-    modules: Vec<Module>,
-    guard: Arc<PinGuard>,
+    modules: ArcSwap<Vec<Arc<Module>>>,
+    start: Start,
     parties: Parties,
     public_keys: RwLock<HashMap<KeyRef, PublicKey>>,
     stop: watch::Sender<bool>,
     /// Counts what [`Changes`] reports.
     changed: watch::Sender<u64>,
-    supervisors: Mutex<Vec<JoinHandle<()>>>,
+    /// Held while the modules are exchanged, and once they are shut down.
+    exchanging: Mutex<()>,
+}
+
+/// What every supervisor is started with.
+struct Start {
+    worker: PathBuf,
+    guard: Arc<PinGuard>,
+    changed: watch::Sender<u64>,
+}
+
+/// What came of another set of modules.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ModuleChanges {
+    /// Names of modules that were not there.
+    pub added: Vec<String>,
+    /// Names of modules that are gone.
+    pub removed: Vec<String>,
+    /// Names of modules that were started anew, as their entries differ.
+    pub changed: Vec<String>,
 }
 
 /// For the fuzz target of the frames: each frame that is read is written back as it was.
@@ -166,6 +186,9 @@ struct Module {
     config: ModuleConfig,
     view: Arc<watch::Sender<Arc<View>>>,
     commands: mpsc::Sender<Command>,
+    /// Ends its supervisor.
+    stop: watch::Sender<bool>,
+    supervisor: Mutex<Option<JoinHandle<()>>>,
     /// Shared with the supervisor.
     pins: Pins,
     /// For operations that need a login of their own: one at a time for each token.
@@ -198,77 +221,94 @@ impl Devices {
         state_directory: &Path,
         clock: Clock,
     ) -> Result<Self, DeviceError> {
-        let worker = supervisor::find_worker(config.worker.as_deref());
-        let guard = Arc::new(PinGuard::open(state_directory, clock)?);
-        let stop = watch::Sender::new(false);
+        check_names(&config.module)?;
         let changed = watch::Sender::new(0);
-        let mut modules: Vec<Module> = Vec::with_capacity(config.module.len());
-        let mut supervisors = Vec::with_capacity(config.module.len());
-        for config in config.module {
-            if modules.iter().any(|known| known.config.name == config.name) {
-                return Err(DeviceError::ModuleTwice {
-                    module: config.name,
-                });
-            }
-            let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-            let tokens = config
-                .token
-                .iter()
-                .map(|token| TokenView::absent(&config.name, &token.uri))
-                .collect();
-            let view = Arc::new(watch::Sender::new(Arc::new(View {
-                phase: Phase::Starting,
-                library: None,
-                tokens,
-            })));
-            let stuck = Arc::new(AtomicUsize::new(0));
-            let pins = Pins::default();
-            let supervisor = Supervisor {
-                config: config.clone(),
-                worker: worker.clone(),
-                guard: guard.clone(),
-                view: view.clone(),
-                commands: inbox,
-                stop: stop.subscribe(),
-                changed: changed.clone(),
-                pins: pins.clone(),
-                logged_in: HashMap::new(),
-                login_failed: HashMap::new(),
-                looked_again: None,
-                search: supervisor::RENEW_EVERY,
-                renewed: None,
-                looking: Vec::new(),
-                stuck: stuck.clone(),
-            };
-            supervisors.push(supervisor.run());
-            modules.push(Module {
-                config,
-                view,
-                commands,
-                pins,
-                gates: std::sync::Mutex::default(),
-                stuck,
-                lists: Semaphore::new(LISTS_MAX),
-                writes: Semaphore::new(1),
-            });
-        }
-        let supervisors = supervisors.into_iter().map(tokio::spawn).collect();
+        let start = Start {
+            worker: supervisor::find_worker(config.worker.as_deref()),
+            guard: Arc::new(PinGuard::open(state_directory, clock)?),
+            changed: changed.clone(),
+        };
+        let modules = config
+            .module
+            .into_iter()
+            .map(|config| start.module(config, None))
+            .collect();
         Ok(Self(Arc::new(Inner {
-            modules,
-            guard,
+            modules: ArcSwap::from_pointee(modules),
+            start,
             parties: Parties::default(),
             public_keys: RwLock::default(),
-            stop,
+            stop: watch::Sender::new(false),
             changed,
-            supervisors: Mutex::new(supervisors),
+            exchanging: Mutex::default(),
         })))
+    }
+
+    /// Whether [`Devices::reconfigure`] would take these modules.
+    pub fn check(modules: &[ModuleConfig]) -> Result<(), DeviceError> {
+        check_names(modules)
+    }
+
+    /// Takes over another set of modules, and returns without waiting for their workers.
+    ///
+    /// Modules whose entry is the same go on undisturbed. One that is gone or differs takes no
+    /// more calls and ends after those under way; one that differs is started once the old worker
+    /// has ended, as many libraries cannot be loaded twice, and calls wait for it meanwhile. PINs
+    /// that worked are handed on where name and library stay. Errors, which change nothing: two
+    /// modules of the same name.
+    pub async fn reconfigure(
+        &self,
+        modules: Vec<ModuleConfig>,
+    ) -> Result<ModuleChanges, DeviceError> {
+        check_names(&modules)?;
+        let _exchanging = self.0.exchanging.lock().await;
+        if *self.0.stop.borrow() {
+            return Err(DeviceError::Stopped);
+        }
+        let mut old = Vec::clone(&self.0.modules.load());
+        let mut changes = ModuleChanges::default();
+        let mut ended = Vec::new();
+        let next = modules
+            .into_iter()
+            .map(|config| {
+                let known = old
+                    .iter()
+                    .position(|known| known.config.name == config.name);
+                let Some(known) = known.map(|at| old.swap_remove(at)) else {
+                    changes.added.push(config.name.clone());
+                    return self.0.start.module(config, None);
+                };
+                if known.config == config {
+                    return known;
+                }
+                changes.changed.push(config.name.clone());
+                ended.push(config.name.clone());
+                self.0.start.module(config, Some(known))
+            })
+            .collect();
+        self.0.modules.store(Arc::new(next));
+        for gone in old {
+            changes.removed.push(gone.config.name.clone());
+            ended.push(gone.config.name.clone());
+            gone.stop.send_replace(true);
+        }
+        // Another library, or another token, may answer to the same name.
+        self.0
+            .public_keys
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|key, _| !ended.contains(&key.token.module));
+        self.0
+            .changed
+            .send_modify(|count| *count = count.wrapping_add(1));
+        Ok(changes)
     }
 
     /// The configured tokens as they are now, in the order of the configuration.
     pub async fn tokens(&self) -> Vec<TokenStatus> {
         let mut list = Vec::new();
         let patience = Instant::now() + FIRST_START;
-        for module in &self.0.modules {
+        for module in self.0.modules.load_full().iter() {
             let view = module.settled(patience).await;
             let reason = match &view.phase {
                 Phase::Up(_) => None,
@@ -298,7 +338,7 @@ impl Devices {
     pub async fn modules(&self) -> Vec<ModuleStatus> {
         let mut list = Vec::new();
         let patience = Instant::now() + FIRST_START;
-        for module in &self.0.modules {
+        for module in self.0.modules.load_full().iter() {
             let view = module.settled(patience).await;
             let reason = match &view.phase {
                 Phase::Up(_) => None,
@@ -631,7 +671,8 @@ impl Devices {
 
     /// The private keys on a token.
     pub async fn keys(&self, token: &TokenId) -> Result<Vec<KeyInfo>, DeviceError> {
-        let _turn = turn(&self.module(&token.module)?.lists).await?;
+        let module = self.module(&token.module)?;
+        let _turn = turn(&module.lists).await?;
         let (mut entries, mut cursor) = (Vec::new(), None);
         loop {
             let verb = |token| Verb::Keys { token, cursor };
@@ -713,7 +754,8 @@ impl Devices {
         &self,
         token: &TokenId,
     ) -> Result<Vec<TokenCertificate>, DeviceError> {
-        let _turn = turn(&self.module(&token.module)?.lists).await?;
+        let module = self.module(&token.module)?;
+        let _turn = turn(&module.lists).await?;
         let (mut entries, mut cursor) = (Vec::new(), None);
         loop {
             let verb = |token| Verb::Certificates { token, cursor };
@@ -823,28 +865,39 @@ impl Devices {
 
     /// Takes no more calls, waits for those under way, and ends the workers.
     pub async fn shutdown(&self) {
+        let _exchanging = self.0.exchanging.lock().await;
         self.0.stop.send_replace(true);
-        for supervisor in self.0.supervisors.lock().await.drain(..) {
-            if let Err(error) = supervisor.await {
-                tracing::error!(%error, "a supervisor failed");
-            }
+        let modules = self.0.modules.load_full();
+        for module in modules.iter() {
+            module.stop.send_replace(true);
+        }
+        for module in modules.iter() {
+            module.ended().await;
         }
     }
 
-    fn module(&self, name: &str) -> Result<&Module, DeviceError> {
+    fn module(&self, name: &str) -> Result<Arc<Module>, DeviceError> {
         self.0
             .modules
+            .load()
             .iter()
             .find(|module| module.config.name == name)
+            .cloned()
             .ok_or_else(|| DeviceError::ModuleUnknown {
                 module: name.to_owned(),
             })
     }
 
+    /// Whether another has taken this module's place.
+    fn is_replaced(&self, module: &Arc<Module>) -> bool {
+        let modules = self.0.modules.load();
+        !modules.iter().any(|known| Arc::ptr_eq(known, module))
+    }
+
     /// Tokens present that `uri` selects, and modules with an absent one that it may select.
-    async fn matching(&self, uri: &TokenUri) -> (Vec<TokenId>, Vec<&Module>) {
+    async fn matching(&self, uri: &TokenUri) -> (Vec<TokenId>, Vec<Arc<Module>>) {
         let (mut found, mut missing) = (Vec::new(), Vec::new());
-        for module in &self.0.modules {
+        for module in self.0.modules.load_full().iter() {
             let path = module.config.path.to_string_lossy();
             if uri
                 .module_path
@@ -867,7 +920,7 @@ impl Devices {
                 }
             }
             if may_come {
-                missing.push(module);
+                missing.push(module.clone());
             }
         }
         (found, missing)
@@ -921,20 +974,24 @@ impl Devices {
         budget: Duration,
         verb: impl Fn(u16) -> Verb,
     ) -> Result<Answer, DeviceError> {
-        let module = self.module(&token.module)?;
+        let mut module = self.module(&token.module)?;
         let deadline = Instant::now() + module.config.call_timeout;
         let (mut logged_in_again, mut looked_again) = (false, false);
         let mut wants_login = false;
         loop {
+            if self.is_replaced(&module) {
+                module = self.module(&token.module)?;
+            }
             let (link, number, login) = match module.ready(token, need, deadline).await {
+                Err(DeviceError::Stopped) if self.is_replaced(&module) => continue,
                 Err(DeviceError::TokenAbsent { .. }) if !looked_again => {
                     looked_again = true;
-                    self.look_again(module, uri_of(token)).await?;
+                    self.look_again(&module, uri_of(token)).await?;
                     continue;
                 }
                 Err(_) if !logged_in_again && module.login_failed(token) => {
                     logged_in_again = true;
-                    self.log_in_again(module, token, Instant::now()).await?;
+                    self.log_in_again(&module, token, Instant::now()).await?;
                     continue;
                 }
                 ready => ready?,
@@ -943,7 +1000,7 @@ impl Devices {
             let function = verb.function();
             wants_login |= login == LoginPolicy::PerOperation && need == Need::Login;
             let result = if wants_login {
-                let per_use = self.per_use(module, token, link.clone(), login);
+                let per_use = self.per_use(&module, token, link.clone(), login);
                 per_use.run(party, verb, budget).await?
             } else {
                 link.call_for(party, verb, budget).await
@@ -966,7 +1023,7 @@ impl Devices {
                     },
                 ) if !logged_in_again => {
                     logged_in_again = true;
-                    self.log_in_again(module, token, Instant::now()).await?;
+                    self.log_in_again(&module, token, Instant::now()).await?;
                     continue;
                 }
                 CallError::Failed(
@@ -977,7 +1034,7 @@ impl Devices {
                     },
                 ) if !looked_again => {
                     looked_again = true;
-                    self.look_again(module, uri_of(token)).await?;
+                    self.look_again(&module, uri_of(token)).await?;
                     continue;
                 }
                 // What should have healed it did not.
@@ -1027,7 +1084,7 @@ impl Devices {
         PerUse {
             token: token.clone(),
             link,
-            guard: self.0.guard.clone(),
+            guard: self.0.start.guard.clone(),
             pins: module.pins.clone(),
             supervisor: module.commands.clone(),
             gate: module.gate(token),
@@ -1101,12 +1158,89 @@ impl Changes {
 impl std::fmt::Debug for Devices {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list()
-            .entries(self.0.modules.iter().map(|module| &module.config.name))
+            .entries(
+                self.0
+                    .modules
+                    .load()
+                    .iter()
+                    .map(|module| &module.config.name),
+            )
             .finish()
     }
 }
 
+impl Start {
+    /// Starts a module's supervisor. In place of another, it waits for that one's end.
+    fn module(&self, config: ModuleConfig, instead_of: Option<Arc<Module>>) -> Arc<Module> {
+        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+        let tokens = config
+            .token
+            .iter()
+            .map(|token| TokenView::absent(&config.name, &token.uri))
+            .collect();
+        let view = Arc::new(watch::Sender::new(Arc::new(View {
+            phase: Phase::Starting,
+            library: None,
+            tokens,
+        })));
+        let stop = watch::Sender::new(false);
+        let pins = Pins::default();
+        let stuck = match &instead_of {
+            Some(old) if old.config.path == config.path => old.stuck.clone(),
+            _ => Arc::default(),
+        };
+        let supervisor = Supervisor {
+            config: config.clone(),
+            worker: self.worker.clone(),
+            guard: self.guard.clone(),
+            view: view.clone(),
+            commands: inbox,
+            stop: stop.subscribe(),
+            changed: self.changed.clone(),
+            pins: pins.clone(),
+            logged_in: HashMap::new(),
+            login_failed: HashMap::new(),
+            looked_again: None,
+            search: supervisor::RENEW_EVERY,
+            renewed: None,
+            looking: Vec::new(),
+            stuck: stuck.clone(),
+        };
+        let running = tokio::spawn(async move {
+            if let Some(old) = instead_of {
+                old.stop.send_replace(true);
+                old.ended().await;
+                if old.config.path == supervisor.config.path {
+                    supervisor.inherit(&old.pins);
+                }
+            }
+            supervisor.run().await;
+        });
+        Arc::new(Module {
+            config,
+            view,
+            commands,
+            stop,
+            supervisor: Mutex::new(Some(running)),
+            pins,
+            gates: std::sync::Mutex::default(),
+            stuck,
+            lists: Semaphore::new(LISTS_MAX),
+            writes: Semaphore::new(1),
+        })
+    }
+}
+
 impl Module {
+    /// Waits for the supervisor's end.
+    async fn ended(&self) {
+        if let Some(running) = self.supervisor.lock().await.take()
+            && let Err(error) = running.await
+        {
+            tracing::error!(module = self.config.name, %error, "a supervisor failed");
+        }
+    }
+
     /// The view, once the worker is not being started any more, or at `patience`.
     async fn settled(&self, patience: Instant) -> Arc<View> {
         let mut view = self.view.subscribe();
@@ -1257,6 +1391,17 @@ impl Module {
             .send(command)
             .await
             .map_err(|_| DeviceError::Stopped)
+    }
+}
+
+/// A module is known by its name, so there is one of each.
+fn check_names(modules: &[ModuleConfig]) -> Result<(), DeviceError> {
+    let mut names = HashSet::new();
+    match modules.iter().find(|module| !names.insert(&module.name)) {
+        Some(twice) => Err(DeviceError::ModuleTwice {
+            module: twice.name.clone(),
+        }),
+        None => Ok(()),
     }
 }
 

@@ -26,6 +26,13 @@ impl Pins {
         self.lock().remove(token);
     }
 
+    /// Takes those that are wanted from another, and leaves it none.
+    pub fn take_over(&self, other: &Self, wanted: impl Fn(&TokenId) -> bool) {
+        let taken = std::mem::take(&mut *other.lock());
+        let taken = taken.into_iter().filter(|(token, _)| wanted(token));
+        self.lock().extend(taken);
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<TokenId, Pin>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -183,6 +183,15 @@ enum Leave {
 }
 
 impl Supervisor {
+    /// Takes over the PINs that worked with the same library, of tokens that are still used.
+    pub fn inherit(&self, pins: &Pins) {
+        self.pins.take_over(pins, |token| {
+            let uri = super::uri_of(token);
+            let mut configured = self.config.token.iter();
+            configured.any(|config| overlap(&config.uri, &uri))
+        });
+    }
+
     /// Runs until told to stop.
     pub async fn run(mut self) {
         let mut useless = 0_u32;

@@ -49,10 +49,7 @@ impl Template {
 
     fn public(self, wanted: &Wanted<'_>, parameters: Vec<Attribute>) -> Vec<Attribute> {
         let verifies = wanted.r#use != KeyUse::Decrypt;
-        let mut attributes = vec![
-            Attribute::Token(true),
-            Attribute::Id(wanted.id.to_vec()),
-        ];
+        let mut attributes = vec![Attribute::Token(true), Attribute::Id(wanted.id.to_vec())];
         if self != Self::Minimal {
             attributes.push(Attribute::Label(wanted.label.as_bytes().to_vec()));
         }
@@ -68,10 +65,7 @@ impl Template {
     }
 
     fn private(self, wanted: &Wanted<'_>) -> Vec<Attribute> {
-        let mut attributes = vec![
-            Attribute::Token(true),
-            Attribute::Id(wanted.id.to_vec()),
-        ];
+        let mut attributes = vec![Attribute::Token(true), Attribute::Id(wanted.id.to_vec())];
         if self != Self::Minimal {
             attributes.extend([
                 Attribute::Label(wanted.label.as_bytes().to_vec()),
@@ -261,7 +255,10 @@ mod tests {
                 };
                 let said = Template::ALL.map(|template| {
                     let (_, parameters) = forms(spec).remove(0);
-                    (template.public(&wanted, parameters), template.private(&wanted))
+                    (
+                        template.public(&wanted, parameters),
+                        template.private(&wanted),
+                    )
                 });
                 for pair in said.windows(2) {
                     let [(public, private), (less_public, less_private)] = pair else {
@@ -269,9 +266,7 @@ mod tests {
                     };
                     assert!(less_public.iter().all(|one| public.contains(one)));
                     assert!(less_private.iter().all(|one| private.contains(one)));
-                    assert!(
-                        less_public.len() + less_private.len() < public.len() + private.len()
-                    );
+                    assert!(less_public.len() + less_private.len() < public.len() + private.len());
                 }
             }
         }

@@ -23,7 +23,8 @@ use super::objects;
 use super::signer::{self, Job, Keys, Signer};
 use crate::device::config::LoginPolicy;
 use crate::device::frames::{
-    Answer, Failure, KeyEntry, LastTry, LoginOutcome, PAGE_BYTES, PAGE_ITEMS, PinBytes, TokenInfo, Verb,
+    Answer, Failure, KeyEntry, LastTry, LoginOutcome, PAGE_BYTES, PAGE_ITEMS, PinBytes, TokenInfo,
+    Verb,
 };
 
 /// The most lists that can be half read at a time; past it the oldest is dropped.

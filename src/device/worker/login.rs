@@ -109,7 +109,10 @@ impl OneTry {
                 };
             }
         };
-        let outcome = refusal(&error, login_failure(&error, &aftermath(module, self.slot, session)));
+        let outcome = refusal(
+            &error,
+            login_failure(&error, &aftermath(module, self.slot, session)),
+        );
         let is_refused = matches!(
             outcome,
             LoginOutcome::Wrong { .. } | LoginOutcome::Uncertain { .. } | LoginOutcome::Locked
@@ -153,7 +156,10 @@ mod tests {
     #[test]
     fn being_logged_in_already_proves_nothing_about_this_login() {
         let already = refusal(&RvError::UserAlreadyLoggedIn, LoginOutcome::Already);
-        assert!(matches!(already, LoginOutcome::Uncertain { .. }), "{already:?}");
+        assert!(
+            matches!(already, LoginOutcome::Uncertain { .. }),
+            "{already:?}"
+        );
         let wrong = LoginOutcome::Wrong { code: "x".into() };
         assert_eq!(refusal(&RvError::PinIncorrect, wrong.clone()), wrong);
     }

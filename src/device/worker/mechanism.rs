@@ -150,7 +150,9 @@ impl Offer {
             Some((*way, offered))
         };
         let all = || ways(scheme).iter().filter_map(has);
-        all().find(|(_, offered)| offered.signs).or_else(|| all().next())
+        all()
+            .find(|(_, offered)| offered.signs)
+            .or_else(|| all().next())
     }
 
     /// How to sign with `scheme` and a key of `bits`, given `input`. What the token cannot do is

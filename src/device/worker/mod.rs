@@ -38,7 +38,8 @@ use self::keeper::Keeper;
 use self::module::Module;
 use self::signer::{Job, Signer};
 use super::frames::{
-    self, Answer, Call, Failure, FromWorker, LoadFailure, PACKET_MAX, PROTOCOL, Reply, ToWorker, Verb,
+    self, Answer, Call, Failure, FromWorker, LoadFailure, PACKET_MAX, PROTOCOL, Reply, ToWorker,
+    Verb,
 };
 use crate::base::sysexits;
 

@@ -56,18 +56,14 @@ enum What<'a> {
         input: Input,
         data: &'a [u8],
     },
-    Decrypt { input: &'a [u8] },
+    Decrypt {
+        input: &'a [u8],
+    },
 }
 
 impl<'a> Job<'a> {
     /// A signature.
-    pub fn sign(
-        token: u16,
-        key: &'a [u8],
-        scheme: Scheme,
-        input: Input,
-        data: &'a [u8],
-    ) -> Self {
+    pub fn sign(token: u16, key: &'a [u8], scheme: Scheme, input: Input, data: &'a [u8]) -> Self {
         let what = What::Sign {
             scheme,
             input,
@@ -421,9 +417,7 @@ fn try_sign(
 ) -> Result<Answer, Failure> {
     let failure = |error: Error| codes::failure(&error);
     let mut signature = [0; SIGNATURE_MAX];
-    session
-        .sign_init(mechanism, key.handle)
-        .map_err(failure)?;
+    session.sign_init(mechanism, key.handle).map_err(failure)?;
     if let Some(refused) = log_in(module, session, one_try) {
         return Ok(refused);
     }
@@ -536,12 +530,7 @@ fn no_session() -> Failure {
 
 /// Modules answer caller's mistakes with CKR_GENERAL_ERROR, or cut an over-long digest and sign
 /// the rest; so type and length are checked before the call.
-fn check(
-    kind: objects::Kind,
-    scheme: Scheme,
-    input: Input,
-    data: &[u8],
-) -> Result<(), Failure> {
+fn check(kind: objects::Kind, scheme: Scheme, input: Input, data: &[u8]) -> Result<(), Failure> {
     use objects::Kind;
     match (scheme, kind) {
         (Scheme::Rs256 | Scheme::Ps256, Kind::Rsa)
