@@ -43,6 +43,7 @@ mod pin_check;
 mod pin_guard;
 mod private_key;
 mod public_key;
+mod sandbox;
 mod supervisor;
 pub mod worker;
 
@@ -71,6 +72,7 @@ use self::link::{CallError, Link};
 use self::pin_check::PinCheck;
 use self::pin_guard::PinGuard;
 pub use self::private_key::{InvalidPrivateKey, RsaPrivateKey};
+pub use self::sandbox::{Sandbox, SandboxState, SandboxStatus};
 use self::supervisor::{Command, Phase, Supervisor, View, call_error, unexpected};
 use crate::base::clock::Clock;
 use crate::base::key::{KeySpec, PublicKey, Scheme, Signature};
@@ -204,6 +206,7 @@ impl Devices {
             let view = Arc::new(watch::Sender::new(Arc::new(View {
                 phase: Phase::Starting,
                 library: None,
+                sandbox: None,
                 tokens,
             })));
             let stuck = Arc::new(AtomicUsize::new(0));
@@ -298,6 +301,7 @@ impl Devices {
                         library.description, library.manufacturer, library.version
                     )
                 }),
+                sandbox: view.sandbox.clone(),
             });
         }
         list
