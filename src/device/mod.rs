@@ -36,11 +36,15 @@
 mod catalogue;
 mod config;
 mod error;
+mod fair;
 mod frames;
 mod hygiene;
+mod keepalive;
 mod link;
+mod per_use;
 mod pin_check;
 mod pin_guard;
+mod pins;
 mod private_key;
 mod public_key;
 mod sandbox;
@@ -64,13 +68,18 @@ pub use self::catalogue::{
     TokenStatus,
 };
 use self::catalogue::{Reason, TokenView};
-pub use self::config::{Allowance, Config, InvalidPinSource, ModuleConfig, PinSource, TokenConfig};
+pub use self::config::{
+    Allowance, Config, InvalidPinSource, LoginPolicy, ModuleConfig, PinSource, TokenConfig, Waiver,
+};
 pub use self::error::DeviceError;
-use self::frames::{Answer, CERTIFICATE_MAX, CertificateParts, Class, Failure, Verb};
+use self::fair::{Gate, Parties, Party};
+use self::frames::{Answer, CERTIFICATE_MAX, CertificateParts, Class, Failure, Input, Verb};
 pub use self::frames::{KeyUse, LastTry, UnlockOutcome};
 use self::link::{CallError, Link};
+use self::per_use::PerUse;
 use self::pin_check::PinCheck;
 use self::pin_guard::PinGuard;
+use self::pins::Pins;
 pub use self::private_key::{InvalidPrivateKey, RsaPrivateKey};
 pub use self::sandbox::{Sandbox, SandboxState, SandboxStatus};
 use self::supervisor::{Command, Phase, Supervisor, View, call_error, unexpected};
@@ -108,6 +117,8 @@ pub struct Devices(Arc<Inner>);
 
 struct Inner {
     modules: Vec<Module>,
+    guard: Arc<PinGuard>,
+    parties: Parties,
     public_keys: RwLock<HashMap<KeyRef, PublicKey>>,
     stop: watch::Sender<bool>,
     /// Counts what [`Changes`] reports.
@@ -157,6 +168,10 @@ struct Module {
     config: ModuleConfig,
     view: Arc<watch::Sender<Arc<View>>>,
     commands: mpsc::Sender<Command>,
+    /// Shared with the supervisor.
+    pins: Pins,
+    /// For operations that need a login of their own: one at a time for each token.
+    gates: std::sync::Mutex<HashMap<TokenId, Arc<Gate>>>,
     /// Workers that were killed and have not ended.
     stuck: Arc<AtomicUsize>,
     /// A turn for each list, as the worker keeps only so many half read.
@@ -210,6 +225,7 @@ impl Devices {
                 tokens,
             })));
             let stuck = Arc::new(AtomicUsize::new(0));
+            let pins = Pins::default();
             let supervisor = Supervisor {
                 config: config.clone(),
                 worker: worker.clone(),
@@ -218,7 +234,7 @@ impl Devices {
                 commands: inbox,
                 stop: stop.subscribe(),
                 changed: changed.clone(),
-                pins: HashMap::new(),
+                pins: pins.clone(),
                 logged_in: HashMap::new(),
                 login_failed: HashMap::new(),
                 looked_again: None,
@@ -232,6 +248,8 @@ impl Devices {
                 config,
                 view,
                 commands,
+                pins,
+                gates: std::sync::Mutex::default(),
                 stuck,
                 lists: Semaphore::new(LISTS_MAX),
                 writes: Semaphore::new(1),
@@ -240,6 +258,8 @@ impl Devices {
         let supervisors = supervisors.into_iter().map(tokio::spawn).collect();
         Ok(Self(Arc::new(Inner {
             modules,
+            guard,
+            parties: Parties::default(),
             public_keys: RwLock::default(),
             stop,
             changed,
@@ -336,8 +356,8 @@ impl Devices {
     /// Signs `message` with the key that the permit is for.
     ///
     /// Refuses unless the message lies in the domain of the permit's purpose. Hashes here, has the
-    /// token sign, and verifies the signature before returning it. Messages may have 16 MiB; for
-    /// Ed25519, which a token signs whole, 32 KiB.
+    /// token sign, and verifies the signature before returning it. Messages may have 16 MiB; those
+    /// that a token is given whole, for Ed25519 or because it hashes by itself only, 32 KiB.
     pub async fn sign(
         &self,
         permit: Permit,
@@ -365,7 +385,6 @@ impl Devices {
                 purpose: permit.purpose(),
             });
         }
-        let input = sign_input(scheme, message)?;
         let key = permit.key();
         let public_key = self.public_key(key).await?;
         if !public_key.family().supports(scheme) {
@@ -375,21 +394,30 @@ impl Devices {
             });
         }
         let module = self.module(&key.token.module)?;
-        let verb = |token| Verb::Sign {
-            token,
-            key: key.id.as_bytes().to_vec(),
-            scheme,
-            input: input.clone(),
+        let input = module.sign_input(&key.token, scheme);
+        let party = self.0.parties.of(permit.caller());
+        let sign = async |input| {
+            let data = signed_data(scheme, input, message)?;
+            let verb = |token| Verb::Sign {
+                token,
+                key: key.id.as_bytes().to_vec(),
+                scheme,
+                input,
+                data: data.clone(),
+            };
+            let budget = module.config.call_timeout;
+            self.call_for(party, &key.token, Some(key), Need::Login, budget, verb)
+                .await
         };
-        let answer = self
-            .call(
-                &key.token,
-                Some(key),
-                Need::Login,
-                module.config.call_timeout,
-                verb,
-            )
-            .await?;
+        let answer = match sign(input).await {
+            // Not known before the worker was up.
+            Err(DeviceError::Unsupported { .. })
+                if module.sign_input(&key.token, scheme) != input =>
+            {
+                sign(module.sign_input(&key.token, scheme)).await?
+            }
+            answer => answer?,
+        };
         let Answer::Signature(bytes) = answer else {
             return Err(unexpected(&key.token.module));
         };
@@ -443,7 +471,8 @@ impl Devices {
             input: ciphertext.to_vec(),
         };
         let answer = self
-            .call(
+            .call_for(
+                self.0.parties.of(permit.caller()),
                 &key.token,
                 Some(key),
                 Need::Login,
@@ -490,7 +519,9 @@ impl Devices {
     }
 
     /// Generates a key pair on a token. The private key is proven to have been made there and to
-    /// be unable to leave; one that does not prove it is destroyed. `label` has at most 255 bytes.
+    /// be unable to leave; one that does not prove it is destroyed. What the configuration waives
+    /// for the token need not be proven; [`GeneratedKey::proof`] says what was not. `label` has at
+    /// most 255 bytes.
     ///
     /// Writes to one module happen one after the other.
     pub async fn generate(
@@ -538,6 +569,7 @@ impl Devices {
             label: label.to_owned(),
             spec,
             r#use,
+            waived: module.waivers(token),
         };
         let answer = self
             .call(
@@ -548,14 +580,17 @@ impl Devices {
                 verb,
             )
             .await?;
-        let Answer::Generated(parts) = answer else {
+        let Answer::Generated(parts, waived) = answer else {
             return Err(unexpected(&token.module));
         };
         let public_key = self.remember(&key, &parts)?;
+        if !waived.is_empty() {
+            tracing::warn!(%key, ?waived, "the token did not prove all of a new key, as is waived");
+        }
         Ok(GeneratedKey {
             key,
             public_key,
-            proof: Proof::COMPLETE,
+            proof: Proof::without(waived),
         })
     }
 
@@ -600,20 +635,26 @@ impl Devices {
 
     /// The private keys on a token.
     pub async fn keys(&self, token: &TokenId) -> Result<Vec<KeyInfo>, DeviceError> {
-        let read = async |cursor| {
+        let _turn = turn(&self.module(&token.module)?.lists).await?;
+        let (mut entries, mut cursor) = (Vec::new(), None);
+        loop {
             let verb = |token| Verb::Keys { token, cursor };
-            match self.list_call(token, Need::Login, verb).await? {
-                Answer::Keys(entries, next) => Ok((entries, next)),
-                _ => Err(unexpected(&token.module)),
+            let Answer::Keys(page, next) = self.list_call(token, Need::Login, verb).await? else {
+                return Err(unexpected(&token.module));
+            };
+            entries.extend(page);
+            cursor = next;
+            if cursor.is_none() {
+                break;
             }
-        };
-        let entries = self.pages(token, read).await?;
+        }
         Ok(entries
             .into_iter()
             .map(|entry| KeyInfo {
                 id: KeyId::from_bytes(entry.id).ok(),
                 label: entry.label,
                 spec: entry.spec,
+                always_authenticate: entry.always_authenticate,
             })
             .collect())
     }
@@ -676,14 +717,20 @@ impl Devices {
         &self,
         token: &TokenId,
     ) -> Result<Vec<TokenCertificate>, DeviceError> {
-        let read = async |cursor| {
+        let _turn = turn(&self.module(&token.module)?.lists).await?;
+        let (mut entries, mut cursor) = (Vec::new(), None);
+        loop {
             let verb = |token| Verb::Certificates { token, cursor };
-            match self.list_call(token, Need::Presence, verb).await? {
-                Answer::Certificates(entries, next) => Ok((entries, next)),
-                _ => Err(unexpected(&token.module)),
+            let answer = self.list_call(token, Need::Presence, verb).await?;
+            let Answer::Certificates(page, next) = answer else {
+                return Err(unexpected(&token.module));
+            };
+            entries.extend(page);
+            cursor = next;
+            if cursor.is_none() {
+                break;
             }
-        };
-        let entries = self.pages(token, read).await?;
+        }
         Ok(entries
             .into_iter()
             .filter_map(|entry| {
@@ -854,10 +901,24 @@ impl Devices {
         Ok(())
     }
 
-    /// Has the worker of a token do something. What was surely not done is done once more after
-    /// its hindrance was removed: a lost login, a token that had left, a worker being replaced.
+    /// The same as [`Devices::call_for`], on our own account.
     async fn call(
         &self,
+        token: &TokenId,
+        key: Option<&KeyRef>,
+        need: Need,
+        budget: Duration,
+        verb: impl Fn(u16) -> Verb,
+    ) -> Result<Answer, DeviceError> {
+        self.call_for(Party::default(), token, key, need, budget, verb)
+            .await
+    }
+
+    /// Has the worker of a token do something for `party`. What was surely not done is done once more after
+    /// its hindrance was removed: a lost login, a token that had left, a worker being replaced.
+    async fn call_for(
+        &self,
+        party: Party,
         token: &TokenId,
         key: Option<&KeyRef>,
         need: Need,
@@ -867,8 +928,9 @@ impl Devices {
         let module = self.module(&token.module)?;
         let deadline = Instant::now() + module.config.call_timeout;
         let (mut logged_in_again, mut looked_again) = (false, false);
+        let mut wants_login = false;
         loop {
-            let (link, number) = match module.ready(token, need, deadline).await {
+            let (link, number, login) = match module.ready(token, need, deadline).await {
                 Err(DeviceError::TokenAbsent { .. }) if !looked_again => {
                     looked_again = true;
                     self.look_again(module, uri_of(token)).await?;
@@ -883,12 +945,23 @@ impl Devices {
             };
             let verb = verb(number);
             let function = verb.function();
-            let error = match link.call(verb, budget).await {
+            wants_login |= login == LoginPolicy::PerOperation && need == Need::Login;
+            let result = if wants_login {
+                let per_use = self.per_use(module, token, link.clone(), login);
+                per_use.run(party, verb, budget).await?
+            } else {
+                link.call_for(party, verb, budget).await
+            };
+            let error = match result {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
             match &error {
                 CallError::NotSent => continue,
+                CallError::Failed(Failure::PinWanted) if !wants_login => {
+                    wants_login = true;
+                    continue;
+                }
                 CallError::Failed(
                     Failure::LoggedOut
                     | Failure::Pkcs11 {
@@ -941,6 +1014,32 @@ impl Devices {
         }
     }
 
+    fn per_use(
+        &self,
+        module: &Module,
+        token: &TokenId,
+        link: Arc<Link>,
+        login: LoginPolicy,
+    ) -> PerUse {
+        let view = module.view.borrow().clone();
+        let protected_path = view
+            .tokens
+            .iter()
+            .find(|known| known.id == *token)
+            .and_then(|known| known.found.as_ref())
+            .is_some_and(|info| info.flags.protected_path);
+        PerUse {
+            token: token.clone(),
+            link,
+            guard: self.0.guard.clone(),
+            pins: module.pins.clone(),
+            supervisor: module.commands.clone(),
+            gate: module.gate(token),
+            login,
+            protected_path,
+        }
+    }
+
     async fn list_call(
         &self,
         token: &TokenId,
@@ -949,26 +1048,6 @@ impl Devices {
     ) -> Result<Answer, DeviceError> {
         let budget = self.module(&token.module)?.config.call_timeout;
         self.call(token, None, need, budget, verb).await
-    }
-
-    /// Reads a list page by page.
-    async fn pages<T>(
-        &self,
-        token: &TokenId,
-        read: impl AsyncFn(Option<u32>) -> Result<(Vec<T>, Option<u32>), DeviceError>,
-    ) -> Result<Vec<T>, DeviceError> {
-        let module = self.module(&token.module)?;
-        let _turn = turn(&module.lists).await?;
-        let mut list = Vec::new();
-        let mut cursor = None;
-        loop {
-            let (entries, next) = read(cursor).await?;
-            list.extend(entries);
-            if next.is_none() {
-                return Ok(list);
-            }
-            cursor = next;
-        }
     }
 
     fn remember(
@@ -1073,6 +1152,46 @@ impl Module {
             .any(|known| known.id == *token && matches!(known.reason, Some(Reason::LoginFailed(_))))
     }
 
+    /// Where operations of a token wait that need a login of their own.
+    fn gate(&self, token: &TokenId) -> Arc<Gate> {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        match gates.get(token) {
+            Some(gate) => gate.clone(),
+            None => gates.entry(token.clone()).or_default().clone(),
+        }
+    }
+
+    /// What the configuration says that a token misreports of new keys.
+    fn waivers(&self, token: &TokenId) -> Vec<Waiver> {
+        let view = self.view.borrow().clone();
+        let known = view.tokens.iter().find(|known| known.id == *token);
+        known
+            .and_then(|known| {
+                let mut configured = self.config.token.iter();
+                configured.find(|config| config.uri == known.uri)
+            })
+            .map(|config| config.waive.clone())
+            .unwrap_or_default()
+    }
+
+    /// What a token is to be given for a signature, as far as it is known now.
+    fn sign_input(&self, token: &TokenId, scheme: Scheme) -> Input {
+        let hashes_itself = scheme == Scheme::EdDsa
+            || self
+                .view
+                .borrow()
+                .tokens
+                .iter()
+                .find(|known| known.id == *token)
+                .and_then(|known| known.found.as_ref())
+                .is_some_and(|info| info.hashes.contains(&scheme));
+        if hashes_itself {
+            Input::Message
+        } else {
+            Input::Digest
+        }
+    }
+
     fn down(&self, reason: &str, until: Instant) -> DeviceError {
         DeviceError::ModuleDown {
             module: self.config.name.clone(),
@@ -1081,14 +1200,14 @@ impl Module {
         }
     }
 
-    /// The link to the worker and the number of the token, waiting for a worker that is being
-    /// started, up to `deadline`.
+    /// The link to the worker, the number of the token and its login policy, waiting for a worker
+    /// that is being started, up to `deadline`.
     async fn ready(
         &self,
         token: &TokenId,
         need: Need,
         deadline: Instant,
-    ) -> Result<(Arc<Link>, u16), DeviceError> {
+    ) -> Result<(Arc<Link>, u16, LoginPolicy), DeviceError> {
         let usable = |view: &Arc<View>| match &view.phase {
             Phase::Starting => false,
             Phase::Up(link) => link.is_open(),
@@ -1117,7 +1236,7 @@ impl Module {
             .ok_or_else(absent)?;
         let number = known.found.as_ref().ok_or_else(absent)?.number;
         match (known.state, need) {
-            (TokenState::Ready, _) | (_, Need::Presence) => Ok((link.clone(), number)),
+            (TokenState::Ready, _) | (_, Need::Presence) => Ok((link.clone(), number, known.login)),
             (TokenState::LockedOut, _) => Err(DeviceError::PinLocked { token: name() }),
             (TokenState::FinalTry, _) => Err(DeviceError::PinFinalTry { token: name() }),
             _ => Err(match &known.reason {
@@ -1159,12 +1278,11 @@ fn uri_of(token: &TokenId) -> TokenUri {
     }
 }
 
-/// What the token signs for `message`: its digest, or itself for Ed25519.
-fn sign_input(scheme: Scheme, message: &[u8]) -> Result<Vec<u8>, DeviceError> {
-    let (algorithm, limit) = match scheme {
-        Scheme::Rs256 | Scheme::Ps256 | Scheme::Es256 => (Some(&digest::SHA256), MESSAGE_MAX),
-        Scheme::Es384 => (Some(&digest::SHA384), MESSAGE_MAX),
-        Scheme::EdDsa => (None, frames::WHOLE_MESSAGE_MAX),
+/// What the token is given for `message`: its digest, or itself.
+fn signed_data(scheme: Scheme, input: Input, message: &[u8]) -> Result<Vec<u8>, DeviceError> {
+    let limit = match input {
+        Input::Digest => MESSAGE_MAX,
+        Input::Message => frames::WHOLE_MESSAGE_MAX,
     };
     if message.len() > limit {
         return Err(DeviceError::TooLarge {
@@ -1172,10 +1290,12 @@ fn sign_input(scheme: Scheme, message: &[u8]) -> Result<Vec<u8>, DeviceError> {
             limit,
         });
     }
-    Ok(match algorithm {
-        Some(algorithm) => digest::digest(algorithm, message).as_ref().to_vec(),
-        None => message.to_vec(),
-    })
+    let algorithm = match (input, scheme) {
+        (Input::Message, _) | (_, Scheme::EdDsa) => return Ok(message.to_vec()),
+        (Input::Digest, Scheme::Rs256 | Scheme::Ps256 | Scheme::Es256) => &digest::SHA256,
+        (Input::Digest, Scheme::Es384) => &digest::SHA384,
+    };
+    Ok(digest::digest(algorithm, message).as_ref().to_vec())
 }
 
 /// Takes a certificate apart for `C_CreateObject` (PKCS#11 v3.0 section 4.6.3).

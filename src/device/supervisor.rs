@@ -36,15 +36,17 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::catalogue::{Reason, TokenState, TokenView, overlap};
-use super::config::{ModuleConfig, PinSource, TokenConfig};
+use super::config::{LoginPolicy, ModuleConfig, PinSource, TokenConfig};
 use super::error::DeviceError;
 use super::frames::{
     self, Answer, Class, Failure, FromWorker, LastTry, LoadFailure, LoginOutcome, ModuleInfo,
     PACKET_MAX, PROTOCOL, PinBytes, ToWorker, UnlockOutcome, Verb,
 };
+use super::keepalive::Keepalives;
 use super::link::{CallError, End, Link, receive};
 use super::pin_check::PinCheck;
 use super::pin_guard::{self, PinGuard, PinOrigin, Settled};
+use super::pins::Pins;
 use super::sandbox::{Confinement, SandboxState, SandboxStatus};
 use crate::base::pkcs11::{TokenId, TokenUri};
 use crate::base::secret::Pin;
@@ -139,6 +141,8 @@ pub(super) enum Command {
         check: PinCheck,
         done: oneshot::Sender<Result<(), DeviceError>>,
     },
+    /// A PIN was refused outside this task, or is not tried any more.
+    PinRefused { token: TokenId, error: DeviceError },
     /// The module answered that it is unwell: replace the worker behind `link`.
     Replace { link: Arc<Link>, why: String },
 }
@@ -154,7 +158,7 @@ pub(super) struct Supervisor {
     /// Counts what callers can see.
     pub changed: watch::Sender<u64>,
     /// PINs that worked in this process, for the next worker.
-    pub pins: HashMap<TokenId, Pin>,
+    pub pins: Pins,
     pub logged_in: HashMap<TokenId, Instant>,
     pub login_failed: HashMap<TokenId, Instant>,
     pub looked_again: Option<Instant>,
@@ -281,7 +285,7 @@ impl Supervisor {
                     Some(Command::LookAgain { done, .. } | Command::LogInAgain { done, .. }) => {
                         let _gone = done.send(());
                     }
-                    Some(Command::Replace { .. }) => {}
+                    Some(Command::Replace { .. } | Command::PinRefused { .. }) => {}
                     None => return Pause::Stop,
                 }
             }
@@ -556,7 +560,7 @@ impl Supervisor {
                 .config
                 .token
                 .iter()
-                .map(|token| TokenView::find(name, &token.uri, &present))
+                .map(|token| TokenView::find(name, &token.uri, &present).with_login(token.login))
                 .collect()),
             Ok(_) => Err(unexpected(name)),
             Err(error) => Err(self.call_error(
@@ -615,7 +619,7 @@ impl Supervisor {
             settle(token, TokenState::Degraded, why);
             return Ok(());
         }
-        let kept = self.pins.get(&token.id).cloned();
+        let kept = self.pins.get(&token.id);
         let source = self.source_of(token);
         let (pin, origin) = match (kept, source) {
             (Some(pin), _) => (Ok(pin), PinOrigin::Kept),
@@ -650,7 +654,10 @@ impl Supervisor {
             Err(error) => Err(error),
         };
         match tried {
-            Ok(_) => settle(token, TokenState::Ready, None),
+            Ok(_) => {
+                self.log_out_again(link, token).await;
+                settle(token, TokenState::Ready, None);
+            }
             Err(error) => {
                 if link.end().is_some() || !link.is_open() {
                     return Err(error);
@@ -665,6 +672,24 @@ impl Supervisor {
             }
         }
         Ok(())
+    }
+
+    /// The PIN is known to be right; a token that is logged in for each operation needs no more
+    /// now. One that stays logged in is logged out by its next operation.
+    async fn log_out_again(&self, link: &Link, token: &TokenView) {
+        let Some(info) = &token.found else { return };
+        if token.login == LoginPolicy::Session {
+            return;
+        }
+        let verb = Verb::Logout { token: info.number };
+        if let Err(error) = link.call(verb, self.config.call_timeout).await {
+            tracing::warn!(
+                module = self.config.name,
+                token = %token.id,
+                ?error,
+                "not logged out"
+            );
+        }
     }
 
     fn note_login_failure(&self, token: &mut TokenView, error: &DeviceError) {
@@ -686,6 +711,15 @@ impl Supervisor {
             ),
             _ => (TokenState::PinNeeded, Some(Reason::Other(text))),
         };
+    }
+
+    /// Shows that a PIN of a token was refused.
+    fn note_refusal(&self, id: &TokenId, error: &DeviceError) {
+        let mut tokens = self.view.borrow().tokens.clone();
+        for token in tokens.iter_mut().filter(|token| token.id == *id) {
+            self.note_login_failure(token, error);
+        }
+        self.publish_tokens(tokens);
     }
 
     fn source_of(&self, token: &TokenView) -> Option<&PinSource> {
@@ -798,11 +832,16 @@ impl Supervisor {
     async fn serve(&mut self, worker: &Worker, stop: &mut watch::Receiver<bool>) -> Leave {
         let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut keepalives = Keepalives::of(&self.config.token);
         loop {
             let command = tokio::select! {
                 () = worker.link.closed() => return self.post_mortem(&worker.link).await,
                 () = stopped(stop) => return Leave::Stop,
                 command = self.commands.recv() => command,
+                index = keepalives.due() => {
+                    self.keep_alive(&worker.link, index).await;
+                    continue;
+                }
                 _ = look.tick() => {
                     match self.look_around(worker).await {
                         Some(leave) => return leave,
@@ -817,6 +856,7 @@ impl Supervisor {
                         return Leave::Ended(why);
                     }
                 }
+                Some(Command::PinRefused { token, error }) => self.note_refusal(&token, &error),
                 Some(Command::LookAgain { wanted, done }) => {
                     let due = self
                         .looked_again
@@ -874,6 +914,23 @@ impl Supervisor {
                     }
                 },
             }
+        }
+    }
+
+    /// Has a token do something. What is wrong with it shows at the next look, or the next call.
+    async fn keep_alive(&self, link: &Link, index: usize) {
+        let view = self.view.borrow().clone();
+        let token = view.tokens.get(index);
+        let found = token.filter(|token| token.state == TokenState::Ready);
+        let Some(info) = found.and_then(|token| token.found.as_ref()) else {
+            return;
+        };
+        if link.is_occupied() {
+            return;
+        }
+        let verb = Verb::KeepAlive { token: info.number };
+        if let Err(error) = link.call(verb, self.config.call_timeout).await {
+            tracing::debug!(module = self.config.name, ?error, "not kept alive");
         }
     }
 
@@ -1016,6 +1073,7 @@ impl Supervisor {
         let result = self.try_pin(link, id, number, given).await;
         match &result {
             Ok(_) => {
+                self.log_out_again(link, token).await;
                 token.state = TokenState::Ready;
                 token.reason = None;
             }
@@ -1206,7 +1264,7 @@ pub(super) fn call_error(
                 function,
                 code,
             },
-            Failure::LoggedOut => DeviceError::PinNeeded { token },
+            Failure::LoggedOut | Failure::PinWanted => DeviceError::PinNeeded { token },
             Failure::KeyMissing => DeviceError::KeyMissing { key },
             Failure::KeyAmbiguous => DeviceError::KeyAmbiguous { key },
             Failure::KeyExists => DeviceError::KeyExists { key },
@@ -1217,7 +1275,7 @@ pub(super) fn call_error(
             },
             Failure::Undecryptable => DeviceError::Undecryptable { key },
             Failure::InputLength => DeviceError::TooLarge {
-                what: "message for Ed25519",
+                what: "message that the token hashes itself",
                 limit: frames::WHOLE_MESSAGE_MAX,
             },
             Failure::KeyNotProven { attribute } => DeviceError::KeyNotProven { token, attribute },

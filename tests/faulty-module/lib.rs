@@ -50,8 +50,14 @@
 //! | `pin tries=N [spent=M]` | so many wrong PINs lock the token; M were given before the first one counted here. The count is kept per serial over processes and shows in the PIN flags |
 //! | `lie [wrong=CODE] [right=CODE]` | what C_Login returns for a wrong and for a right PIN; a right PIN answered with an error does not log in, and counts as a wrong one |
 //! | `hide mechanism=N` | the token denies having it |
+//! | `sizes mechanism=N min=BITS max=BITS` | the sizes of keys that it admits to for it |
+//! | `hashes` | it has CKM_ECDSA_SHA256 and CKM_ECDSA_SHA384, made of the real module's CKM_ECDSA |
+//! | `refuse attribute=N [value=…] code=N` | C_GenerateKeyPair returns this code for templates that have the attribute, or this value of it |
+//! | `bare-points` | CKA_EC_POINT comes without its OCTET STRING |
+//! | `edwards-by-name` | CKA_EC_PARAMS of Ed25519 is taken, and given, as the name of the curve only |
 //! | `attribute type=N value=…` | every object reports this value for the attribute |
-//! | `always-authenticate` | private keys are CKA_ALWAYS_AUTHENTICATE: C_Sign needs a context-specific login right after C_SignInit, and nothing between |
+//! | `always-authenticate [id=…]` | private keys, or the one with this CKA_ID, are CKA_ALWAYS_AUTHENTICATE: C_Sign needs a context-specific login right after C_SignInit, and nothing between, in no session of the token |
+//! | `keypad pin=…` | CKF_PROTECTED_AUTHENTICATION_PATH: C_Login takes no PIN but asks for it on the device, where this one is typed |
 //! | `events` | C_WaitForSlotEvent reports removals and insertions; without it, what the real module does |
 //!
 //! # Log

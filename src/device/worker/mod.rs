@@ -15,7 +15,10 @@
 
 mod codes;
 mod confine;
+mod generation;
 mod keeper;
+mod login;
+mod mechanism;
 mod module;
 mod objects;
 mod raw;
@@ -37,6 +40,7 @@ use self::module::Module;
 use self::signer::{Job, Signer};
 use super::frames::{
     self, Answer, Call, Failure, FromWorker, LoadFailure, PACKET_MAX, PROTOCOL, Reply, ToWorker,
+    Verb,
 };
 use crate::base::memory::{lock_all, undumpable};
 use crate::base::sysexits;
@@ -224,26 +228,40 @@ fn serve_signatures(
                     return Err(Refusal::Protocol(frames::FrameError::Malformed));
                 }
             };
-            let Some(job) = Job::of(&call.verb) else {
-                // The packet may have held a PIN.
+            if !matches!(call.verb, Verb::Sign { .. }) {
+                // The packet holds nothing else, and may have held a PIN.
                 buffer[..length].zeroize();
-                hand_over(to_keeper, call);
+                serve_one(signer, call, to_keeper, &mut outbox)?;
                 break;
-            };
-            // Nobody else holds the lock but the keeper, for a moment, to take the session away.
-            let result = signer
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .perform(job);
-            if signer::is_shrink(&result) {
-                hand_over(to_keeper, call);
-            } else {
-                outbox.push(call.id, result)?;
             }
+            serve_one(signer, call, to_keeper, &mut outbox)?;
         }
         outbox.flush()?;
     }
     Ok(())
+}
+
+/// Does a call here, if it is one for a private key, or else leaves it to the keeper.
+fn serve_one(
+    signer: &Mutex<Signer>,
+    call: Call,
+    to_keeper: &Sender<Call>,
+    outbox: &mut Outbox<'_>,
+) -> Result<(), Refusal> {
+    // Nobody else holds the lock but the keeper, for a moment, to take the session away.
+    let result = Job::of(&call.verb).map(|job| {
+        signer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .perform(job)
+    });
+    match result {
+        Some(result) if !signer::is_shrink(&result) => outbox.push(call.id, result),
+        Some(_) | None => {
+            hand_over(to_keeper, call);
+            Ok(())
+        }
+    }
 }
 
 fn hand_over(to_keeper: &Sender<Call>, call: Call) {

@@ -1,9 +1,10 @@
-//! The calls that have no safe form: the single-part `C_Sign`, `C_Initialize` with parameters, and
-//! `_exit`.
+//! The calls that have no safe form: the single-part `C_Sign` and `C_Decrypt`, `C_Initialize` with
+//! parameters, and `_exit`.
 //!
-//! cryptoki asks `C_Sign` for the length first and then calls it again: a second round trip on a
-//! network HSM, and some modules end the operation at the first. Signatures of the schemes in use
-//! fit in [`SIGNATURE_MAX`], so one call is enough.
+//! cryptoki asks for the length first and then calls it again: a second round trip on a
+//! network HSM, and some modules end the operation at the first. Signatures of the schemes in use,
+//! and what RSA decrypts, fit in [`SIGNATURE_MAX`], so one call is enough. For keys that want a login
+//! for each use there is no other way: it has to come between the two halves.
 
 #![allow(unsafe_code)]
 
@@ -21,7 +22,8 @@ use cryptoki_sys::{
 /// The most bytes of a signature: RSA with 8192 bits.
 pub const SIGNATURE_MAX: usize = 1024;
 
-type SignFunction = unsafe extern "C" fn(
+/// `C_Sign` and `C_Decrypt` look the same.
+type OnePart = unsafe extern "C" fn(
     CK_SESSION_HANDLE,
     *mut CK_BYTE,
     CK_ULONG,
@@ -29,16 +31,23 @@ type SignFunction = unsafe extern "C" fn(
     *mut CK_ULONG,
 ) -> CK_RV;
 
-/// `C_Sign` of the loaded module.
+/// `C_Sign` and `C_Decrypt` of the loaded module.
 #[derive(Clone, Copy)]
-pub struct RawSign(SignFunction);
+pub struct Raw {
+    sign: OnePart,
+    /// Absent where the module only signs.
+    decrypt: Option<OnePart>,
+}
 
-impl RawSign {
-    /// Finds the function in the module at `path`, which must be initialized through cryptoki
+impl Raw {
+    /// Finds the functions in the module at `path`, which must be initialized through cryptoki
     /// already; the dynamic linker hands out the same instance.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let function = functions(path)?.and_then(|list| list.C_Sign);
-        function.map(Self).ok_or(Error::NullFunctionPointer)
+        let list = functions(path)?.ok_or(Error::NullFunctionPointer)?;
+        Ok(Self {
+            sign: list.C_Sign.ok_or(Error::NullFunctionPointer)?,
+            decrypt: list.C_Decrypt,
+        })
     }
 
     /// Ends the signature that `sign_init` began on `session`; returns how many bytes of
@@ -49,25 +58,47 @@ impl RawSign {
         data: &[u8],
         signature: &mut [u8; SIGNATURE_MAX],
     ) -> Result<usize, Error> {
-        let mut length = SIGNATURE_MAX as CK_ULONG;
-        // SAFETY: the function was taken from the module's list under its own name, so it has
-        // this signature. It only reads `data`, whose length is given, although C declares it
-        // without const; it writes at most `length` bytes to `signature`. `Session` is not Sync:
-        // no other thread uses the handle meanwhile.
-        let code = unsafe {
-            self.0(
-                session.handle(),
-                data.as_ptr().cast_mut(),
-                data.len() as CK_ULONG,
-                signature.as_mut_ptr(),
-                &mut length,
-            )
-        };
-        if code != CKR_OK {
-            Rv::from(code).into_result(Function::Sign)?;
-        }
-        Ok((length as usize).min(SIGNATURE_MAX))
+        one_part(self.sign, Function::Sign, session, data, signature)
     }
+
+    /// Ends the decryption that `decrypt_init` began on `session`; returns how many bytes of
+    /// `plaintext` it takes.
+    pub fn decrypt(
+        self,
+        session: &Session,
+        data: &[u8],
+        plaintext: &mut [u8; SIGNATURE_MAX],
+    ) -> Result<usize, Error> {
+        let function = self.decrypt.ok_or(Error::NullFunctionPointer)?;
+        one_part(function, Function::Decrypt, session, data, plaintext)
+    }
+}
+
+fn one_part(
+    function: OnePart,
+    name: Function,
+    session: &Session,
+    data: &[u8],
+    output: &mut [u8; SIGNATURE_MAX],
+) -> Result<usize, Error> {
+    let mut length = SIGNATURE_MAX as CK_ULONG;
+    // SAFETY: the function was taken from the module's list under its own name, so it has this
+    // signature. It only reads `data`, whose length is given, although C declares it without
+    // const; it writes at most `length` bytes to `output`. `Session` is not Sync: no other thread
+    // uses the handle meanwhile.
+    let code = unsafe {
+        function(
+            session.handle(),
+            data.as_ptr().cast_mut(),
+            data.len() as CK_ULONG,
+            output.as_mut_ptr(),
+            &mut length,
+        )
+    };
+    if code != CKR_OK {
+        Rv::from(code).into_result(name)?;
+    }
+    Ok((length as usize).min(SIGNATURE_MAX))
 }
 
 /// The function list of the module at `path`, which must be loaded through cryptoki already.
