@@ -796,8 +796,22 @@ async fn keys_that_want_a_login_for_each_use_sign_and_decrypt() {
     for (kind, id) in [("EC:prime256v1", "0a"), ("rsa:2048", "0b")] {
         let made = Command::new("pkcs11-tool")
             .args(["--module", &token.module.to_string_lossy()])
-            .args(["--token-label", &token.label, "--login", "--pin", &token.pin])
-            .args(["--keypairgen", "--key-type", kind, "--id", id, "--label", "made elsewhere"])
+            .args([
+                "--token-label",
+                &token.label,
+                "--login",
+                "--pin",
+                &token.pin,
+            ])
+            .args([
+                "--keypairgen",
+                "--key-type",
+                kind,
+                "--id",
+                id,
+                "--label",
+                "made elsewhere",
+            ])
             .args(["--usage-sign", "--usage-decrypt", "--always-auth"])
             .envs(&token.environment)
             .output()
@@ -818,7 +832,10 @@ async fn keys_that_want_a_login_for_each_use_sign_and_decrypt() {
     let listed = devices.keys(&token_id).await.unwrap();
     assert_eq!(listed.len(), 3);
     for entry in listed {
-        assert_eq!(entry.always_authenticate, entry.id.as_ref() != Some(&usual.id));
+        assert_eq!(
+            entry.always_authenticate,
+            entry.id.as_ref() != Some(&usual.id)
+        );
     }
     let mut signing = tokio::task::JoinSet::new();
     for key in [&ec, &rsa, &usual, &ec, &rsa, &usual, &ec, &rsa] {

@@ -1028,7 +1028,9 @@ async fn nothing_comes_between_the_login_for_one_use_and_its_signature() {
     };
     let listed = rig.devices.keys(&rig.id).await.expect("keys");
     let always = |key: &KeyRef| {
-        let entry = listed.iter().find(|entry| entry.id.as_ref() == Some(&key.id));
+        let entry = listed
+            .iter()
+            .find(|entry| entry.id.as_ref() == Some(&key.id));
         entry.expect("the key").always_authenticate
     };
     assert!(always(&rig.key) && !always(&other));
@@ -1056,7 +1058,11 @@ async fn nothing_comes_between_the_login_for_one_use_and_its_signature() {
 
 #[tokio::test]
 async fn a_pin_refused_for_one_use_is_tried_once_until_a_person_gives_another() {
-    for lie in [CKR_PIN_INCORRECT, CKR_USER_ALREADY_LOGGED_IN, CKR_GENERAL_ERROR] {
+    for lie in [
+        CKR_PIN_INCORRECT,
+        CKR_USER_ALREADY_LOGGED_IN,
+        CKR_GENERAL_ERROR,
+    ] {
         let Some((mut rig, other)) = rig_with_always("refused use").await else {
             return;
         };
@@ -1129,7 +1135,9 @@ async fn a_login_for_one_use_that_is_not_answered_blocks_the_pin_and_a_caller_th
     .await;
     leaving.abort();
     rig.faulty.lift(&slow);
-    rig.sign().await.expect("what somebody left was seen to its end");
+    rig.sign()
+        .await
+        .expect("what somebody left was seen to its end");
 
     rig.devices.shutdown().await;
     rig.config.module[0].call_timeout = Duration::from_millis(500);
@@ -1252,7 +1260,9 @@ async fn a_token_that_hashes_by_itself_only_is_given_the_message() {
         for scheme in schemes {
             // Verified before it comes out.
             let signed = rig.devices.sign(permit(&key), *scheme, &message("hello"));
-            signed.await.unwrap_or_else(|error| panic!("{scheme}: {error}"));
+            signed
+                .await
+                .unwrap_or_else(|error| panic!("{scheme}: {error}"));
             let long = message(&"x".repeat(33 * 1024));
             let refused = rig.devices.sign(permit(&key), *scheme, &long).await;
             assert!(
@@ -1380,7 +1390,8 @@ async fn a_template_that_is_refused_is_tried_again_with_less_in_it() {
     }
     rig.faulty.heal();
     // What a smaller template left to the token is still to be proven.
-    rig.faulty.refuse(CKA_EXTRACTABLE, CKR_TEMPLATE_INCONSISTENT);
+    rig.faulty
+        .refuse(CKA_EXTRACTABLE, CKR_TEMPLATE_INCONSISTENT);
     rig.faulty.misreport(CKA_NEVER_EXTRACTABLE, &[0]);
     let made = rig
         .devices
@@ -1417,7 +1428,10 @@ async fn points_and_curves_are_read_in_both_forms() {
             sign(&rig.devices, key).await.expect("a signature");
         }
         let listed = rig.devices.keys(&rig.id).await.expect("keys");
-        assert!(listed.iter().all(|entry| entry.spec.is_some()), "{listed:?}");
+        assert!(
+            listed.iter().all(|entry| entry.spec.is_some()),
+            "{listed:?}"
+        );
         rig.faulty.heal();
     }
     rig.devices.shutdown().await;

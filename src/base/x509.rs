@@ -8,12 +8,10 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use const_oid::{AssociatedOid, ObjectIdentifier};
 use const_oid::db::{rfc4519, rfc5912};
+use const_oid::{AssociatedOid, ObjectIdentifier};
 use der::asn1::{Any, BitString, Ia5String, Utf8StringRef};
-use der::{
-    Decode, DecodePem, Encode, EncodePem, EncodeValue, FixedTag, Length, Tag, Writer,
-};
+use der::{Decode, DecodePem, Encode, EncodePem, EncodeValue, FixedTag, Length, Tag, Writer};
 use jiff::Timestamp;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use signature::Keypair;

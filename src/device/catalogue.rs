@@ -6,6 +6,7 @@ use super::config::{LoginPolicy, Waiver};
 use super::error::DeviceError;
 pub use super::frames::TokenFlags;
 use super::frames::TokenInfo;
+use super::sandbox::SandboxStatus;
 use crate::base::key::{KeySpec, PublicKey, Scheme};
 use crate::base::pkcs11::{KeyId, KeyRef, TokenId, TokenUri};
 
@@ -76,6 +77,9 @@ pub struct ModuleStatus {
     /// `manufacturerID`, `libraryDescription` and `libraryVersion`, once it was loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub library: Option<String>,
+    /// How its worker is confined, once it was up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxStatus>,
 }
 
 /// A private key on a token.

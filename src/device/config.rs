@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::hygiene;
+use super::sandbox::Sandbox;
 use crate::base::pkcs11::TokenUri;
 
 /// Which PKCS#11 modules to use, and how.
@@ -32,6 +34,11 @@ pub struct ModuleConfig {
     /// The environment of its worker; nothing else is inherited.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
+    /// What the library's `C_Initialize` is given in `LibraryParameters`, the field that NSS puts
+    /// before `pReserved`: `configdir='sql:/var/lib/opcert/nss' flags=` for its softokn. Libraries
+    /// of other vendors have no such field.
+    #[serde(default)]
+    pub init_args: Option<String>,
     /// Signing threads, each with a session of its own; 1 to 64. Default: the number of cores.
     /// A smart card does one thing at a time: give it 1.
     #[serde(default)]
@@ -55,6 +62,17 @@ pub struct ModuleConfig {
     )]
     #[schemars(with = "f64")]
     pub generate_timeout: Duration,
+    /// What the library may reach; see docs/devices.md. Default: the profile that is known to fit
+    /// the library by its file's name, `none` where none is.
+    #[serde(default)]
+    pub sandbox: Option<Sandbox>,
+    /// What it may read beyond that: absolute paths, directories with all that is below. Paths in
+    /// `environment` need not be repeated.
+    #[serde(default)]
+    pub readable: Vec<PathBuf>,
+    /// What it may read and write beyond that.
+    #[serde(default)]
+    pub writable: Vec<PathBuf>,
     /// What is let pass for this module although it is refused by default.
     #[serde(default)]
     pub allow: Vec<Allowance>,
@@ -259,6 +277,12 @@ impl Serialize for PinSource {
 }
 
 impl ModuleConfig {
+    /// Whether the module may be loaded: who else could replace its file, what it is, what its
+    /// environment has it write down. The reason is for people. A file that is missing is no error.
+    pub fn check(&self) -> Result<(), String> {
+        hygiene::check(self)
+    }
+
     /// How many signing threads to run.
     pub(super) fn thread_count(&self) -> u16 {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());

@@ -5,8 +5,10 @@
 //! encoding. Many frames may share a packet in both directions, so that one system call and one
 //! wake-up serve many signatures.
 //!
-//! The first packet each way is a [`ToWorker::Hello`] and its answer. Their first field is the
-//! protocol number, so that two builds that do not fit say so instead of misreading each other.
+//! The first packet each way begins with a [`ToWorker::Hello`] and its answer. Their first field is
+//! the protocol number, so that two builds that do not fit say so instead of misreading each other.
+//! Behind it, in the same packet, the daemon says how the worker is to be confined, and the worker
+//! how it is.
 //! A call carries a number that its reply repeats; replies come in any order. Lists come in
 //! pages.
 //!
@@ -17,10 +19,11 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::config::{LoginPolicy, Waiver};
+use super::sandbox::{Confinement, SandboxStatus};
 use crate::base::key::{KeySpec, Scheme};
 
 /// Changes whenever a frame changes.
-pub const PROTOCOL: u32 = 7;
+pub const PROTOCOL: u32 = 8;
 
 /// The most bytes of one packet.
 pub const PACKET_MAX: usize = 64 * 1024;
@@ -60,6 +63,13 @@ pub enum ToWorker {
     },
     /// Something to do.
     Call(Call),
+    /// What comes before the library is loaded; the second frame of the first packet.
+    Prepare {
+        /// How the worker is to be confined.
+        confinement: Confinement,
+        /// What `C_Initialize` is given for the library itself.
+        parameters: Option<String>,
+    },
 }
 
 /// Worker to daemon.
@@ -81,6 +91,8 @@ pub enum FromWorker {
     },
     /// The answer to a call.
     Reply(Reply),
+    /// How the worker is confined; the second frame of its first packet, unless loading failed.
+    Confined(SandboxStatus),
 }
 
 /// `CK_INFO`.
@@ -767,6 +779,7 @@ pub fn decode<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T, FrameError> 
 
 #[cfg(test)]
 mod tests {
+    use super::super::sandbox::{Sandbox, SandboxState};
     use super::*;
     use proptest::prelude::*;
 
@@ -886,6 +899,35 @@ mod tests {
             append(&mut packet, &reply).unwrap();
             let frame = split(&packet).next().unwrap().unwrap();
             assert_eq!(decode::<FromWorker>(frame).unwrap(), reply);
+        }
+    }
+
+    #[test]
+    fn what_goes_with_the_hello_round_trips() {
+        let prepare = ToWorker::Prepare {
+            confinement: Confinement {
+                sandbox: Sandbox::Pcscd,
+                readable: vec!["/etc/vendor.conf".into()],
+                writable: Vec::new(),
+            },
+            parameters: Some("flags=".into()),
+        };
+        let confined = |missing| {
+            FromWorker::Confined(SandboxStatus {
+                profile: Sandbox::Pcscd,
+                state: SandboxState::On,
+                missing,
+            })
+        };
+        let mut packet = Vec::new();
+        append(&mut packet, &prepare).unwrap();
+        let frame = split(&packet).next().unwrap().unwrap();
+        assert_eq!(decode::<ToWorker>(frame).unwrap(), prepare);
+        for confined in [confined(Vec::new()), confined(vec!["signals".into()])] {
+            let mut packet = Vec::new();
+            append(&mut packet, &confined).unwrap();
+            let frame = split(&packet).next().unwrap().unwrap();
+            assert_eq!(decode::<FromWorker>(frame).unwrap(), confined);
         }
     }
 

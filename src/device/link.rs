@@ -410,7 +410,9 @@ impl Link {
         for frame in frames::split(packet) {
             match frame.and_then(frames::decode).map_err(|e| e.to_string())? {
                 FromWorker::Reply(reply) => ready.push(reply),
-                FromWorker::Hello { .. } | FromWorker::LoadFailed { .. } => {
+                FromWorker::Hello { .. }
+                | FromWorker::LoadFailed { .. }
+                | FromWorker::Confined(_) => {
                     return Err("a second hello".into());
                 }
             }

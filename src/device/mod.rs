@@ -47,6 +47,7 @@ mod pin_guard;
 mod pins;
 mod private_key;
 mod public_key;
+mod sandbox;
 mod supervisor;
 pub mod worker;
 
@@ -81,6 +82,7 @@ use self::pin_check::PinCheck;
 use self::pin_guard::PinGuard;
 use self::pins::Pins;
 pub use self::private_key::{InvalidPrivateKey, RsaPrivateKey};
+pub use self::sandbox::{Sandbox, SandboxState, SandboxStatus};
 use self::supervisor::{Command, Phase, Supervisor, View, call_error, unexpected};
 use crate::base::clock::Clock;
 use crate::base::key::{KeySpec, PublicKey, Scheme, Signature};
@@ -358,6 +360,7 @@ impl Devices {
                         library.description, library.manufacturer, library.version
                     )
                 }),
+                sandbox: view.sandbox.clone(),
             });
         }
         list
@@ -1181,6 +1184,7 @@ impl Start {
         let view = Arc::new(watch::Sender::new(Arc::new(View {
             phase: Phase::Starting,
             library: None,
+            sandbox: None,
             tokens,
         })));
         let stop = watch::Sender::new(false);

@@ -47,6 +47,7 @@ use super::link::{CallError, End, Link, receive};
 use super::pin_check::PinCheck;
 use super::pin_guard::{self, PinGuard, PinOrigin, Settled};
 use super::pins::Pins;
+use super::sandbox::{Confinement, SandboxState, SandboxStatus};
 use crate::base::pkcs11::{TokenId, TokenUri};
 use crate::base::secret::Pin;
 use crate::telemetry::metrics::metrics;
@@ -96,6 +97,8 @@ pub(super) struct View {
     pub phase: Phase,
     /// What the library said of itself, when it was last loaded.
     pub library: Option<ModuleInfo>,
+    /// How its worker is confined.
+    pub sandbox: Option<SandboxStatus>,
     /// In the order of the configuration.
     pub tokens: Vec<TokenView>,
 }
@@ -167,6 +170,9 @@ pub(super) struct Supervisor {
     /// Workers that were killed and have not ended.
     pub stuck: Arc<AtomicUsize>,
 }
+
+/// What a worker says first: what the library is, and how the worker is confined.
+type Greeting = (ModuleInfo, SandboxStatus);
 
 /// A running worker, and the tasks that serve it.
 struct Worker {
@@ -340,15 +346,15 @@ impl Supervisor {
             arrived = self.arrive() => arrived,
             () = stopped(stop) => return None,
         };
-        let (worker, library, tokens) = match arrived {
+        let (worker, greeting, tokens) = match arrived {
             Ok(arrived) => arrived,
             Err(error) => return Some(Err(error)),
         };
-        Some(self.take_up(worker, library, tokens).await)
+        Some(self.take_up(worker, greeting, tokens).await)
     }
 
     /// A worker that has loaded the library, and the tokens it sees.
-    async fn arrive(&self) -> Result<(Worker, ModuleInfo, Vec<TokenView>), DeviceError> {
+    async fn arrive(&self) -> Result<(Worker, Greeting, Vec<TokenView>), DeviceError> {
         super::hygiene::check(&self.config).map_err(|reason| DeviceError::ModuleUnusable {
             module: self.config.name.clone(),
             reason,
@@ -363,15 +369,15 @@ impl Supervisor {
                 ),
             });
         }
-        let (worker, library) = self.spawn().await?;
+        let (worker, greeting) = self.spawn().await?;
         let tokens = self.find_tokens(&worker.link).await?;
-        Ok((worker, library, tokens))
+        Ok((worker, greeting, tokens))
     }
 
     async fn take_up(
         &mut self,
         worker: Worker,
-        library: ModuleInfo,
+        (library, sandbox): Greeting,
         mut tokens: Vec<TokenView>,
     ) -> Result<Worker, DeviceError> {
         let link = worker.link.clone();
@@ -386,19 +392,29 @@ impl Supervisor {
             module = self.config.name,
             library = library.description,
             version = library.version,
+            sandbox = sandbox.profile.name(),
             "worker up"
         );
+        if sandbox.state == SandboxState::Degraded {
+            tracing::warn!(
+                module = self.config.name,
+                sandbox = sandbox.profile.name(),
+                missing = sandbox.missing.join("; "),
+                "the worker is not confined as it should be"
+            );
+        }
         link.count_from_here();
         self.view.send_replace(Arc::new(View {
             phase: Phase::Up(link),
             library: Some(library),
+            sandbox: Some(sandbox),
             tokens,
         }));
         self.count_change();
         Ok(worker)
     }
 
-    async fn spawn(&self) -> Result<(Worker, ModuleInfo), DeviceError> {
+    async fn spawn(&self) -> Result<(Worker, Greeting), DeviceError> {
         let (socket, child, output) = self.exec().map_err(|error| DeviceError::WorkerStart {
             path: self.worker.clone(),
             source: Arc::new(error),
@@ -411,7 +427,7 @@ impl Supervisor {
         let link = Link::new(socket, threads, metrics().module(&self.config.name));
         tokio::spawn(reap(child, link.clone(), log, words, self.stuck.clone()));
         let failed = match greeted {
-            Ok(Ok(Some(library))) => {
+            Ok(Ok(Some(greeting))) => {
                 tasks.spawn(link.clone().write());
                 tasks.spawn(link.clone().read());
                 tasks.spawn(link.clone().watch_deadlines());
@@ -420,7 +436,7 @@ impl Supervisor {
                     started: Instant::now(),
                     tasks,
                 };
-                return Ok((worker, library));
+                return Ok((worker, greeting));
             }
             Ok(Ok(None)) => None,
             Ok(Err(error)) => Some(error),
@@ -474,7 +490,7 @@ impl Supervisor {
     }
 
     /// Says hello. `None`: the worker hung up.
-    async fn greet(&self, socket: &UnixDatagram) -> Result<Option<ModuleInfo>, DeviceError> {
+    async fn greet(&self, socket: &UnixDatagram) -> Result<Option<Greeting>, DeviceError> {
         let broken = |reason: String| DeviceError::Protocol {
             module: self.config.name.clone(),
             reason,
@@ -485,7 +501,13 @@ impl Supervisor {
             module: self.config.path.to_string_lossy().into_owned(),
             threads: self.config.thread_count(),
         };
-        frames::append(&mut packet, &hello).map_err(|error| broken(error.to_string()))?;
+        let prepare = ToWorker::Prepare {
+            confinement: Confinement::of(&self.config),
+            parameters: self.config.init_args.clone(),
+        };
+        for frame in [hello, prepare] {
+            frames::append(&mut packet, &frame).map_err(|error| broken(error.to_string()))?;
+        }
         if send(socket, &packet, SendFlags::NOSIGNAL).is_err() {
             return Ok(None);
         }
@@ -494,21 +516,29 @@ impl Supervisor {
         let Some(length) = received.map_err(|error| broken(error.to_string()))? else {
             return Ok(None);
         };
-        let frame = frames::split(&buffer[..length])
-            .next()
-            .unwrap_or(Err(frames::FrameError::Truncated))
-            .and_then(frames::decode)
-            .map_err(|error| broken(error.to_string()))?;
-        match frame {
+        let mut frames = frames::split(&buffer[..length]);
+        let mut next = || {
+            frames
+                .next()
+                .unwrap_or(Err(frames::FrameError::Truncated))
+                .and_then(frames::decode)
+                .map_err(|error| broken(error.to_string()))
+        };
+        match next()? {
             FromWorker::Hello {
                 protocol: PROTOCOL,
                 module,
-            } => Ok(Some(module)),
+            } => match next()? {
+                FromWorker::Confined(sandbox) => Ok(Some((module, sandbox))),
+                _ => Err(broken("it does not say how it is confined".into())),
+            },
             FromWorker::Hello { protocol, .. } => Err(broken(format!(
                 "it speaks protocol {protocol}, not {PROTOCOL}"
             ))),
             FromWorker::LoadFailed { failure, .. } => Err(self.load_error(failure)),
-            FromWorker::Reply(_) => Err(broken("a reply before the hello".into())),
+            FromWorker::Reply(_) | FromWorker::Confined(_) => {
+                Err(broken("it speaks before its hello".into()))
+            }
         }
     }
 

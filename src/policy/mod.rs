@@ -342,7 +342,7 @@ pub fn decide(set: &PolicySet, request: &Request<'_>) -> Decision {
                     Err(error) => unfit(&error),
                 }
             });
-            decided(request.key, r#use.purpose(), outcome)
+            decided(request.caller, request.key, r#use.purpose(), outcome)
         }
     }
 }

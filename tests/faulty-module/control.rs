@@ -134,6 +134,29 @@ pub enum Action {
     Leak(u64),
     /// One bit of the signature is flipped.
     Flip(usize),
+    /// It tries to reach something outside, and logs what came of it.
+    Reach(Reach, String),
+}
+
+/// What a call tries to reach.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Reach {
+    /// Read a file.
+    Read,
+    /// Create a file.
+    Write,
+    /// Connect to a Unix socket.
+    Unix,
+    /// Connect to a TCP address.
+    Tcp,
+    /// A socket that hears of devices.
+    Netlink,
+    /// Become another program.
+    Exec,
+    /// Start another program.
+    Spawn,
+    /// A system call, by its number, with zeros.
+    Call,
 }
 
 impl CallFault {
@@ -263,6 +286,20 @@ fn action(fault: &str, values: &mut Values) -> Result<Action, String> {
             }
         }
         "leak" => Action::Leak(values.optional_number("count")?.unwrap_or(1)),
+        "reach" => {
+            let what = match values.text("what").as_deref() {
+                Some(b"read") => Reach::Read,
+                Some(b"write") => Reach::Write,
+                Some(b"unix") => Reach::Unix,
+                Some(b"tcp") => Reach::Tcp,
+                Some(b"netlink") => Reach::Netlink,
+                Some(b"exec") => Reach::Exec,
+                Some(b"spawn") => Reach::Spawn,
+                Some(b"call") => Reach::Call,
+                _ => return Err("no such what=".into()),
+            };
+            Action::Reach(what, utf8(values.text("at").ok_or("no at=")?)?)
+        }
         "flip" => {
             let bit = values.optional_number("bit")?.unwrap_or(0);
             Action::Flip(usize::try_from(bit).map_err(|_| "bit too large")?)

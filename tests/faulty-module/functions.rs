@@ -989,8 +989,7 @@ fn template_is_taken(control: &Control, attribute: &CK_ATTRIBUTE) -> Result<(), 
         return Err(CKR_CURVE_NOT_SUPPORTED);
     }
     let refused = control.refused.iter().find(|refused| {
-        refused.kind == attribute.type_
-            && refused.value.as_ref().is_none_or(|other| other == value)
+        refused.kind == attribute.type_ && refused.value.as_ref().is_none_or(|other| other == value)
     });
     refused.map_or(Ok(()), |refused| Err(refused.code))
 }

@@ -33,6 +33,7 @@
 //! | `exit [status=N]` | the process ends by `exit`, exit handlers included |
 //! | `print text=… [to=stdout\|stderr]` | it writes to a standard stream |
 //! | `leak [count=N]` | it leaves descriptors open |
+//! | `reach what=read\|write\|unix\|tcp\|netlink\|exec\|spawn\|call at=…` | it tries to reach a file, a socket, an address, a program, or makes the system call with this number, and logs what came of it |
 //! | `flip [bit=N]` | one bit of the signature made by C_Sign or C_SignFinal is flipped |
 //!
 //! The state of the world. A count means "has happened so often"; a larger count than the one
@@ -64,7 +65,8 @@
 //! `PID TID call FUNCTION …` when a call begins; `PID TID return FUNCTION 0xCODE` when it ends in
 //! an error, and for C_Login always. The begin of a C_Login carries `user=N pin=HASH`, so that an
 //! attempt is on record also when the process does not survive it; `PID TID reach C_Login` follows
-//! when the token looks at the PIN.
+//! when the token looks at the PIN. `PID TID reach WHAT=AT ERRNO` says what came of `reach`, 0 for
+//! success.
 
 #![allow(non_snake_case)]
 

@@ -22,7 +22,7 @@ use std::time::{Duration, SystemTime};
 use cryptoki_sys::{
     CK_ATTRIBUTE_TYPE, CK_MECHANISM_TYPE, CK_RV, CKR_OK, CKR_USER_ALREADY_LOGGED_IN,
 };
-use opcert::device::{Allowance, Config};
+use opcert::device::{Allowance, Config, Sandbox};
 
 use super::softhsm::TestToken;
 
@@ -169,6 +169,10 @@ impl Faulty {
         config.module[0].environment = self.environment.clone();
         // Where a build leaves it depends on somebody's umask.
         config.module[0].allow = vec![Allowance::WritablePath];
+        // As SoftHSM2 itself is confined; the module keeps its log and its counts beside the token.
+        config.module[0].sandbox = Some(Sandbox::Softhsm);
+        let beside = self.control.parent().expect("a directory");
+        config.module[0].writable = vec![beside.to_owned()];
     }
 
     /// Begins a fault of calls of `functions`, separated by commas; `*` for all.
@@ -392,7 +396,8 @@ impl Faulty {
                 }
                 [process, thread, "reach", "C_Login"] => {
                     let caller = format!("{process} {thread}");
-                    if let Some((_, login, _)) = logins.iter_mut().rev().find(|(by, ..)| *by == caller)
+                    if let Some((_, login, _)) =
+                        logins.iter_mut().rev().find(|(by, ..)| *by == caller)
                     {
                         login.reached = true;
                     }
@@ -415,6 +420,16 @@ impl Faulty {
             .into_iter()
             .filter_map(|(_, login, is_meant)| is_meant.then_some(login))
             .collect()
+    }
+
+    /// What came of trying to reach something: the last errno, 0 for success, `None` if nobody tried
+    /// or lived to tell.
+    pub fn reached(&self, what: &str, at: &str) -> Option<i32> {
+        let name = format!("{what}={at}").to_lowercase();
+        self.events_of("reach")
+            .filter(|(_, reached, _)| *reached == name)
+            .filter_map(|(_, _, errno)| errno.parse().ok())
+            .last()
     }
 
     /// The log as it is.
@@ -529,6 +544,11 @@ impl Strike<'_> {
     /// They leave so many descriptors open each.
     pub fn leaks(self, count: u64) -> Fault {
         self.set(&format!("leak count={count}"))
+    }
+
+    /// They try to reach something outside; see `lib.rs` of the module.
+    pub fn reaches(self, what: &str, at: &str) -> Fault {
+        self.set(&format!("reach what={what} at={}", escaped(at.as_bytes())))
     }
 
     /// They flip a bit of the signature.

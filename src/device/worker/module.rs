@@ -12,7 +12,7 @@ use cryptoki::slot::Slot;
 use super::codes;
 use super::login::Turn;
 use super::mechanism::Offer;
-use super::raw::Raw;
+use super::raw::{self, Raw};
 use crate::device::frames::{
     Failure, LABEL_MAX, LoadFailure, ModuleInfo, TOKENS_MAX, TokenFlags, TokenInfo,
 };
@@ -42,12 +42,16 @@ struct Known {
 }
 
 impl Module {
-    /// Loads and initializes the library at `path`.
-    pub fn load(path: &Path) -> Result<(Self, ModuleInfo), LoadFailure> {
+    /// Loads and initializes the library at `path`, with `parameters` of its own if it wants some.
+    pub fn load(path: &Path, parameters: Option<&str>) -> Result<(Self, ModuleInfo), LoadFailure> {
         if !path.is_file() {
             return Err(LoadFailure::Missing);
         }
         let pkcs11: &'static Pkcs11 = Box::leak(Box::new(Pkcs11::new(path).map_err(load_failure)?));
+        if let Some(parameters) = parameters {
+            raw::initialize(path, parameters).map_err(load_failure)?;
+        }
+        // Initialized already, if there were parameters.
         match pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
             Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
             Err(error) => return Err(load_failure(error)),

@@ -1,4 +1,5 @@
-//! The calls that have no safe form: the single-part `C_Sign` and `C_Decrypt`, and `_exit`.
+//! The calls that have no safe form: the single-part `C_Sign` and `C_Decrypt`, `C_Initialize` with
+//! parameters, and `_exit`.
 //!
 //! cryptoki asks for the length first and then calls it again: a second round trip on a
 //! network HSM, and some modules end the operation at the first. Signatures of the schemes in use,
@@ -7,12 +8,16 @@
 
 #![allow(unsafe_code)]
 
+use std::ffi::{CString, c_char, c_void};
 use std::path::Path;
 
 use cryptoki::context::Function;
 use cryptoki::error::{Error, Rv};
 use cryptoki::session::Session;
-use cryptoki_sys::{CK_BYTE, CK_RV, CK_SESSION_HANDLE, CK_ULONG, CKR_OK};
+use cryptoki_sys::{
+    CK_BYTE, CK_FLAGS, CK_FUNCTION_LIST, CK_RV, CK_SESSION_HANDLE, CK_ULONG, CKF_OS_LOCKING_OK,
+    CKR_OK,
+};
 
 /// The most bytes of a signature: RSA with 8192 bits.
 pub const SIGNATURE_MAX: usize = 1024;
@@ -38,23 +43,7 @@ impl Raw {
     /// Finds the functions in the module at `path`, which must be initialized through cryptoki
     /// already; the dynamic linker hands out the same instance.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        // SAFETY: loading a library runs its initializers. It is loaded already, so there are
-        // none left to run; that vendor code runs here at all is the purpose of this process.
-        let library = unsafe { cryptoki_sys::Pkcs11::new(path) }.map_err(Error::LibraryLoading)?;
-        if library.C_GetFunctionList.is_err() {
-            return Err(Error::MissingSymbol("C_GetFunctionList"));
-        }
-        let mut list = std::ptr::null_mut();
-        // SAFETY: the symbol was found just above, and `list` is a valid place for one pointer.
-        let code = unsafe { library.C_GetFunctionList(&mut list) };
-        if code != CKR_OK {
-            Rv::from(code).into_result(Function::GetFunctionList)?;
-        }
-        // The library must stay: the function pointers point into it.
-        std::mem::forget(library);
-        // SAFETY: after CKR_OK a module's `list` is null or points to its static function list
-        // (PKCS#11 v3.0 section 5.4.4); null is told apart by `as_ref`.
-        let list = unsafe { list.as_ref() }.ok_or(Error::NullFunctionPointer)?;
+        let list = functions(path)?.ok_or(Error::NullFunctionPointer)?;
         Ok(Self {
             sign: list.C_Sign.ok_or(Error::NullFunctionPointer)?,
             decrypt: list.C_Decrypt,
@@ -110,6 +99,56 @@ fn one_part(
         Rv::from(code).into_result(name)?;
     }
     Ok((length as usize).min(SIGNATURE_MAX))
+}
+
+/// The function list of the module at `path`, which must be loaded through cryptoki already.
+fn functions(path: &Path) -> Result<Option<&'static CK_FUNCTION_LIST>, Error> {
+    // SAFETY: loading a library runs its initializers. It is loaded already, so there are none
+    // left to run; that vendor code runs here at all is the purpose of this process.
+    let library = unsafe { cryptoki_sys::Pkcs11::new(path) }.map_err(Error::LibraryLoading)?;
+    if library.C_GetFunctionList.is_err() {
+        return Err(Error::MissingSymbol("C_GetFunctionList"));
+    }
+    let mut list = std::ptr::null_mut();
+    // SAFETY: the symbol was found just above, and `list` is a valid place for one pointer.
+    let code = unsafe { library.C_GetFunctionList(&mut list) };
+    if code != CKR_OK {
+        Rv::from(code).into_result(Function::GetFunctionList)?;
+    }
+    // The library must stay: the functions are in it.
+    std::mem::forget(library);
+    // SAFETY: after CKR_OK a module's `list` is null or points to its static function list
+    // (PKCS#11 v3.0 section 5.4.4); null is told apart by `as_ref`.
+    Ok(unsafe { list.as_ref() })
+}
+
+/// `CK_C_INITIALIZE_ARGS` as NSS has it (pkcs11t.h of NSS, `CK_C_INITIALIZE_ARGS_NSS`).
+#[repr(C)]
+struct InitializeArgs {
+    mutexes: [*const c_void; 4],
+    flags: CK_FLAGS,
+    library_parameters: *const c_char,
+    reserved: *const c_void,
+}
+
+/// `C_Initialize` with parameters for the library. They must hold no NUL.
+pub fn initialize(path: &Path, parameters: &str) -> Result<(), Error> {
+    let list = functions(path)?;
+    let function = list.and_then(|list| list.C_Initialize);
+    let function = function.ok_or(Error::NullFunctionPointer)?;
+    let parameters = CString::new(parameters).map_err(|_| Error::InvalidValue)?;
+    let mut arguments = InitializeArgs {
+        mutexes: [std::ptr::null(); 4],
+        flags: CKF_OS_LOCKING_OK,
+        library_parameters: parameters.as_ptr(),
+        reserved: std::ptr::null(),
+    };
+    // SAFETY: a library that knows the field reads the whole structure; one that does not reads it
+    // as CK_C_INITIALIZE_ARGS, which is its beginning with `pReserved` in the field's place, and
+    // must refuse what is not null there (PKCS#11 v3.0 section 5.4.1). The structure and the text
+    // live until the call returns.
+    let code = unsafe { function((&raw mut arguments).cast()) };
+    Rv::from(code).into_result(Function::Initialize)
 }
 
 unsafe extern "C" {
