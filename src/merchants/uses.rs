@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::record::{Certified, Merchant, Sealed};
+use super::record::{Certified, Merchant};
 use super::{Ask, Leave, MerchantError, Merchants, memory::Names};
 use crate::base::encoding::{base64, hex, sha256};
 use crate::base::jwe::Jwe;
@@ -20,7 +20,6 @@ use crate::wechatpay::v3::{
 };
 use crate::wechatpay::{
     ApiV2Secret, ApiV3Key, AppId, CertificateSerial, InvalidSecret, Nonce, PlatformKeyId, PrepayId,
-    Rotating,
 };
 
 /// The parts of a request to the platform.
@@ -316,15 +315,9 @@ impl Merchants {
                 Notification::parse(verified).map_err(|_| MerchantError::Malformed {
                     what: "the notification is malformed",
                 })?;
-            let secrets = Opening {
-                ask,
-                merchant: &merchant,
-                r#use,
-                kind: SecretKind::ApiV3,
-            };
             let resource = self
-                .with_secret(secrets, permit, ApiV3Key::new, |key| {
-                    notification.open(key, now).map_err(|error| match error {
+                .with_secret(ask, &merchant, r#use, permit, |key| {
+                    notification.open(key).map_err(|error| match error {
                         NotificationError::Open(error) => opening(error),
                         NotificationError::Malformed => MerchantError::Closed,
                     })
@@ -477,15 +470,9 @@ impl Merchants {
             }
             let anew = anew && matches!(ask.caller, Caller::Unix { .. });
             let answer = Answer { headers, body };
-            let secrets = Opening {
-                ask,
-                merchant: &merchant,
-                r#use,
-                kind: SecretKind::ApiV3,
-            };
             let held = &merchant.platform;
             let keys = self
-                .with_secret(secrets, permit, ApiV3Key::new, |key| {
+                .with_secret(ask, &merchant, r#use, permit, |key| {
                     let anchors = &merchant.authorities;
                     Ok(if anew || held.is_empty(now) {
                         let brought = PlatformKeys::bootstrap(answer, key, anchors, now)?;
@@ -523,17 +510,12 @@ impl Merchants {
             let fields = message.fields()?;
             let facts = json!({ "fields_sha256": hex(&sha256(fields.canonical().as_bytes())) });
             let pending = self.note(ask, r#use, &rule, facts)?;
-            let secrets = Opening {
-                ask,
-                merchant: &merchant,
-                r#use,
-                kind: SecretKind::Api,
-            };
             let rules = merchant.record.rules;
             // The platform knows the current secret only.
-            let signing = self.with_secret(secrets, permit, ApiV2Secret::new, |secret| {
-                Ok(rules.sign(&fields, secret.current())?)
-            });
+            let signing =
+                self.with_secret(ask, &merchant, r#use, permit, |secret: &ApiV2Secret| {
+                    Ok(rules.sign(&fields, secret)?)
+                });
             let (durable, sign) = tokio::join!(pending.durable(), signing);
             durable?;
             let sign = sign?;
@@ -558,16 +540,9 @@ impl Merchants {
             let Leave { permit, rule } =
                 self.authorise(ask, &merchant.record.sealing.key, r#use)?;
             let fields = message.fields()?;
-            let now = self.0.clock.now();
-            let secrets = Opening {
-                ask,
-                merchant: &merchant,
-                r#use,
-                kind: SecretKind::Api,
-            };
             let rules = merchant.record.rules;
-            self.with_secret(secrets, permit, ApiV2Secret::new, |secret| {
-                let _ = rules.verify(&fields, secret, now)?;
+            self.with_secret(ask, &merchant, r#use, permit, |secret: &ApiV2Secret| {
+                let _ = rules.verify(&fields, secret)?;
                 Ok(())
             })
             .await?;
@@ -585,16 +560,9 @@ impl Merchants {
             let merchant = self.find(ask)?;
             let Leave { permit, rule } =
                 self.authorise(ask, &merchant.record.sealing.key, r#use)?;
-            let now = self.0.clock.now();
-            let secrets = Opening {
-                ask,
-                merchant: &merchant,
-                r#use,
-                kind: SecretKind::Api,
-            };
             let fields = self
-                .with_secret(secrets, permit, ApiV2Secret::new, |secret| {
-                    v2::open_refund(req_info, secret, now).map_err(|error| match error {
+                .with_secret(ask, &merchant, r#use, permit, |secret| {
+                    v2::open_refund(req_info, secret).map_err(|error| match error {
                         RefundError::Ciphertext => MerchantError::Malformed {
                             what: "the encrypted refund content is malformed",
                         },
@@ -611,25 +579,24 @@ impl Merchants {
 
     /// Opens the current secret and tries; where it does not fit and the one before is in its
     /// overlap, opens that by a second permit and tries again.
-    async fn with_secret<S, T>(
+    async fn with_secret<S: ApiSecret, T>(
         &self,
-        opening: Opening<'_>,
+        ask: &Ask,
+        merchant: &Merchant,
+        r#use: WechatPayUse,
         permit: Permit,
-        make: fn(SecretText) -> Result<S, InvalidSecret>,
-        attempt: impl Fn(&Rotating<S>) -> Result<T, MerchantError>,
+        attempt: impl Fn(&S) -> Result<T, MerchantError>,
     ) -> Result<T, MerchantError> {
-        let Opening { ask, merchant, .. } = opening;
-        let sealed: &Sealed =
-            merchant
-                .record
-                .secret(opening.kind)
-                .ok_or(MerchantError::NoSecret {
-                    merchant: ask.merchant.clone(),
-                    kind: opening.kind,
-                })?;
+        let sealed = merchant
+            .record
+            .secret(S::KIND)
+            .ok_or(MerchantError::NoSecret {
+                merchant: ask.merchant.clone(),
+                kind: S::KIND,
+            })?;
         let kid = &merchant.record.sealing.jwk.kid;
-        let current = self.unseal(permit, kid, &sealed.jwe, opening.kind).await?;
-        let first = attempt(&Rotating::new(make(current)?));
+        let current = self.unseal(permit, kid, &sealed.jwe).await?;
+        let first = attempt(&current);
         let before = sealed
             .before
             .as_ref()
@@ -637,25 +604,23 @@ impl Merchants {
         match (first, before) {
             (Err(error), Some(before)) if is_other_secret(&error) => {
                 let key = &merchant.record.sealing.key;
-                let permit = self.authorise(ask, key, opening.r#use)?.permit;
-                let before = self.unseal(permit, kid, &before.jwe, opening.kind).await?;
-                attempt(&Rotating::new(make(before)?))
+                let permit = self.authorise(ask, key, r#use)?.permit;
+                attempt(&self.unseal(permit, kid, &before.jwe).await?)
             }
             (first, _) => first,
         }
     }
 
     /// Opens one sealed secret.
-    pub(super) async fn unseal(
+    async fn unseal<S: ApiSecret>(
         &self,
         permit: Permit,
         kid: &str,
         jwe: &str,
-        kind: SecretKind,
-    ) -> Result<SecretText, MerchantError> {
+    ) -> Result<S, MerchantError> {
         let plain = self.unseal_any(permit, kid, jwe).await?;
-        if plain.kind == kind {
-            Ok(plain.secret)
+        if plain.kind == S::KIND {
+            Ok(S::read(plain.secret)?)
         } else {
             Err(MerchantError::OtherKind)
         }
@@ -682,13 +647,24 @@ impl Merchants {
     }
 }
 
-/// Which secret is opened, for whom.
-#[derive(Clone, Copy)]
-struct Opening<'a> {
-    ask: &'a Ask,
-    merchant: &'a Merchant,
-    r#use: WechatPayUse,
-    kind: SecretKind,
+/// An API secret as a call uses it.
+trait ApiSecret: Sized {
+    const KIND: SecretKind;
+    fn read(text: SecretText) -> Result<Self, InvalidSecret>;
+}
+
+impl ApiSecret for ApiV2Secret {
+    const KIND: SecretKind = SecretKind::Api;
+    fn read(text: SecretText) -> Result<Self, InvalidSecret> {
+        Self::new(text)
+    }
+}
+
+impl ApiSecret for ApiV3Key {
+    const KIND: SecretKind = SecretKind::ApiV3;
+    fn read(text: SecretText) -> Result<Self, InvalidSecret> {
+        Self::new(text)
+    }
 }
 
 impl Merchant {

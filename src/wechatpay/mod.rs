@@ -14,8 +14,7 @@
 //! The order "verify, then decrypt, then read" is held by types: a [`v3::Notification`] is made
 //! from a [`v3::Verified`] body only. Keys of the platform are chosen by the exact
 //! `Wechatpay-Serial`; there is no second key to fall back on. Algorithms, key lengths and nonce
-//! lengths are pinned, never inferred from what arrived. The platform ends an API secret the
-//! moment a new one is set, so [`Rotating`] keeps the old one readable for a bounded time.
+//! lengths are pinned, never inferred from what arrived.
 //!
 //! Every refusal is a typed error, the same one for all ways in which a ciphertext can be wrong,
 //! and it carries no part of a plaintext.
@@ -28,7 +27,7 @@ pub mod v3;
 pub use names::{
     AppId, CertificateSerial, InvalidName, MerchantId, Nonce, PlatformKeyId, PrepayId,
 };
-pub use secret::{ApiV2Secret, ApiV3Key, InvalidSecret, Rotating};
+pub use secret::{ApiV2Secret, ApiV3Key, InvalidSecret};
 
 /// Decodes standard base64 with padding and nothing else: no white space, no line ends.
 fn from_base64(text: &str) -> Option<Vec<u8>> {

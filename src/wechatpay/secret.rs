@@ -1,11 +1,9 @@
-//! The two API secrets of a merchant, and the old one beside the new.
+//! The two API secrets of a merchant.
 //!
 //! Both are exactly 32 characters, used as they are: no derivation, no shorter key. A key of 16
 //! bytes would silently make AES-128 of what is called AES-256; it is refused here, once.
 
 use std::fmt;
-
-use jiff::Timestamp;
 
 use crate::base::secret::SecretText;
 
@@ -67,47 +65,6 @@ impl ApiV2Secret {
     }
 }
 
-/// A secret and, for a bounded time after a change, the one before it.
-#[derive(Debug)]
-pub struct Rotating<T> {
-    current: T,
-    previous: Option<(T, Timestamp)>,
-}
-
-impl<T> Rotating<T> {
-    /// One secret, no other.
-    pub fn new(current: T) -> Self {
-        Self {
-            current,
-            previous: None,
-        }
-    }
-
-    /// `next` becomes current; what was current stays readable before `until`.
-    #[must_use]
-    pub fn succeeded_by(self, next: T, until: Timestamp) -> Self {
-        Self {
-            current: next,
-            previous: Some((self.current, until)),
-        }
-    }
-
-    /// The secret to sign with.
-    pub fn current(&self) -> &T {
-        &self.current
-    }
-
-    /// The secrets to read with at `now`, the current one first.
-    pub fn in_force(&self, now: Timestamp) -> impl Iterator<Item = &T> {
-        let previous = self
-            .previous
-            .as_ref()
-            .filter(|(_, until)| now < *until)
-            .map(|(secret, _)| secret);
-        std::iter::once(&self.current).chain(previous)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,16 +91,5 @@ mod tests {
             format!("{:?}", key(&"a".repeat(32)).unwrap()),
             "ApiV3Key(…)"
         );
-    }
-
-    #[test]
-    fn the_old_secret_ends_when_it_was_told_to() {
-        let at = |second| Timestamp::from_second(second).unwrap();
-        let both = Rotating::new("old").succeeded_by("new", at(100));
-        assert_eq!(*both.current(), "new");
-        assert_eq!(both.in_force(at(99)).collect::<Vec<_>>(), [&"new", &"old"]);
-        assert_eq!(both.in_force(at(100)).collect::<Vec<_>>(), [&"new"]);
-        let next = both.succeeded_by("newer", at(200));
-        assert_eq!(next.in_force(at(0)).collect::<Vec<_>>(), [&"newer", &"new"]);
     }
 }

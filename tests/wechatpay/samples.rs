@@ -15,9 +15,7 @@ use opcert::wechatpay::v3::{
     Field, FieldError, Notification, PayClient, PaySign, PlatformKeys, RequestMessage, SCHEME,
     SignatureHeaders, VerifyError, public_key_from_pem,
 };
-use opcert::wechatpay::{
-    ApiV3Key, CertificateSerial, InvalidSecret, MerchantId, PlatformKeyId, Rotating,
-};
+use opcert::wechatpay::{ApiV3Key, CertificateSerial, InvalidSecret, MerchantId, PlatformKeyId};
 use serde_json::Value;
 
 use crate::support::{SAMPLES, SoftRsa, at, envelope, private_key_der, text, v2_secret, v3_key};
@@ -75,14 +73,14 @@ fn every_sample_passes() {
                 assert_eq!(ApiV3Key::new(key).unwrap_err(), InvalidSecret::Length);
             }
             "AEAD_AES_256_GCM" => {
-                let opened = envelope(inputs).open(&v3_key(text(inputs, "apiv3_key")), at(0));
+                let opened = envelope(inputs).open(&v3_key(text(inputs, "apiv3_key")));
                 match expected.as_str() {
                     Some(plaintext) => assert_eq!(opened.unwrap().expose(), plaintext.as_bytes()),
                     None => assert!(opened.is_err()),
                 }
             }
             "AES-256-GCM with 16-byte IV (non-standard)" => {
-                let opened = envelope(inputs).open(&v3_key(text(inputs, "apiv3_key")), at(0));
+                let opened = envelope(inputs).open(&v3_key(text(inputs, "apiv3_key")));
                 assert!(opened.is_err());
             }
             "AEAD_AES_256_GCM GET /v3/certificates answer" => v3_certificates(inputs, expected),
@@ -158,8 +156,8 @@ fn v2_order(inputs: &Value, expected: &Value) {
 }
 
 fn v2_refund(inputs: &Value, expected: &Value) {
-    let secrets = Rotating::new(v2_secret(text(inputs, "api_v2_key")));
-    let fields = open_refund(text(inputs, "ciphertext_b64"), &secrets, at(0)).unwrap();
+    let secret = v2_secret(text(inputs, "api_v2_key"));
+    let fields = open_refund(text(inputs, "ciphertext_b64"), &secret).unwrap();
     assert_eq!(
         fields,
         Fields::from_xml(expected.as_str().unwrap().as_bytes()).unwrap()
@@ -327,9 +325,7 @@ fn v3_certificates(inputs: &Value, expected: &Value) {
     let entry = &answer["data"][0];
     let envelope: opcert::wechatpay::v3::Envelope =
         serde_json::from_value(entry["encrypt_certificate"].clone()).unwrap();
-    let pem = envelope
-        .open(&v3_key(text(inputs, "apiv3_key")), at(0))
-        .unwrap();
+    let pem = envelope.open(&v3_key(text(inputs, "apiv3_key"))).unwrap();
     let opened = Certificate::from_pem(pem.expose()).unwrap();
     assert_eq!(
         opened.der(),
@@ -414,8 +410,8 @@ fn v3_callback(inputs: &Value, expected: &Value) {
         expected["signature_ok"].as_bool().unwrap()
     );
     let notification = Notification::parse(verified.unwrap()).unwrap();
-    let secrets = v3_key(text(inputs, "apiv3_key"));
-    let plaintext = notification.open(&secrets, now).unwrap();
+    let key = v3_key(text(inputs, "apiv3_key"));
+    let plaintext = notification.open(&key).unwrap();
     assert_eq!(plaintext.expose(), text(expected, "plaintext").as_bytes());
 }
 

@@ -14,7 +14,7 @@ use opcert::base::x509::{
     Certificate, CertificateFields, Draft, RemoteKey, certificate_builder, common_name,
 };
 use opcert::wechatpay::v3::{Envelope, SCHEME, SignatureHeaders};
-use opcert::wechatpay::{ApiV2Secret, ApiV3Key, CertificateSerial, Rotating};
+use opcert::wechatpay::{ApiV2Secret, ApiV3Key, CertificateSerial};
 use serde_json::{Value, json};
 
 pub static SAMPLES: LazyLock<Value> =
@@ -37,8 +37,8 @@ pub fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
 }
 
-pub fn v3_key(text: &str) -> Rotating<ApiV3Key> {
-    Rotating::new(ApiV3Key::new(SecretText::new(text.into())).unwrap())
+pub fn v3_key(text: &str) -> ApiV3Key {
+    ApiV3Key::new(SecretText::new(text.into())).unwrap()
 }
 
 pub fn v2_secret(text: &str) -> ApiV2Secret {
@@ -93,10 +93,12 @@ impl Platform {
     }
 
     pub fn with_validity(from: i64, until: i64) -> Self {
-        let (authority_key, key) = (
-            SoftRsa::new("java_sdk_merchant"),
-            SoftRsa::new("java_sdk_wechatpay"),
-        );
+        Self::with_key("java_sdk_wechatpay", from, until)
+    }
+
+    /// One whose certificate is for another of the published keys.
+    pub fn with_key(name: &str, from: i64, until: i64) -> Self {
+        let (authority_key, key) = (SoftRsa::new("java_sdk_merchant"), SoftRsa::new(name));
         let issue = |subject: &str, subject_key: &PublicKey, from, until| {
             let builder = certificate_builder(CertificateFields {
                 issuer: common_name("Test Root CA").unwrap(),

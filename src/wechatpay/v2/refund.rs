@@ -6,13 +6,12 @@
 //! about, and nothing more.
 
 use aws_lc_rs::cipher::{AES_256, DecryptionContext, PaddedBlockDecryptingKey, UnboundCipherKey};
-use jiff::Timestamp;
 use md5::{Digest, Md5};
 use zeroize::Zeroizing;
 
 use super::fields::Fields;
 use crate::base::encoding::{from_base64, hex};
-use crate::wechatpay::secret::{ApiV2Secret, Rotating};
+use crate::wechatpay::secret::ApiV2Secret;
 
 /// Why a refund's content stays closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -26,22 +25,17 @@ pub enum RefundError {
     Closed,
 }
 
-/// Decrypts `req_info` and reads the fields in it, with the secret before the current one too
-/// while that is in force. Ask the platform for the refund before acting on what this says.
-pub fn open_refund(
-    req_info: &str,
-    secrets: &Rotating<ApiV2Secret>,
-    now: Timestamp,
-) -> Result<Fields, RefundError> {
+/// Decrypts `req_info` and reads the fields in it. Ask the platform for the refund before acting
+/// on what this says.
+pub fn open_refund(req_info: &str, secret: &ApiV2Secret) -> Result<Fields, RefundError> {
     if req_info.len() > Fields::MAX_XML {
         return Err(RefundError::Ciphertext);
     }
     let ciphertext = from_base64(req_info.as_bytes())
         .filter(|bytes| !bytes.is_empty() && bytes.len().is_multiple_of(16))
         .ok_or(RefundError::Ciphertext)?;
-    secrets
-        .in_force(now)
-        .find_map(|secret| Fields::from_xml(&decrypt(&key(secret), &ciphertext)?).ok())
+    decrypt(&key(secret), &ciphertext)
+        .and_then(|xml| Fields::from_xml(&xml).ok())
         .ok_or(RefundError::Closed)
 }
 

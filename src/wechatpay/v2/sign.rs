@@ -1,14 +1,13 @@
 //! Signing and verifying under the merchant's rules.
 
 use aws_lc_rs::{constant_time, hmac};
-use jiff::Timestamp;
 use md5::{Digest, Md5};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::fields::{Fields, SIGN};
 use crate::wechatpay::names::upper_hex;
-use crate::wechatpay::secret::{ApiV2Secret, Rotating};
+use crate::wechatpay::secret::ApiV2Secret;
 
 /// Why a message was not signed or not verified.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -125,28 +124,22 @@ impl Rules {
         Ok(self.compute(fields, secret))
     }
 
-    /// Checks the `sign` of a message, with the secret before the current one too while that is
-    /// in force. The comparison takes the same time wherever the texts differ.
+    /// Checks the `sign` of a message. The comparison takes the same time wherever the texts
+    /// differ.
     pub fn verify<'a>(
         &self,
         fields: &'a Fields,
-        secrets: &Rotating<ApiV2Secret>,
-        now: Timestamp,
+        secret: &ApiV2Secret,
     ) -> Result<Verified<'a>, SignError> {
         self.check(fields)?;
         let sign = fields
             .get(SIGN)
             .filter(|sign| !sign.is_empty())
             .ok_or(SignError::Missing)?;
-        let matches = |secret: &ApiV2Secret| {
-            let expected = Zeroizing::new(self.compute(fields, secret));
-            constant_time::verify_slices_are_equal(expected.as_bytes(), sign.as_bytes()).is_ok()
-        };
-        if secrets.in_force(now).any(matches) {
-            Ok(Verified(fields))
-        } else {
-            Err(SignError::Signature)
-        }
+        let expected = Zeroizing::new(self.compute(fields, secret));
+        constant_time::verify_slices_are_equal(expected.as_bytes(), sign.as_bytes())
+            .map(|()| Verified(fields))
+            .map_err(|_| SignError::Signature)
     }
 
     fn check(&self, fields: &Fields) -> Result<(), SignError> {

@@ -7,13 +7,12 @@
 use std::fmt;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-use jiff::Timestamp;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use crate::base::secret::SecretBytes;
 use crate::wechatpay::from_base64;
-use crate::wechatpay::secret::{ApiV3Key, Rotating};
+use crate::wechatpay::secret::ApiV3Key;
 
 /// Why an envelope stays closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -54,12 +53,8 @@ impl Envelope {
     /// Largest ciphertext read, in characters of base64.
     pub const MAX: usize = 1024 * 1024;
 
-    /// Decrypts, with the secret before the current one too while that is in force.
-    pub fn open(
-        &self,
-        secrets: &Rotating<ApiV3Key>,
-        now: Timestamp,
-    ) -> Result<SecretBytes, OpenError> {
+    /// Decrypts.
+    pub fn open(&self, key: &ApiV3Key) -> Result<SecretBytes, OpenError> {
         if self.algorithm != ALGORITHM {
             return Err(OpenError::Algorithm);
         }
@@ -75,10 +70,7 @@ impl Envelope {
             .filter(|sealed| sealed.len() >= TAG)
             .ok_or(OpenError::Ciphertext)?;
         let associated = self.associated_data.as_deref().unwrap_or_default();
-        secrets
-            .in_force(now)
-            .find_map(|key| decrypt(key, nonce, associated.as_bytes(), &sealed))
-            .ok_or(OpenError::Unauthentic)
+        decrypt(key, nonce, associated.as_bytes(), &sealed).ok_or(OpenError::Unauthentic)
     }
 }
 

@@ -1,12 +1,11 @@
 //! A callback's body, read after it was verified.
 
-use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::aead::{Envelope, OpenError};
 use super::verify::Verified;
 use crate::base::secret::SecretBytes;
-use crate::wechatpay::secret::{ApiV3Key, Rotating};
+use crate::wechatpay::secret::ApiV3Key;
 
 /// Why a verified callback says nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -58,11 +57,7 @@ impl Notification {
     }
 
     /// The resource, decrypted.
-    pub fn open(
-        &self,
-        secrets: &Rotating<ApiV3Key>,
-        now: Timestamp,
-    ) -> Result<SecretBytes, NotificationError> {
-        Ok(self.resource.open(secrets, now)?)
+    pub fn open(&self, key: &ApiV3Key) -> Result<SecretBytes, NotificationError> {
+        Ok(self.resource.open(key)?)
     }
 }

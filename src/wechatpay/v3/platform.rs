@@ -23,7 +23,7 @@ use super::verify::{SignatureHeaders, VerifyError};
 use crate::base::key::{KeyError, KeyFamily, PublicKey};
 use crate::base::x509::{Certificate, X509Error, verify_chain};
 use crate::wechatpay::names::{CertificateSerial, PlatformKeyId};
-use crate::wechatpay::secret::{ApiV3Key, Rotating};
+use crate::wechatpay::secret::ApiV3Key;
 
 /// Why a platform key was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -210,11 +210,11 @@ impl PlatformKeys {
     /// `anchors` are the issuers to trust ("Tenpay.com Root CA").
     pub fn bootstrap(
         answer: Answer<'_>,
-        secrets: &Rotating<ApiV3Key>,
+        key: &ApiV3Key,
         anchors: &[Certificate],
         now: Timestamp,
     ) -> Result<Self, PlatformError> {
-        let keys = Self::new().with(&open(answer.body, secrets, anchors, now)?, now)?;
+        let keys = Self::new().with(&open(answer.body, key, anchors, now)?, now)?;
         keys.check(answer, now)?;
         Ok(keys)
     }
@@ -224,13 +224,13 @@ impl PlatformKeys {
     pub fn refresh(
         &self,
         answer: Answer<'_>,
-        secrets: &Rotating<ApiV3Key>,
+        key: &ApiV3Key,
         anchors: &[Certificate],
         now: Timestamp,
     ) -> Result<Self, PlatformError> {
         self.check(answer, now)?;
         self.clone()
-            .with(&open(answer.body, secrets, anchors, now)?, now)
+            .with(&open(answer.body, key, anchors, now)?, now)
     }
 
     fn check(&self, answer: Answer<'_>, now: Timestamp) -> Result<(), PlatformError> {
@@ -295,7 +295,7 @@ struct Entry {
 /// Decrypts the certificates of an answer and checks serial, validity and issuer of each.
 fn open(
     body: &[u8],
-    secrets: &Rotating<ApiV3Key>,
+    key: &ApiV3Key,
     anchors: &[Certificate],
     now: Timestamp,
 ) -> Result<Vec<PlatformKey>, PlatformError> {
@@ -313,7 +313,7 @@ fn open(
     for entry in answer.data {
         let pem = entry
             .encrypt_certificate
-            .open(secrets, now)
+            .open(key)
             .map_err(PlatformError::Open)?;
         let certificate =
             Certificate::from_pem(pem.expose()).map_err(PlatformError::Certificate)?;
