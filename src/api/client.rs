@@ -3,6 +3,7 @@
 //! Programs in Rust use it as `opcert::client`: [`native_door`] or [`Target::Unix`] says where,
 //! [`Client::connect`] connects, and each call is a method. `tests/clients.rs` is a whole example.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use http::{HeaderValue, Method, Request};
 use hyper::body::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use zeroize::Zeroizing;
 
 use super::events::Happening;
 pub use super::problem::ProblemDocument;
@@ -19,7 +20,7 @@ pub use super::types::{
     AddClient, AddedClient, Approval, BeginEnrolment, ClientList, CompleteEnrolment, CrlTaken,
     Enrolment, Enrolments, ExplainPolicy, KeysTaken, OperatingCertificate, OperatingCertificates,
     Policy, PolicyExplained, PolicyReloaded, RequestApproval, Status, TestToken, TokenTested,
-    Tokens, Unlocked,
+    Tokens, Unlock, Unlocked,
 };
 use super::wechatpay::MerchantList;
 use crate::base::ids::{ClientName, EnrolmentId, Jti};
@@ -141,8 +142,11 @@ impl Client {
         pin: &Pin,
         last_try: LastTry,
     ) -> Result<UnlockOutcome, CallError> {
-        let last_try = last_try == LastTry::Use;
-        let body = json!({ "uri": token, "pin": pin.expose(), "last_try": last_try });
+        let body = Unlock {
+            uri: token.to_string(),
+            pin: pin.clone(),
+            last_try: last_try == LastTry::Use,
+        };
         let unlocked: Unlocked = self.json(Method::POST, "/v1/tokens/unlock", &body).await?;
         Ok(unlocked.outcome)
     }
@@ -198,14 +202,14 @@ impl Client {
 
     /// `POST /v1/crls`.
     pub async fn apply_crl(&mut self, der: Vec<u8>) -> Result<CrlTaken, CallError> {
-        let body = Some(("application/pkix-crl", der));
+        let body = Some(("application/pkix-crl", der.into()));
         let answer = self.send(Method::POST, "/v1/crls", body).await?;
         read(&answer)
     }
 
     /// `POST /v1/keys`.
     pub async fn replace_keys(&mut self, compact: String) -> Result<KeysTaken, CallError> {
-        let body = Some(("application/jose", compact.into_bytes()));
+        let body = Some(("application/jose", compact.into()));
         let answer = self.send(Method::POST, "/v1/keys", body).await?;
         read(&answer)
     }
@@ -295,7 +299,7 @@ impl Client {
         &mut self,
         method: Method,
         path: &str,
-        body: Option<(&'static str, Vec<u8>)>,
+        body: Option<(&'static str, Bytes)>,
     ) -> Result<http::Response<Bytes>, CallError> {
         let answer = self.connection.send(request(method, path, body)?).await?;
         if answer.status().is_success() {
@@ -348,7 +352,7 @@ impl EventStream {
 fn request(
     method: Method,
     path: &str,
-    body: Option<(&'static str, Vec<u8>)>,
+    body: Option<(&'static str, Bytes)>,
 ) -> Result<Request<Bytes>, CallError> {
     let mut request = Request::new(Bytes::new());
     *request.method_mut() = method;
@@ -359,15 +363,30 @@ fn request(
         request
             .headers_mut()
             .insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
-        *request.body_mut() = bytes.into();
+        *request.body_mut() = bytes;
     }
     Ok(request)
 }
 
-fn write(value: &impl Serialize) -> Result<(&'static str, Vec<u8>), CallError> {
-    serde_json::to_vec(value)
-        .map(|bytes| ("application/json", bytes))
-        .map_err(|source| CallError::Request { source })
+/// A JSON body. It may carry a PIN or a private key, so it is written into a buffer of its size
+/// (one that grows leaves pieces behind), which is wiped when it was sent.
+fn write(value: &impl Serialize) -> Result<(&'static str, Bytes), CallError> {
+    struct Size(usize);
+    impl io::Write for Size {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let request = |source| CallError::Request { source };
+    let mut size = Size(0);
+    serde_json::to_writer(&mut size, value).map_err(request)?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(size.0));
+    serde_json::to_writer(&mut *bytes, value).map_err(request)?;
+    Ok(("application/json", Bytes::from_owner(bytes)))
 }
 
 fn read<T: DeserializeOwned>(answer: &http::Response<Bytes>) -> Result<T, CallError> {

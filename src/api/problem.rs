@@ -644,8 +644,11 @@ impl From<crate::merchants::MerchantError> for Problem {
             error.to_string()
         };
         let problem = Self::new(code, detail);
-        match code {
-            Code::Busy => problem.with_retry_after(60),
+        match error {
+            E::MemoryFull => problem.with_retry_after(60),
+            E::NotReady { missing, .. } => problem.with_action(missing.action()),
+            E::NoSecret { .. } => problem.with_action("Set it with `opcert wechatpay secret set`."),
+            E::Malformed { .. } => problem.with_action("Hand it in exactly as it came."),
             _ => problem,
         }
     }

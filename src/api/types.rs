@@ -12,7 +12,7 @@ use crate::base::ids::{AccountId, ClientName, ComputerId, EnrolmentId, Jti, Oper
 use crate::base::jose::JwkSet;
 use crate::base::key::{KeySpec, Scheme};
 use crate::base::pkcs11::TokenId;
-use crate::base::secret::Pin;
+use crate::base::secret::{Pin, exposed};
 use crate::device::{ModuleStatus, TokenStatus, UnlockOutcome};
 use crate::policy::explain::Explanation;
 use crate::policy::rules::Rule;
@@ -98,12 +98,13 @@ pub struct Tokens {
 }
 
 /// A PIN for one token.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Unlock {
     /// Which token: a PKCS#11 URI (RFC 7512) that selects exactly one.
     pub uri: String,
     /// Its PIN; tried once.
+    #[serde(serialize_with = "exposed")]
     #[schema(value_type = String, format = Password)]
     pub pin: Pin,
     /// Whether to use the last try, after which a wrong PIN locks the token.

@@ -16,7 +16,7 @@ use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, Schema, Type}
 use super::problem::{Code, Problem};
 use crate::base::encoding::from_base64;
 use crate::base::ids::AccountId;
-use crate::base::secret::SecretText;
+use crate::base::secret::{SecretText, exposed};
 use crate::merchants::MerchantView;
 use crate::wechatpay::v2::Rules;
 use crate::wechatpay::v3::PayClient;
@@ -195,13 +195,14 @@ pub struct OpenedNotification {
     pub first_delivered_at: Option<String>,
 }
 
-/// Fields in either direction.
-#[derive(Debug, Deserialize, ToSchema)]
+/// Fields to be encrypted for the platform.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EncryptFields {
     /// The merchant.
     pub merchant: MerchantId,
     /// At most 32 texts, each of at most 214 bytes; an empty one stays empty.
+    #[serde(serialize_with = "exposed")]
     #[schema(value_type = Vec<String>)]
     pub fields: Vec<SecretText>,
 }
@@ -276,25 +277,29 @@ pub struct OpenRefund {
 }
 
 /// A merchant to be added.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AddMerchant {
     /// Its number.
     pub merchant: MerchantId,
     /// The token for its keys: a PKCS#11 URI (RFC 7512); may be absent where there is one.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
     /// A private key to import (PEM); the token generates one if absent, which is better.
-    #[serde(default)]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "exposed"
+    )]
     #[schema(value_type = Option<String>, format = Password)]
     pub private_key: Option<SecretText>,
     /// How its version 2 messages are signed.
     pub rules: Rules,
     /// The account service whose secrets it takes, `https://host[:port]`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
     /// The account there.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<AccountId>,
     /// Issuers of platform certificates to trust, PEM.
     #[serde(default)]
@@ -302,14 +307,18 @@ pub struct AddMerchant {
 }
 
 /// A further key for a merchant.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AddMerchantKey {
     /// The token; may be absent where there is one.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
     /// A private key to import (PEM).
-    #[serde(default)]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "exposed"
+    )]
     #[schema(value_type = Option<String>, format = Password)]
     pub private_key: Option<SecretText>,
 }

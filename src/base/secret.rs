@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::memory::Locked;
@@ -103,6 +103,51 @@ impl fmt::Debug for SecretBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SecretBytes(…)")
     }
+}
+
+/// What a request may carry a secret in. No secret has a `Serialize` of its own: a field that is to
+/// be written says so, by `#[serde(serialize_with = "exposed")]`.
+pub trait Exposed {
+    /// Writes the content.
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error>;
+}
+
+impl Exposed for Pin {
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.expose())
+    }
+}
+
+impl Exposed for SecretText {
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.expose())
+    }
+}
+
+impl<T: Exposed> Exposed for Option<T> {
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Some(secret) => secret.write(serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+}
+
+impl<T: Exposed> Exposed for Vec<T> {
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        struct Written<'a, T>(&'a T);
+        impl<T: Exposed> Serialize for Written<'_, T> {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                self.0.write(serializer)
+            }
+        }
+        serializer.collect_seq(self.iter().map(Written))
+    }
+}
+
+/// Writes a secret, for `#[serde(serialize_with = "…")]`.
+pub fn exposed<T: Exposed, S: Serializer>(secret: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    secret.write(serializer)
 }
 
 /// Wipes a buffer that held a secret on its way in.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::record::{ApiKey, Before, KeyOrigin, Link, Merchant, Record, Sealed, SealingKey};
-use super::{MerchantError, Merchants};
+use super::{MerchantError, Merchants, Missing};
 use crate::base::encoding::base64;
 use crate::base::ids::RequestId;
 use crate::base::jwe::{Jwe, JweError, RsaJwk};
@@ -98,6 +98,9 @@ pub struct MerchantView {
 pub struct ApiKeyView {
     /// PKCS#11 URI of the key.
     pub key: String,
+    /// Its `CKA_ID`, hexadecimal; names it where it is removed.
+    #[schema(value_type = String)]
+    pub id: KeyId,
     /// Where it came from.
     pub origin: KeyOrigin,
     /// The certification request, base64 DER.
@@ -284,7 +287,7 @@ impl Merchants {
         let Some(place) = place.filter(|_| record.keys.len() > 1) else {
             return Err(MerchantError::NotReady {
                 merchant: merchant.clone(),
-                missing: "no other key of that id to remove",
+                missing: Missing::RemovableKey,
             });
         };
         let removed = record.keys.remove(place).key;
@@ -418,7 +421,7 @@ impl Merchants {
             } else {
                 Err(MerchantError::NotReady {
                     merchant: merchant.clone(),
-                    missing: "no platform key of that name",
+                    missing: Missing::PlatformKey,
                 })
             }
         };
@@ -679,7 +682,6 @@ impl Merchants {
         Ok(draft.assemble(&signature)?)
     }
 
-    /// Removes a key; one that is not there is as good as removed.
     /// Deletes a key that came of something that failed, which is the error to tell.
     async fn delete_unused(&self, key: &KeyRef) {
         if let Err(error) = self.delete(key).await {
@@ -687,6 +689,7 @@ impl Merchants {
         }
     }
 
+    /// Deletes a key; one that is not there is as good as deleted.
     async fn delete(&self, key: &KeyRef) -> Result<(), MerchantError> {
         match self.0.devices.delete_key(key).await {
             Ok(()) | Err(DeviceError::KeyMissing { .. }) => Ok(()),
@@ -723,6 +726,7 @@ impl Merchant {
             let certified = self.certified.iter().find(|known| known.key == held.key);
             ApiKeyView {
                 key: held.key.to_string(),
+                id: held.key.id.clone(),
                 origin: held.origin,
                 request: held.request.clone(),
                 serial: certified.map(|known| known.serial.clone()),

@@ -1,5 +1,6 @@
 //! Why something was not done for a merchant.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
@@ -15,6 +16,60 @@ use crate::statement::{SecretKind, ServiceError};
 use crate::wechatpay::v2::{FieldsError, SignError, XmlError};
 use crate::wechatpay::v3::{MessageError, PlatformError, VerifyError};
 use crate::wechatpay::{InvalidSecret, MerchantId};
+
+/// What a merchant lacks, as in "has …".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// It was never certified.
+    Certificate,
+    /// Its certificates have ended or not begun.
+    ValidCertificate,
+    /// No issuer of platform certificates is trusted.
+    Authority,
+    /// No platform key is in its time.
+    EncryptionKey,
+    /// There is no API key of that id, or it is the only one.
+    RemovableKey,
+    /// There is no platform key of that name.
+    PlatformKey,
+}
+
+impl Missing {
+    /// What to do about it.
+    pub fn action(self) -> &'static str {
+        match self {
+            Self::Certificate => {
+                "Install the certificate that the merchant platform issued, with `opcert wechatpay merchant certificate`."
+            }
+            Self::ValidCertificate => {
+                "See its dates with `opcert wechatpay merchant list`; `merchant renew` makes a key for the next one."
+            }
+            Self::Authority => {
+                "Name the issuers of platform certificates with `opcert wechatpay platform trust`."
+            }
+            Self::EncryptionKey => {
+                "Fetch the platform's certificates with `opcert wechatpay platform fetch`, or pin its public key with `opcert wechatpay platform pin`."
+            }
+            Self::RemovableKey => {
+                "See the keys and their ids with `opcert wechatpay merchant list`; the last one goes with the merchant."
+            }
+            Self::PlatformKey => "See the names with `opcert wechatpay merchant list`.",
+        }
+    }
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Certificate => "no API certificate yet",
+            Self::ValidCertificate => "no API certificate that is valid now",
+            Self::Authority => "no authority to trust for platform certificates",
+            Self::EncryptionKey => "no platform key to encrypt for",
+            Self::RemovableKey => "no other key of that id to remove",
+            Self::PlatformKey => "no platform key of that name",
+        })
+    }
+}
 
 /// Why something was not done for a merchant. No variant carries a secret or part of a plaintext.
 #[derive(Debug, thiserror::Error)]
@@ -44,8 +99,8 @@ pub enum MerchantError {
     NotReady {
         /// The merchant.
         merchant: MerchantId,
-        /// What it lacks, as in "has …".
-        missing: &'static str,
+        /// What it lacks.
+        missing: Missing,
     },
     /// A secret that the call needs was never set.
     #[error("merchant {merchant} has no {kind} secret")]

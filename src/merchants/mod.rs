@@ -48,7 +48,7 @@ use crate::wechatpay::MerchantId;
 pub use admin::{
     Adding, ApiKeyView, MerchantView, NewKey, PlatformKeyView, PlatformPin, SecretSet, SecretView,
 };
-pub use error::MerchantError;
+pub use error::{MerchantError, Missing};
 use memory::Memory;
 pub use record::{KeyOrigin, Link};
 use record::{Merchant, Table};

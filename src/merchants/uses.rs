@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::record::{Certified, Merchant};
-use super::{Ask, Leave, MerchantError, Merchants, memory::Names};
+use super::{Ask, Leave, MerchantError, Merchants, Missing, memory::Names};
 use crate::base::encoding::{base64, hex, sha256};
 use crate::base::jwe::Jwe;
 use crate::base::key::{Scheme, Signature};
@@ -364,7 +364,7 @@ impl Merchants {
             let key = merchant.platform.encrypting(self.0.clock.now()).ok_or(
                 MerchantError::NotReady {
                     merchant: ask.merchant.clone(),
-                    missing: "no platform key to encrypt for",
+                    missing: Missing::EncryptionKey,
                 },
             )?;
             let encrypted = fields
@@ -465,7 +465,7 @@ impl Merchants {
             if merchant.authorities.is_empty() {
                 return Err(MerchantError::NotReady {
                     merchant: ask.merchant.clone(),
-                    missing: "no authority to trust for platform certificates",
+                    missing: Missing::Authority,
                 });
             }
             let anew = anew && matches!(ask.caller, Caller::Unix { .. });
@@ -683,12 +683,12 @@ impl Merchant {
             missing,
         };
         if self.certified.is_empty() {
-            return Err(not_ready("no API certificate yet"));
+            return Err(not_ready(Missing::Certificate));
         }
         self.certified
             .iter()
             .find(|known| known.from <= now && now < known.until)
-            .ok_or_else(|| not_ready("no API certificate that is valid now"))
+            .ok_or_else(|| not_ready(Missing::ValidCertificate))
     }
 }
 

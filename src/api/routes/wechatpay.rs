@@ -539,7 +539,7 @@ pub(super) async fn pin_platform_key(
 ) -> Result<Json<MerchantView>, Problem> {
     let pin = match (wanted.id, wanted.public_key, wanted.certificate) {
         (Some(id), Some(pem), None) => PlatformPin::PublicKey { id, pem },
-        (None, None, Some(pem)) => PlatformPin::Certificate(Box::new(certificate(&pem)?)),
+        (None, None, Some(pem)) => PlatformPin::Certificate(Box::new(platform_certificate(&pem)?)),
         _ => {
             return Err(Problem::new(
                 Code::Malformed,
@@ -662,12 +662,16 @@ fn new_key(token: Option<String>, private_key: Option<SecretText>) -> Result<New
 }
 
 fn certificate(pem: &str) -> Result<Certificate, Problem> {
-    Certificate::from_pem(pem.trim().as_bytes()).map_err(|error| {
-        Problem::new(
-            Code::MerchantCertificate,
-            format!("the certificate cannot be read: {error}"),
-        )
-    })
+    read_certificate(pem, Code::MerchantCertificate)
+}
+
+fn platform_certificate(pem: &str) -> Result<Certificate, Problem> {
+    read_certificate(pem, Code::WechatpayPlatformKey)
+}
+
+fn read_certificate(pem: &str, code: Code) -> Result<Certificate, Problem> {
+    Certificate::from_pem(pem.trim().as_bytes())
+        .map_err(|error| Problem::new(code, format!("the certificate cannot be read: {error}")))
 }
 
 fn authorities(pems: &[String]) -> Result<Vec<Certificate>, Problem> {
@@ -677,5 +681,5 @@ fn authorities(pems: &[String]) -> Result<Vec<Certificate>, Problem> {
             format!("there are more than {MOST_AUTHORITIES} authorities"),
         ));
     }
-    pems.iter().map(|pem| certificate(pem)).collect()
+    pems.iter().map(|pem| platform_certificate(pem)).collect()
 }

@@ -8,10 +8,12 @@ use zeroize::Zeroizing;
 
 use super::{PEM_LIMIT, pem, pem_bundle};
 use crate::api::client::Client;
+use crate::api::wechatpay::{AddMerchant, AddMerchantKey, InstallMerchantCertificate};
 use crate::base::encoding::from_base64;
 use crate::base::files::{Readers, read_checked, write_atomic};
 use crate::base::ids::AccountId;
-use crate::base::pkcs11::TokenUri;
+use crate::base::pkcs11::{KeyId, TokenUri};
+use crate::base::secret::SecretText;
 use crate::base::sysexits::EX_OK;
 use crate::cli::error::Error;
 use crate::cli::output::{Mood, Output, time};
@@ -55,9 +57,9 @@ pub(crate) enum Command {
         /// The merchant.
         #[arg(value_name = "MCHID")]
         merchant: MerchantId,
-        /// The key's id, as `merchant list --json` shows it in its URI, in hexadecimal.
-        #[arg(value_name = "ID")]
-        key: String,
+        /// The key's id, as `merchant list` shows it.
+        #[arg(value_name = "ID", value_parser = key_id)]
+        key: KeyId,
     },
     /// Remove a merchant, its keys on the token and with them its secrets.
     Remove {
@@ -111,6 +113,10 @@ pub(crate) struct Add {
     account: Option<AccountId>,
 }
 
+fn key_id(text: &str) -> Result<KeyId, String> {
+    KeyId::try_from(text.to_owned()).map_err(|_| "must be hexadecimal".to_owned())
+}
+
 fn sign_type(text: &str) -> Result<SignType, String> {
     [SignType::Md5, SignType::HmacSha256]
         .into_iter()
@@ -143,10 +149,10 @@ pub(super) async fn run(
             output.result(&view, |output| describe(&view, output))?;
         }
         Command::Renew { merchant, key } => {
-            let body = json!({
-                "token": key.token,
-                "private_key": key.private_key(output)?.as_deref(),
-            });
+            let body = AddMerchantKey {
+                token: key.token.as_ref().map(ToString::to_string),
+                private_key: key.private_key(output)?,
+            };
             let view: MerchantView = {
                 let _progress = output.progress("Making a key on the token");
                 let path = format!("merchants/{merchant}/keys");
@@ -189,15 +195,15 @@ async fn add(arguments: &Add, daemon: &mut Client, output: &Output) -> Result<()
             Embedded::Refuse
         },
     };
-    let body = json!({
-        "merchant": arguments.merchant,
-        "token": arguments.key.token,
-        "private_key": arguments.key.private_key(output)?.as_deref(),
-        "rules": rules,
-        "service": arguments.service,
-        "account": arguments.account,
-        "authorities": authorities,
-    });
+    let body = AddMerchant {
+        merchant: arguments.merchant.clone(),
+        token: arguments.key.token.as_ref().map(ToString::to_string),
+        private_key: arguments.key.private_key(output)?,
+        rules,
+        service: arguments.service.clone(),
+        account: arguments.account.clone(),
+        authorities,
+    };
     let mut view: MerchantView = {
         let _progress = output.progress("Making keys on the token");
         daemon.wechatpay(Method::POST, "merchants", &body).await?
@@ -216,14 +222,16 @@ async fn install(
     merchant: &MerchantId,
     file: &std::path::Path,
 ) -> Result<MerchantView, Error> {
-    let body = json!({ "certificate": pem(file)? });
+    let body = InstallMerchantCertificate {
+        certificate: pem(file)?,
+    };
     let path = format!("merchants/{merchant}/certificate");
     Ok(daemon.wechatpay(Method::PUT, &path, &body).await?)
 }
 
 impl Key {
     /// The key to import, with a warning.
-    fn private_key(&self, output: &Output) -> Result<Option<Zeroizing<String>>, Error> {
+    fn private_key(&self, output: &Output) -> Result<Option<SecretText>, Error> {
         let Some(path) = &self.import_key else {
             return Ok(None);
         };
@@ -238,7 +246,7 @@ impl Key {
              made on the token at the next renewal.",
             path.display()
         ));
-        Ok(Some(Zeroizing::new(text.to_owned())))
+        Ok(Some(SecretText::new(text.to_owned())))
     }
 
     /// Gives the request for the newest key to whoever is to bring it to the platform.
@@ -280,7 +288,12 @@ impl Key {
 pub(super) fn describe(merchant: &MerchantView, output: &Output) -> String {
     let mut facts = vec![("Merchant", merchant.merchant.to_string())];
     for key in &merchant.keys {
-        facts.push(("API key", describe_key(key, output)));
+        let mut text = describe_key(key, output);
+        // What `remove-key` takes; the only key of a merchant is not removed by itself.
+        if merchant.keys.len() > 1 {
+            text.push_str(&format!("; id {}", key.id));
+        }
+        facts.push(("API key", text));
     }
     let secrets = merchant.secrets.iter().map(|secret| {
         let mut text = format!("{} set {}", secret.kind, time(&secret.set_at));
@@ -308,6 +321,11 @@ pub(super) fn describe(merchant: &MerchantView, output: &Output) -> String {
         };
         facts.push(("Platform", format!("{} {until}", key.id)));
     }
+    let issuers = match merchant.authorities {
+        0 => output.paint("none trusted", Mood::Doubtful),
+        number => format!("{number} trusted for platform certificates"),
+    };
+    facts.push(("Issuers", issuers));
     facts.push(("Version 2", merchant.rules.sign_type.as_str().to_owned()));
     if let (Some(service), Some(account)) = (&merchant.service, &merchant.account) {
         facts.push(("Secrets from", format!("account {account} of {service}")));

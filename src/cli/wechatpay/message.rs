@@ -1,20 +1,23 @@
 //! `opcert wechatpay authorization`, `paysign`, `verify`, `decrypt`, `fields …` and `v2 …`.
 
 use http::Method;
-use serde_json::json;
+use zeroize::Zeroizing;
 
 use super::{BODY_LIMIT, Received};
 use crate::api::client::{CallError, Client};
 use crate::api::problem::Code;
 use crate::api::wechatpay::{
-    DecryptedFields, EncryptedFields, FieldsV2, OpenedNotification, SignedMessageV2, SignedPayment,
+    DecryptFields, DecryptedFields, EncryptFields, EncryptedFields, FieldsV2, MessageV2,
+    OpenRefund, OpenedNotification, SignPayment, SignRequest, SignedMessageV2, SignedPayment,
     SignedRequest, Verified,
 };
 use crate::base::encoding::base64;
+use crate::base::secret::SecretText;
 use crate::base::sysexits::EX_OK;
 use crate::cli::error::Error;
 use crate::cli::input::Source;
 use crate::cli::output::{Output, time};
+use crate::wechatpay::v3::PayClient;
 use crate::wechatpay::{AppId, MerchantId, Nonce, PrepayId};
 
 /// No list of fields we read is larger, in bytes.
@@ -46,7 +49,7 @@ impl Authorization {
             Some(source) => source.read(BODY_LIMIT)?,
             None => Vec::new(),
         };
-        let request = crate::api::wechatpay::SignRequest {
+        let request = SignRequest {
             merchant: self.merchant.clone(),
             method: self.method.clone(),
             target: self.target.clone(),
@@ -69,24 +72,26 @@ pub(crate) struct PaySign {
     #[arg(value_name = "MCHID")]
     merchant: MerchantId,
     /// Where the payment is started: jsapi, mini-program or app.
-    #[arg(long)]
-    client: String,
+    #[arg(long, value_parser = pay_client)]
+    client: PayClient,
     /// The official account, mini program or app.
     #[arg(long, value_name = "APPID")]
     app: AppId,
-    /// What the order is prepared under.
+    /// What the order is prepared under, without `prepay_id=`.
     #[arg(long, value_name = "PREPAY_ID")]
     prepay: PrepayId,
 }
 
 impl PaySign {
     pub(super) async fn run(&self, daemon: &mut Client, output: &Output) -> Result<u8, Error> {
-        let request = json!({
-            "merchant": self.merchant,
-            "client": self.client,
-            "appid": self.app,
-            "prepay_id": self.prepay,
-        });
+        let request = SignPayment {
+            merchant: self.merchant.clone(),
+            client: self.client,
+            appid: self.app.clone(),
+            prepay_id: self.prepay.clone(),
+            timestamp: None,
+            nonce: None,
+        };
         let signed: SignedPayment = daemon
             .wechatpay(Method::POST, "v3/paysign", &request)
             .await?;
@@ -99,6 +104,15 @@ impl PaySign {
             output.facts(&parameters)
         })?;
         Ok(EX_OK)
+    }
+}
+
+fn pay_client(text: &str) -> Result<PayClient, &'static str> {
+    match text {
+        "jsapi" => Ok(PayClient::Jsapi),
+        "mini-program" => Ok(PayClient::MiniProgram),
+        "app" => Ok(PayClient::App),
+        _ => Err("must be jsapi, mini-program or app"),
     }
 }
 
@@ -174,14 +188,14 @@ pub(crate) struct FieldLines {
 }
 
 impl FieldLines {
-    fn request(&self) -> Result<serde_json::Value, Error> {
-        let bytes = zeroize::Zeroizing::new(self.file.read(FIELDS_LIMIT)?);
+    fn read(&self) -> Result<Vec<SecretText>, Error> {
+        let bytes = Zeroizing::new(self.file.read(FIELDS_LIMIT)?);
         let text = std::str::from_utf8(&bytes).map_err(|_| Error::Input {
             what: "the fields are not UTF-8".into(),
             action: "Give one field a line.".into(),
         })?;
-        let fields: Vec<&str> = text.lines().collect();
-        Ok(json!({ "merchant": self.merchant, "fields": fields }))
+        let lines = text.lines().map(|line| SecretText::new(line.to_owned()));
+        Ok(lines.collect())
     }
 }
 
@@ -189,16 +203,26 @@ impl Fields {
     pub(super) async fn run(&self, daemon: &mut Client, output: &Output) -> Result<u8, Error> {
         match self {
             Self::Encrypt(lines) => {
+                let request = EncryptFields {
+                    merchant: lines.merchant.clone(),
+                    fields: lines.read()?,
+                };
                 let answer: EncryptedFields = daemon
-                    .wechatpay(Method::POST, "v3/fields/encrypt", &lines.request()?)
+                    .wechatpay(Method::POST, "v3/fields/encrypt", &request)
                     .await?;
                 output.result(&answer, |_| {
                     format!("{}\n{}", answer.serial, answer.fields.join("\n"))
                 })?;
             }
             Self::Decrypt(lines) => {
+                let fields = lines.read()?;
+                let fields = fields.iter().map(|field| field.expose().to_owned());
+                let request = DecryptFields {
+                    merchant: lines.merchant.clone(),
+                    fields: fields.collect(),
+                };
                 let answer: DecryptedFields = daemon
-                    .wechatpay(Method::POST, "v3/fields/decrypt", &lines.request()?)
+                    .wechatpay(Method::POST, "v3/fields/decrypt", &request)
                     .await?;
                 output.result(&answer, |_| answer.fields.join("\n"))?;
             }
@@ -235,9 +259,13 @@ pub(crate) struct Xml {
 }
 
 impl Xml {
-    fn request(&self) -> Result<serde_json::Value, Error> {
-        let xml = self.file.read(BODY_LIMIT)?;
-        Ok(json!({ "merchant": self.merchant, "body_base64": base64(&xml) }))
+    fn request(&self) -> Result<MessageV2, Error> {
+        Ok(MessageV2 {
+            merchant: self.merchant.clone(),
+            fields: None,
+            body: None,
+            body_base64: Some(base64(&self.file.read(BODY_LIMIT)?)),
+        })
     }
 }
 
@@ -267,7 +295,10 @@ impl V2 {
             Self::Refund { merchant, file } => {
                 let bytes = file.read(BODY_LIMIT)?;
                 let text = String::from_utf8_lossy(&bytes).trim().to_owned();
-                let request = json!({ "merchant": merchant, "req_info": text });
+                let request = OpenRefund {
+                    merchant: merchant.clone(),
+                    req_info: text,
+                };
                 let answer: FieldsV2 = daemon
                     .wechatpay(Method::POST, "v2/refund/decrypt", &request)
                     .await?;

@@ -8,11 +8,13 @@ use std::path::PathBuf;
 use http::header::{ACCEPT, AUTHORIZATION, USER_AGENT};
 use http::{HeaderValue, Method, Request};
 use hyper::body::Bytes;
-use serde_json::json;
 
-use super::{BODY_LIMIT, headers, pem, pem_bundle};
+use super::{Received, pem, pem_bundle};
 use crate::api::client::Client;
-use crate::api::wechatpay::{Pairs, PlatformKeysTaken, SignedRequest};
+use crate::api::wechatpay::{
+    self, Pairs, PinPlatformKey, PlatformKeysTaken, ReceivedCertificates, RetirePlatformKey,
+    SignRequest, SignedRequest, TrustAuthorities,
+};
 use crate::base::encoding::base64;
 use crate::base::sysexits::EX_OK;
 use crate::cli::error::Error;
@@ -38,7 +40,7 @@ pub(crate) enum Command {
     /// Hand in an answer that was fetched elsewhere.
     Import {
         #[command(flatten)]
-        received: super::Received,
+        received: Received,
         /// Verify it with what it brings although keys are held.
         #[arg(long)]
         anew: bool,
@@ -108,27 +110,30 @@ pub(super) async fn run(
 ) -> Result<u8, Error> {
     match command {
         Command::Fetch(arguments) => {
-            let (headers, body) = fetch(arguments, daemon).await?;
-            hand_in(
-                &arguments.merchant,
-                headers,
-                &body,
-                arguments.anew,
-                daemon,
-                output,
-            )
-            .await?;
+            let received = fetch(arguments, daemon).await?;
+            hand_in(received, arguments.anew, daemon, output).await?;
         }
         Command::Import { received, anew } => {
-            let headers = headers(&received.headers)?;
-            let body = received.body.read(BODY_LIMIT)?;
-            hand_in(&received.merchant, headers, &body, *anew, daemon, output).await?;
+            hand_in(received.read()?, *anew, daemon, output).await?;
         }
         Command::Pin { merchant, file, id } => {
             let pem = pem(file)?;
-            let body = match id {
-                Some(id) => json!({ "id": id, "public_key": pem }),
-                None => json!({ "certificate": pem }),
+            if id.is_none() && pem.contains("PUBLIC KEY-----") {
+                return Err(Error::Usage {
+                    what: format!("{} is a public key, and those have an id", file.display()),
+                    action: "Give --id with the PUB_KEY_ID_… that the merchant platform shows \
+                             beside it."
+                        .into(),
+                });
+            }
+            let (public_key, certificate) = match id {
+                Some(_) => (Some(pem), None),
+                None => (None, Some(pem)),
+            };
+            let body = PinPlatformKey {
+                id: id.clone(),
+                public_key,
+                certificate,
             };
             let path = format!("merchants/{merchant}/platform-keys");
             let view: MerchantView = daemon.wechatpay(Method::POST, &path, &body).await?;
@@ -136,13 +141,17 @@ pub(super) async fn run(
         }
         Command::Retire { merchant, key, at } => {
             let path = format!("merchants/{merchant}/platform-keys/{key}/retire");
-            let body = json!({ "at": at.map(|at| at.to_string()) });
+            let body = RetirePlatformKey {
+                at: at.map(|at| at.to_string()),
+            };
             let view: MerchantView = daemon.wechatpay(Method::POST, &path, &body).await?;
             output.result(&view, |output| super::merchant::describe(&view, output))?;
         }
         Command::Trust { merchant, file } => {
             let path = format!("merchants/{merchant}/authorities");
-            let body = json!({ "authorities": pem_bundle(file)? });
+            let body = TrustAuthorities {
+                authorities: pem_bundle(file)?,
+            };
             let view: MerchantView = daemon.wechatpay(Method::PUT, &path, &body).await?;
             output.result(&view, |output| super::merchant::describe(&view, output))?;
         }
@@ -151,34 +160,38 @@ pub(super) async fn run(
 }
 
 async fn hand_in(
-    merchant: &MerchantId,
-    headers: Pairs,
-    body: &[u8],
+    received: wechatpay::Received,
     anew: bool,
     daemon: &mut Client,
     output: &Output,
 ) -> Result<(), Error> {
-    let request = json!({
-        "merchant": merchant,
-        "headers": headers,
-        "body_base64": base64(body),
-        "anew": anew,
-    });
+    let request = ReceivedCertificates {
+        merchant: received.merchant,
+        headers: received.headers,
+        body: received.body,
+        body_base64: received.body_base64,
+        anew,
+    };
     let taken: PlatformKeysTaken = daemon
         .wechatpay(Method::POST, "v3/certificates", &request)
         .await?;
     output.result(&taken, |_| {
-        let names: Vec<&str> = taken.held.iter().map(PlatformKeyId::as_str).collect();
+        let names = taken.held.iter().map(|key| {
+            let new = if taken.new.contains(key) {
+                " (new)"
+            } else {
+                ""
+            };
+            format!("{key}{new}")
+        });
         format!(
-            "{} platform keys are held, {} of them new: {}",
-            taken.held.len(),
-            taken.new.len(),
-            names.join(", ")
+            "Platform keys held: {}",
+            names.collect::<Vec<_>>().join(", ")
         )
     })
 }
 
-async fn fetch(arguments: &Fetch, daemon: &mut Client) -> Result<(Pairs, Bytes), Error> {
+async fn fetch(arguments: &Fetch, daemon: &mut Client) -> Result<wechatpay::Received, Error> {
     let wrong = |what: String| Error::Usage {
         what,
         action: "Check --api, --api-ca and --path.".into(),
@@ -198,13 +211,17 @@ async fn fetch(arguments: &Fetch, daemon: &mut Client) -> Result<(Pairs, Bytes),
         .ok()
         .and_then(|uri| uri.authority().map(ToString::to_string))
         .unwrap_or_default();
-    let body = json!({
-        "merchant": arguments.merchant,
-        "method": "GET",
-        "target": arguments.path,
-    });
+    let wanted = SignRequest {
+        merchant: arguments.merchant.clone(),
+        method: Method::GET.to_string(),
+        target: arguments.path.clone(),
+        body: None,
+        body_base64: None,
+        timestamp: None,
+        nonce: None,
+    };
     let signed: SignedRequest = daemon
-        .wechatpay(Method::POST, "v3/authorization", &body)
+        .wechatpay(Method::POST, "v3/authorization", &wanted)
         .await?;
     let request = Request::get(&arguments.path)
         .header(http::header::HOST, host)
@@ -218,7 +235,7 @@ async fn fetch(arguments: &Fetch, daemon: &mut Client) -> Result<(Pairs, Bytes),
         .map_err(|error| wrong(error.to_string()))?;
     let unreachable = |source| Error::Unreachable {
         who: WHO,
-        action: "Check --api and the network.".into(),
+        action: "Check --api, --api-ca and the network.".into(),
         source,
     };
     let mut connection = client::Client::connect(&target, ClientLimits::default())
@@ -247,5 +264,10 @@ async fn fetch(arguments: &Fetch, daemon: &mut Client) -> Result<(Pairs, Bytes),
             (name.as_str().to_owned(), value)
         })
         .collect();
-    Ok((Pairs(headers), answer.into_body()))
+    Ok(wechatpay::Received {
+        merchant: arguments.merchant.clone(),
+        headers: Pairs(headers),
+        body: None,
+        body_base64: Some(base64(answer.body())),
+    })
 }

@@ -1,9 +1,10 @@
 //! `opcert wechatpay secret …`: sealed here, to the merchant's key on the token.
 
 use http::Method;
-use serde_json::json;
 
 use crate::api::client::Client;
+use crate::api::problem::Code;
+use crate::api::wechatpay::SealedSecret;
 use crate::base::jwe::RsaJwk;
 use crate::base::secret::SecretText;
 use crate::base::sysexits::EX_OK;
@@ -86,10 +87,11 @@ pub(super) async fn run(
                 who: "the daemon",
                 problem: error.to_string(),
             })?;
-            let body = json!({
-                "jwe": sealed,
-                "overlap_seconds": arguments.overlap.saturating_mul(3_600),
-            });
+            let body = SealedSecret {
+                jwe: Some(sealed),
+                overlap_seconds: Some(arguments.overlap.saturating_mul(3_600)),
+                signed: None,
+            };
             let set: SecretSet = daemon.wechatpay(Method::POST, "secrets", &body).await?;
             show(&set, output)?;
         }
@@ -100,7 +102,11 @@ pub(super) async fn run(
         Command::Take { file } => {
             let bytes = file.read(sealed_secret::MAX as u64 + 2)?;
             let signed = String::from_utf8_lossy(&bytes).trim().to_owned();
-            let body = json!({ "signed": signed });
+            let body = SealedSecret {
+                jwe: None,
+                overlap_seconds: None,
+                signed: Some(signed),
+            };
             let set: SecretSet = daemon.wechatpay(Method::POST, "secrets", &body).await?;
             show(&set, output)?;
         }
@@ -116,10 +122,13 @@ async fn sealing_key(daemon: &mut Client, merchant: &MerchantId) -> Result<RsaJw
         .find(|known| known.merchant == *merchant);
     known
         .map(|known| known.sealing_key)
-        .ok_or_else(|| Error::State {
-            code: "merchant-unknown",
-            what: format!("merchant {merchant} is not installed here"),
-            action: "Add it with `opcert wechatpay merchant add`.".into(),
+        .ok_or_else(|| Error::Refused {
+            status: Code::MerchantUnknown.status(),
+            code: Code::MerchantUnknown.as_str().into(),
+            detail: format!("merchant {merchant} is not installed here"),
+            action: Code::MerchantUnknown.action().into(),
+            rule: None,
+            request_id: None,
         })
 }
 
