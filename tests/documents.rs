@@ -195,20 +195,32 @@ fn metrics_are_documented_and_the_dashboard_asks_for_none_that_is_not_there() {
     }
 }
 
+/// All of the package's code, tests included.
+fn code() -> String {
+    fn below(folder: &Path, found: &mut String) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                below(&path, found);
+            } else if path.extension().is_some_and(|kind| kind == "rs") {
+                found.push_str(&fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    let mut found = String::new();
+    for folder in ["src", "tests"] {
+        below(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join(folder),
+            &mut found,
+        );
+    }
+    found
+}
+
 /// Each row of the table names tests, or says why there is none.
 #[test]
 fn what_is_done_about_faults_has_the_tests_it_names() {
-    let sources: Vec<String> = ["tests", "src/device", "src/device/worker"]
-        .into_iter()
-        .flat_map(|folder| {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
-            fs::read_dir(folder)
-                .unwrap()
-                .map(|file| file.unwrap().path())
-        })
-        .filter(|path| path.extension().is_some_and(|kind| kind == "rs"))
-        .map(|path| fs::read_to_string(path).unwrap())
-        .collect();
+    let code = code();
     let page = read("docs/devices.md");
     let (_, page) = page
         .split_once("## What happens, and what is done about it")
@@ -227,11 +239,34 @@ fn what_is_done_about_faults_has_the_tests_it_names() {
         let names: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
         assert!(!names.is_empty(), "{row}");
         for name in names {
-            let test = format!("fn {name}(");
-            assert!(
-                sources.iter().any(|source| source.contains(&test)),
-                "{name}"
-            );
+            assert!(code.contains(&format!("fn {name}(")), "{name}");
         }
     }
+}
+
+#[test]
+fn each_test_that_the_pages_name_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let code = code();
+    let page = read("docs/testing.md");
+    let section = page
+        .split("\n## ")
+        .find(|part| part.starts_with("WeChat Pay\n"));
+    let mut named = 0;
+    for row in section
+        .unwrap()
+        .lines()
+        .filter(|line| line.starts_with("| "))
+    {
+        let tests = row.rsplit('|').nth(1).unwrap();
+        for name in tests.split('`').skip(1).step_by(2) {
+            let there = match name.split_once('.') {
+                Some(_) => root.join("tests/foreign/wechatpay").join(name).exists(),
+                None => code.contains(&format!("fn {name}(")),
+            };
+            assert!(there, "{name}");
+            named += 1;
+        }
+    }
+    assert!(named > 40, "{named}");
 }

@@ -6,6 +6,13 @@
 mod platform;
 mod support;
 
+#[path = "merchants/hostile.rs"]
+mod hostile;
+#[path = "merchants/proof.rs"]
+mod proof;
+#[path = "merchants/time.rs"]
+mod time;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -31,9 +38,6 @@ const MCHID: &str = "1900007291";
 /// Begins with a zero digit, which a number would lose.
 const SERIAL: &str = "0C4AEF34A5F2B6C7D8E9F0A1B2C3D4E5F6A7B8C9";
 const V2_SECRET: &str = "192006250b4c09247ec02edce69f6a2d";
-
-/// Spoils something that was good.
-type Change = Box<dyn Fn(&mut Value)>;
 
 /// A daemon with one merchant on it, certified; and the merchant's platform.
 struct Shop {
@@ -124,7 +128,12 @@ impl Shop {
     fn open() -> Self {
         let token = TestToken::new("opcert-test");
         let daemon = Daemon::start(&token);
-        let platform = Platform::with_validity(now() - 86_400, now() + 864_000);
+        Self::on(token, daemon, now())
+    }
+
+    /// On a daemon whose clock says `now`.
+    fn on(token: TestToken, daemon: Daemon, now: i64) -> Self {
+        let platform = Platform::with_validity(now - 86_400, now + 864_000);
         let authority = platform.authority.to_pem().unwrap();
         let view = add(&daemon, MCHID, json!({ "authorities": [authority] }));
         let certificate = certify(&request_of(&view));
@@ -152,13 +161,7 @@ impl Shop {
     }
 
     fn signed(&self, second: i64, body: &[u8]) -> Value {
-        let headers = self
-            .platform
-            .headers(&self.platform.serial, second, body)
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect::<BTreeMap<_, _>>();
-        json!({ "merchant": MCHID, "headers": headers, "body_base64": base64(body) })
+        signed_by(&self.platform, second, body)
     }
 
     fn view(&self) -> Value {
@@ -181,6 +184,35 @@ impl Shop {
         }
         text
     }
+}
+
+/// Something that `platform` signs at `second`, as it is handed to the daemon.
+fn signed_by(platform: &Platform, second: i64, body: &[u8]) -> Value {
+    let headers = platform
+        .headers(&platform.serial, second, body)
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect::<BTreeMap<_, _>>();
+    json!({ "merchant": MCHID, "headers": headers, "body_base64": base64(body) })
+}
+
+/// A refusal without the request's id: what a caller can tell two refusals apart by.
+fn told(answer: &Answer) -> Value {
+    assert!(!answer.status.is_success(), "{}", answer.body);
+    let mut told = answer.body.clone();
+    told.as_object_mut().unwrap().remove("request_id");
+    told
+}
+
+/// The body of a callback with the event `id` and that `resource`.
+fn callback_with(id: &str, resource: &Value) -> Vec<u8> {
+    let body = json!({
+        "id": id,
+        "resource_type": "encrypt-resource",
+        "event_type": "TRANSACTION.SUCCESS",
+        "resource": resource,
+    });
+    serde_json::to_vec(&body).unwrap()
 }
 
 /// The five members of an `Authorization` header.
@@ -319,6 +351,24 @@ fn requests_and_payments_are_signed_for_those_who_may_and_put_on_record() {
 }
 
 #[test]
+fn secrets_are_opened_in_memory_that_is_not_swapped() {
+    let shop = Shop::open();
+    let fields = json!({ "merchant": MCHID, "fields": { "a": "1" } });
+    post(&shop.daemon, "v2/sign", &fields).ok();
+    if shop.daemon.log().contains("memory is not locked") {
+        println!("skipped: neither RLIMIT_MEMLOCK nor CAP_IPC_LOCK lets memory be locked");
+        return;
+    }
+    let path = format!("/proc/{}/status", shop.daemon.pid());
+    let status = std::fs::read_to_string(path).unwrap();
+    let kilobytes = |name: &str| -> u64 {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    assert!(kilobytes("VmLck:") >= kilobytes("RssAnon:"), "{status}");
+}
+
+#[test]
 fn callbacks_are_verified_opened_once_and_remembered() {
     let mut shop = Shop::open();
     // Nothing is trusted before the platform's certificates came in.
@@ -417,15 +467,8 @@ fn callbacks_are_verified_opened_once_and_remembered() {
 fn an_old_secret_is_read_for_as_long_as_its_overlap() {
     let shop = Shop::open();
     shop.bootstrap().ok();
-    let callback = |id: &str, secret: &str| {
-        let body = json!({
-            "id": id,
-            "resource_type": "encrypt-resource",
-            "event_type": "TRANSACTION.SUCCESS",
-            "resource": sealed(secret, "transaction", b"{}"),
-        });
-        serde_json::to_vec(&body).unwrap()
-    };
+    let callback =
+        |id: &str, secret: &str| callback_with(id, &sealed(secret, "transaction", b"{}"));
     let next = "0123456789abcdefABCDEF0123456789";
     set_secret(&shop.daemon, &shop.view(), SecretKind::ApiV3, next, 3_600);
     assert!(shop.view()["secrets"][1]["overlap_until"].is_string());
@@ -441,109 +484,6 @@ fn an_old_secret_is_read_for_as_long_as_its_overlap() {
     }
     shop.received("v3/decrypt", now(), &callback("5", last))
         .ok();
-}
-
-#[test]
-fn contents_and_fields_that_do_not_open_give_nothing_away() {
-    let shop = Shop::open();
-    shop.bootstrap().ok();
-    let with = |change: &dyn Fn(&mut Value)| {
-        let mut resource = sealed(SECRET, "transaction", b"{\"secret\":\"plaintext\"}");
-        change(&mut resource);
-        let body = json!({
-            "id": "1",
-            "resource_type": "encrypt-resource",
-            "event_type": "TRANSACTION.SUCCESS",
-            "resource": resource,
-        });
-        let answer = shop.received("v3/decrypt", now(), &serde_json::to_vec(&body).unwrap());
-        assert!(!answer.body.to_string().contains("plaintext"));
-        answer
-    };
-    let cut = |length: usize| {
-        move |resource: &mut Value| {
-            let all = from_base64(resource["ciphertext"].as_str().unwrap().as_bytes()).unwrap();
-            resource["ciphertext"] = json!(base64(&all[..length]));
-        }
-    };
-    // Truncated tags, short and long nonces, other algorithms, bad base64.
-    let malformed: Vec<Change> = vec![
-        Box::new(cut(4)),
-        Box::new(cut(8)),
-        Box::new(cut(12)),
-        Box::new(cut(15)),
-        Box::new(|resource| resource["nonce"] = json!("short")),
-        Box::new(|resource| resource["nonce"] = json!("thirteen-long")),
-        Box::new(|resource| resource["algorithm"] = json!("AEAD_AES_128_GCM")),
-        Box::new(|resource| resource["algorithm"] = json!("AEAD_SM4_GCM")),
-        Box::new(|resource| resource["ciphertext"] = json!("!")),
-        Box::new(|resource| resource["ciphertext"] = json!(7)),
-    ];
-    for change in malformed {
-        assert_eq!(with(&*change).code(), "malformed");
-    }
-    // Everything that passes for a ciphertext fails in one way.
-    let closed: Vec<Change> = vec![
-        Box::new(cut(16)),
-        Box::new(cut(20)),
-        Box::new(|resource| resource["associated_data"] = json!("other")),
-        Box::new(|resource| resource["nonce"] = json!("twelve-bytes")),
-        Box::new(|resource| *resource = sealed(&"x".repeat(32), "transaction", b"{}")),
-    ];
-    let details: Vec<Value> = closed
-        .into_iter()
-        .map(|change| {
-            let answer = with(&*change);
-            assert_eq!(answer.body["code"], "wechatpay-content");
-            answer.body["detail"].clone()
-        })
-        .collect();
-    assert!(details.iter().all(|detail| *detail == details[0]));
-
-    let fields = |list: Value| {
-        let body = json!({ "merchant": MCHID, "fields": list });
-        post(&shop.daemon, "v3/fields/decrypt", &body)
-    };
-    let public = PublicEncryptingKey::from_der(shop.certificate.public_key().spki()).unwrap();
-    let public = OaepPublicEncryptingKey::new(public).unwrap();
-    let encrypt = |plain: &[u8]| {
-        let mut buffer = vec![0; public.ciphertext_size()];
-        base64(
-            public
-                .encrypt(&OAEP_SHA1_MGF1SHA1, plain, &mut buffer, None)
-                .unwrap(),
-        )
-    };
-    let name = "王小明".as_bytes();
-    let plain = fields(json!([encrypt(name), "", encrypt(b"6222")])).ok();
-    assert_eq!(plain["fields"], json!(["王小明", "", "6222"]));
-    let (foreign, no_text) = (base64(&[0x42; 256]), encrypt(b"\xff\xfe"));
-    let (foreign, no_text) = (fields(json!([foreign])), fields(json!([no_text])));
-    assert_eq!(foreign.body["code"], "wechatpay-content");
-    assert_eq!(foreign.body["detail"], no_text.body["detail"]);
-    assert_eq!(fields(json!(["AAAA"])).code(), "malformed");
-    assert_eq!(fields(json!(vec![""; 33])).code(), "too-large");
-
-    // A sealed secret is for a key that fields are not decrypted with.
-    let view = shop.view();
-    let key: RsaJwk = serde_json::from_value(view["sealing_key"].clone()).unwrap();
-    let jwe = seal(&key, SecretKind::ApiV3, &SecretText::new(SECRET.into())).unwrap();
-    let wrapped = jwe.split('.').nth(1).unwrap();
-    let wrapped = opcert::base::encoding::from_base64url(wrapped).unwrap();
-    assert_eq!(
-        fields(json!([base64(&wrapped)])).code(),
-        "wechatpay-content"
-    );
-
-    let body = json!({ "merchant": MCHID, "fields": ["王小明", ""] });
-    let encrypted = post(&shop.daemon, "v3/fields/encrypt", &body).ok();
-    assert_eq!(encrypted["serial"], json!(shop.platform.serial));
-    assert_eq!(encrypted["fields"][1], "");
-    let long = json!({ "merchant": MCHID, "fields": ["a".repeat(215)] });
-    assert_eq!(
-        post(&shop.daemon, "v3/fields/encrypt", &long).code(),
-        "too-large"
-    );
 }
 
 #[test]
@@ -581,8 +521,7 @@ fn a_renewed_key_takes_over_and_the_old_one_still_decrypts() {
     for certificate in [&shop.certificate, &certificate] {
         assert_eq!(decrypt(certificate).ok()["fields"][0], "6222");
     }
-    let uri = shop.view()["keys"][0]["key"].as_str().unwrap().to_owned();
-    let id = uri.rsplit("id=").next().unwrap().replace('%', "");
+    let id = text(&shop.view()["keys"][0], "id").to_owned();
     let path = format!("/v1/wechatpay/merchants/{MCHID}/keys/{id}");
     let left = shop.daemon.control(Method::DELETE, &path, &Value::Null);
     assert_eq!(left.ok()["keys"].as_array().unwrap().len(), 1);
@@ -674,9 +613,13 @@ fn version_2_messages_are_signed_checked_and_opened() {
     let changed = xml.replace("test", "text");
     let longer = vector["expected"].as_str().unwrap().repeat(2);
     let downgrade = xml.replace(vector["expected"].as_str().unwrap(), &longer);
+    let [with_key, with_sign] = ["<key>x</key>", "<Sign>x</Sign>"]
+        .map(|injected| xml.replace("</xml>", &format!("{injected}</xml>")));
     for (body, code) in [
         (changed.as_str(), "wechatpay-signature"),
         (&downgrade, "wechatpay-signature"),
+        (&with_key, "wechatpay-signature"),
+        (&with_sign, "wechatpay-signature"),
         ("<xml><a>1</a></xml>", "wechatpay-signature"),
         ("<xml><a>1</a><a>1</a></xml>", "wechatpay-fields"),
         (
@@ -690,6 +633,15 @@ fn version_2_messages_are_signed_checked_and_opened() {
         let answer = post("v2/verify", json!({ "merchant": MCHID, "body": body }));
         assert_eq!(answer.code(), code, "{body}");
     }
+    // What is signed by MD5 is nothing to a merchant whose messages are signed by HMAC.
+    let rules = json!({ "rules": { "sign-type": "HMAC-SHA256" } });
+    let by_hmac = add(&shop.daemon, "1900009191", rules);
+    set_secret(&shop.daemon, &by_hmac, SecretKind::Api, V2_SECRET, 0);
+    let by_md5 = post(
+        "v2/verify",
+        json!({ "merchant": "1900009191", "body": xml }),
+    );
+    assert_eq!(by_md5.code(), "wechatpay-signature");
     let huge = format!("<xml><a>{}</a></xml>", "x".repeat(200_000));
     let huge = json!({ "merchant": MCHID, "body": huge });
     assert_eq!(post("v2/verify", huge).code(), "too-large");

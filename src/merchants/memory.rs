@@ -67,9 +67,13 @@ impl Names {
 
 impl Memory {
     pub fn new() -> Self {
+        Self::holding(MOST_MESSAGES, MOST_EVENTS)
+    }
+
+    fn holding(messages: usize, events: usize) -> Self {
         Self(Mutex::new(State {
-            messages: Seen::new(MOST_MESSAGES, Seen::MIN_RETENTION),
-            events: Seen::new(MOST_EVENTS, EVENTS_KEPT),
+            messages: Seen::new(messages, Seen::MIN_RETENTION),
+            events: Seen::new(events, EVENTS_KEPT),
         }))
     }
 
@@ -162,5 +166,27 @@ mod tests {
         assert_eq!(memory.deliver(theirs, at(103)).unwrap(), Delivery::First);
         memory.take_back(theirs, Delivery::First);
         assert_eq!(memory.deliver(theirs, at(104)).unwrap(), Delivery::First);
+    }
+
+    #[test]
+    fn a_full_memory_says_so_and_forgets_nothing() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let merchant: MerchantId = "1900007291".parse().unwrap();
+        let names = |message: &[u8], id| Names::new(&merchant, message, id);
+        for (messages, events) in [(2, 8), (8, 2)] {
+            let memory = Memory::holding(messages, events);
+            for (message, id) in [(b"one", "EV-1"), (b"two", "EV-2")] {
+                assert_eq!(
+                    memory.deliver(names(message, id), at(100)).unwrap(),
+                    Delivery::First
+                );
+            }
+            for _ in 0..2 {
+                let third = memory.deliver(names(b"three", "EV-3"), at(101));
+                assert!(matches!(third, Err(MerchantError::MemoryFull)));
+            }
+            let replayed = memory.deliver(names(b"one", "EV-1"), at(101));
+            assert!(matches!(replayed, Err(MerchantError::Replayed { .. })));
+        }
     }
 }
