@@ -262,9 +262,10 @@ impl Link {
         budget: Duration,
     ) -> Result<Answer, CallError> {
         let is_signature = matches!(verb, Verb::Sign { .. });
-        let length = match verb {
+        let length = match &verb {
             // A person types on the device.
             Verb::Generate { .. } | Verb::WithPin { pin: None, .. } => Length::Long,
+            Verb::WithPin { verb, .. } if matches!(**verb, Verb::Generate { .. }) => Length::Long,
             _ => Length::Short,
         };
         let (sender, receiver) = oneshot::channel();

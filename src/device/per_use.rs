@@ -77,17 +77,18 @@ impl PerUse {
             true => (None, None, budget.max(TYPED_WITHIN)),
             false => match self.pins.get(&self.token) {
                 Some(pin) => (Some(pin), Some(PinOrigin::Kept), budget),
-                None => return Err(DeviceError::PinNeeded { token: name }),
+                None => {
+                    let blocked = self.guard.blocked(&self.token, PinOrigin::Kept).await;
+                    return Err(match blocked {
+                        Some(reason) => DeviceError::PinBlocked {
+                            token: name,
+                            reason,
+                        },
+                        None => DeviceError::PinNeeded { token: name },
+                    });
+                }
             },
         };
-        if let Some(origin) = origin
-            && let Some(reason) = self.guard.blocked(&self.token, origin).await
-        {
-            return Err(DeviceError::PinBlocked {
-                token: name,
-                reason,
-            });
-        }
         let attempt = self.guard.begin(&self.token, origin).await?;
         let verb = Verb::WithPin {
             pin: pin.as_ref().map(|pin| PinBytes::new(pin.expose())),
@@ -108,7 +109,13 @@ impl PerUse {
             }
         };
         let (settled, error) = self.refused(outcome);
-        self.guard.settle(attempt, settled).await?;
+        if let Settled::Refused(_) = settled {
+            self.pins.remove(&self.token);
+        }
+        self.guard.settle(attempt, settled.clone()).await?;
+        if settled != Settled::NotTried || matches!(error, DeviceError::PinFinalTry { .. }) {
+            self.tell(&error);
+        }
         Err(error)
     }
 
@@ -124,9 +131,7 @@ impl PerUse {
                 DeviceError::PinLocked { token },
             ),
             LoginOutcome::FinalTry => {
-                let error = DeviceError::PinFinalTry { token };
-                self.tell(&error);
-                return (Settled::NotTried, error);
+                return (Settled::NotTried, DeviceError::PinFinalTry { token });
             }
             LoginOutcome::NotTried { code } => {
                 let function = "C_Login".to_owned();
@@ -149,8 +154,6 @@ impl PerUse {
             // What somebody mistyped on the device says nothing about what the machine may try.
             return (Settled::NotTried, error);
         }
-        self.pins.remove(&self.token);
-        self.tell(&error);
         (Settled::Refused(code), error)
     }
 

@@ -36,9 +36,9 @@ pub struct Wanted<'a> {
 /// How much a template says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Template {
-    /// All that the key must be, and what it may not do.
+    /// All that the key must be, what it may not do, and what tokens do by themselves.
     Full,
-    /// All that the key must be.
+    /// What keeps the key in the token, and what it may do.
     Lean,
     /// What it may do, and its id: the rest is the token's to decide and ours to check.
     Minimal,
@@ -53,12 +53,8 @@ impl Template {
         if self != Self::Minimal {
             attributes.push(Attribute::Label(wanted.label.as_bytes().to_vec()));
         }
-        match self {
-            Self::Full => {
-                attributes.extend([Attribute::Private(false), Attribute::Verify(verifies)]);
-            }
-            Self::Lean if verifies => attributes.push(Attribute::Verify(true)),
-            Self::Lean | Self::Minimal => {}
+        if self == Self::Full {
+            attributes.extend([Attribute::Private(false), Attribute::Verify(verifies)]);
         }
         attributes.extend(parameters);
         attributes
@@ -69,10 +65,12 @@ impl Template {
         if self != Self::Minimal {
             attributes.extend([
                 Attribute::Label(wanted.label.as_bytes().to_vec()),
-                Attribute::Private(true),
                 Attribute::Sensitive(true),
                 Attribute::Extractable(false),
             ]);
+        }
+        if self == Self::Full {
+            attributes.push(Attribute::Private(true));
         }
         let is_said = |ability: &Attribute| {
             self == Self::Full

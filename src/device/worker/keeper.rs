@@ -75,7 +75,7 @@ impl Keeper {
                 self.with_pin(pin.as_ref(), login, *verb)
             }
             // Somebody uses it right now, which is as good.
-            (Some(turn), Verb::KeepAlive { .. }) if turn.is_taken() => Ok(Answer::Done),
+            (Some(turn), Verb::KeepAlive { .. }) if turn.share().is_none() => Ok(Answer::Done),
             (Some(turn), verb @ Verb::Logout { .. }) => {
                 let _alone = turn.alone();
                 self.do_one(verb)
@@ -280,13 +280,19 @@ impl Keeper {
         let mut tokens = self.module.rescan()?;
         let module = self.module;
         self.anchors.retain(|number, anchor| {
-            module.slot(*number) == Ok(anchor.slot) && anchor.session.get_session_info().is_ok()
+            let turn = module.turn(*number);
+            let turn = turn.share();
+            module.slot(*number) == Ok(anchor.slot)
+                && (turn.is_none() || anchor.session.get_session_info().is_ok())
         });
         for token in &mut tokens {
-            token.logged_in = self
-                .anchors
-                .get(&token.number)
-                .is_some_and(|anchor| module.check_login(token.number, &anchor.session).is_ok());
+            let turn = module.turn(token.number);
+            let turn = turn.share();
+            // Whoever has it alone has logged in.
+            token.logged_in = turn.is_none()
+                || self.anchors.get(&token.number).is_some_and(|anchor| {
+                    module.check_login(token.number, &anchor.session).is_ok()
+                });
         }
         Ok(tokens)
     }

@@ -4,7 +4,7 @@
 //! whatever else is asked of them, also in another session. So whoever holds such a login has the
 //! token to itself ([`Turn`]), and what can be asked before is asked before: the flags of the PIN.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
 use cryptoki::error::{Error, RvError};
 use cryptoki::session::{Session, UserType};
@@ -31,9 +31,13 @@ impl Turn {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether somebody has the token alone.
-    pub fn is_taken(&self) -> bool {
-        self.0.try_read().is_err()
+    /// The same without waiting: `None` while somebody has the token alone.
+    pub fn share(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        match self.0.try_read() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 }
 
@@ -167,12 +171,12 @@ mod tests {
     #[test]
     fn a_turn_alone_waits_for_others_and_keeps_them_away() {
         let turn = Turn::default();
-        let (one, two) = (turn.with_others(), turn.with_others());
-        assert!(!turn.is_taken());
+        let (one, two) = (turn.with_others(), turn.share());
+        assert!(two.is_some());
         drop((one, two));
         let alone = turn.alone();
-        assert!(turn.clone().is_taken());
+        assert!(turn.clone().share().is_none());
         drop(alone);
-        assert!(!turn.is_taken());
+        assert!(turn.share().is_some());
     }
 }

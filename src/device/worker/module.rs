@@ -101,15 +101,14 @@ impl Module {
             .and_then(|known| known.offer.clone())
     }
 
-    /// What was last seen of the token in `slot`, while somebody has it alone: to ask it now would
-    /// come in between.
-    fn taken(&self, slot: Slot) -> Option<TokenInfo> {
+    /// The token that was last seen in `slot`, and what was seen of it.
+    fn last_in(&self, slot: Slot) -> Option<(Turn, TokenInfo)> {
         self.tokens
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .iter()
-            .find(|known| known.slot == Some(slot) && known.turn.is_taken())
-            .and_then(|known| known.info.clone())
+            .find(|known| known.slot == Some(slot))
+            .and_then(|known| Some((known.turn.clone(), known.info.clone()?)))
     }
 
     /// Makes sure that private keys show in a session of this token. A token that lost its login
@@ -142,8 +141,11 @@ impl Module {
         let mut found = Vec::new();
         let mut list = Vec::new();
         for slot in slots {
-            if let Some(info) = self.taken(slot) {
-                list.push(info);
+            let last = self.last_in(slot);
+            let turn = last.as_ref().map(|(turn, info)| (turn.share(), info));
+            if let Some((None, info)) = &turn {
+                // Somebody has it alone: to ask it now would come in between.
+                list.push(TokenInfo::clone(info));
                 continue;
             }
             // A reader that fails must not hide the others.
