@@ -464,6 +464,14 @@ impl Devices {
             });
         }
         let key = permit.key();
+        // RFC 8017 section 7.1.2 step 1: it is as long as the modulus. What a module answers to
+        // another length is its own choice, and may look like an unwell module.
+        let numbers = self.public_key(key).await?.rsa_numbers();
+        if numbers.is_some_and(|(modulus, _)| modulus.len() != ciphertext.len()) {
+            return Err(DeviceError::Undecryptable {
+                key: key.to_string(),
+            });
+        }
         let module = self.module(&key.token.module)?;
         let verb = |token| Verb::Decrypt {
             token,
