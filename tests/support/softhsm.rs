@@ -194,6 +194,7 @@ impl TestToken {
             login: opcert::device::LoginPolicy::default(),
             keepalive: None,
             waive: self.waive.clone(),
+            attestation: None,
         }];
         config
     }

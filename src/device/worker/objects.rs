@@ -58,9 +58,13 @@ pub fn find_private(session: &Session, id: &[u8]) -> Result<Option<ObjectHandle>
 }
 
 fn find(session: &Session, class: ObjectClass, id: &[u8]) -> Result<Vec<ObjectHandle>, Failure> {
-    session
-        .find_objects(&[Attribute::Class(class), Attribute::Id(id.to_vec())])
-        .map_err(failure)
+    let mut template = vec![Attribute::Class(class), Attribute::Id(id.to_vec())];
+    if class == ObjectClass::CERTIFICATE {
+        // ykcs11 shows a key's attestation under the key's CKA_ID as well, made when it is read:
+        // no object of the token, and none to destroy or replace.
+        template.push(Attribute::Token(true));
+    }
+    session.find_objects(&template).map_err(failure)
 }
 
 /// What the private key behind `handle` can do, and whether each use needs a login of its own.
