@@ -89,6 +89,7 @@ codes! {
     ModuleMissing "module-missing" 503 "The PKCS#11 module is not there" "Install the vendor's library, or correct `path` of its [[module]] in opcertd.toml.";
     KeyMissing "key-missing" 404 "The key is not on the token" "Choose an installed certificate with `opcert list`, or install one with `opcert install`.";
     KeyNotProven "key-not-proven" 422 "The token does not prove that the key cannot leave it" "Use a token that generates keys with CKA_SENSITIVE set and CKA_EXTRACTABLE cleared.";
+    KeyNotAttested "key-not-attested" 422 "The token does not attest that the key was made in it" "Use a token that attests its keys, name its maker's authority in `attestation`, or do not require it there.";
     KeyUnsupported "key-unsupported" 501 "The token cannot make such a key" "Choose another key type with `--key-type`.";
     SignatureInvalid "signature-invalid" 502 "The token returned a wrong signature" "Nothing was released. Check the token with its maker's tool before using it again.";
 
@@ -589,6 +590,7 @@ impl From<crate::enrol::EnrolError> for Problem {
             E::TooMany | E::NotReady { .. } => Code::EnrolmentState,
             E::Unknown { .. } => Code::EnrolmentUnknown,
             E::OtherKey | E::OtherIdentity { .. } | E::Certificate(_) => Code::CertificateMismatch,
+            E::NotAttested { .. } => Code::KeyNotAttested,
             E::Policy(refusal) => return refusal.into(),
             E::File(_) | E::Damaged { .. } => Code::StateUnusable,
         };

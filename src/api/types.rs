@@ -14,6 +14,7 @@ use crate::base::key::{KeySpec, Scheme};
 use crate::base::pkcs11::TokenId;
 use crate::base::secret::{Pin, exposed};
 use crate::device::{ModuleStatus, TokenStatus, UnlockOutcome};
+use crate::enrol::Attestation;
 use crate::policy::explain::Explanation;
 use crate::policy::rules::Rule;
 use crate::policy::{Changes, ClientPolicy, ConsentRule, Finding};
@@ -220,6 +221,10 @@ pub struct Enrolment {
     /// The certification request to carry to the account service (PKCS#10), base64 of DER; empty
     /// while the key is being generated.
     pub csr: String,
+    /// The device's word that the key was made in it, where it gives one and the configuration of
+    /// the token names authorities; verified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attestation: Option<Attestation>,
     /// The ticket it began with, for a courier that resumes; on the control socket only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ticket: Option<String>,

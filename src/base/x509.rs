@@ -453,6 +453,17 @@ impl Certificate {
         Self::from_der(&inner.to_der().map_err(build)?)
     }
 
+    /// From PEM with one certificate or more.
+    pub fn all_from_pem(pem: &[u8]) -> Result<Vec<Self>, X509Error> {
+        x509_cert::Certificate::load_pem_chain(pem)
+            .map_err(|_| X509Error::Malformed {
+                what: "certificate",
+            })?
+            .iter()
+            .map(|certificate| Self::from_der(&certificate.to_der().map_err(build)?))
+            .collect()
+    }
+
     /// As PEM.
     pub fn to_pem(&self) -> Result<String, X509Error> {
         self.inner.to_pem(der::pem::LineEnding::LF).map_err(build)

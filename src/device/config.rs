@@ -131,6 +131,20 @@ pub struct TokenConfig {
     /// None by default.
     #[serde(default)]
     pub waive: Vec<Waiver>,
+    /// Whose word is taken, and needed, that a key was made in the device. Absent: nobody's.
+    #[serde(default)]
+    pub attestation: Option<AttestationConfig>,
+}
+
+/// Key attestation; see docs/devices.md.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct AttestationConfig {
+    /// The makers' authorities: PEM files with one certificate or more.
+    pub authorities: Vec<PathBuf>,
+    /// Whether a key without an attestation is refused an enrolment.
+    #[serde(default)]
+    pub required: bool,
 }
 
 /// An attribute that a key need not prove.

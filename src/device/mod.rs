@@ -70,7 +70,8 @@ pub use self::catalogue::{
 };
 use self::catalogue::{Reason, TokenView};
 pub use self::config::{
-    Allowance, Config, InvalidPinSource, LoginPolicy, ModuleConfig, PinSource, TokenConfig, Waiver,
+    Allowance, AttestationConfig, Config, InvalidPinSource, LoginPolicy, ModuleConfig, PinSource,
+    TokenConfig, Waiver,
 };
 pub use self::error::DeviceError;
 use self::fair::{Gate, Parties, Party};
@@ -503,6 +504,14 @@ impl Devices {
             });
         }
         let key = permit.key();
+        // RFC 8017 section 7.1.2 step 1: it is as long as the modulus. What a module answers to
+        // another length is its own choice, and may look like an unwell module.
+        let numbers = self.public_key(key).await?.rsa_numbers();
+        if numbers.is_some_and(|(modulus, _)| modulus.len() != ciphertext.len()) {
+            return Err(DeviceError::Undecryptable {
+                key: key.to_string(),
+            });
+        }
         let module = self.module(&key.token.module)?;
         let verb = |token| Verb::Decrypt {
             token,
@@ -797,6 +806,18 @@ impl Devices {
             protected_path,
             touch,
         })
+    }
+
+    /// Whose attestation of its keys counts for a token, as the configuration says.
+    pub fn attestation(&self, token: &TokenId) -> Result<Option<&AttestationConfig>, DeviceError> {
+        let module = self.module(&token.module)?;
+        let view = module.view.borrow().clone();
+        let known = view.tokens.iter().find(|known| known.id == *token);
+        Ok(known.and_then(|known| {
+            let mut configured = module.config.token.iter();
+            let config = configured.find(|config| config.uri == known.uri)?;
+            config.attestation.as_ref()
+        }))
     }
 
     /// Asks a token whether a PIN that a person typed for one operation is its own: one try, and

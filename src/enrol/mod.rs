@@ -1,7 +1,8 @@
 //! The local half of enrolment: a key that never left the token gets its certificate.
 //!
 //! STEPS. [`Enroller::begin`] checks the ticket, writes the enrolment down, has the token
-//! generate a key, proves the key by reading it back and has it sign a certification request.
+//! generate a key, proves the key by reading it back and by its [`attestation`], where the device
+//! gives one, and has it sign a certification request.
 //! A courier carries the request to the service and the certificate back;
 //! [`Enroller::complete`] checks it against key, authority and ticket, writes it to the token and
 //! puts it into the [`registry`].
@@ -17,6 +18,7 @@
 //!
 //! What never lives here: connections. What the service said is handed in, and checked.
 
+pub mod attestation;
 pub mod registry;
 
 use std::path::{Path, PathBuf};
@@ -24,6 +26,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use attestation::Attestation;
 pub use registry::{Installed, Registry, RegistryError, Service, Snapshot, Standing};
 
 use crate::audit::{Audit, AuditError, Event};
@@ -94,6 +97,12 @@ pub enum EnrolError {
     /// The certificate is malformed or not of the pinned authority.
     #[error("the certificate is refused: {0}")]
     Certificate(#[from] X509Error),
+    /// The token does not attest the key, and must.
+    #[error("token {token} shows no attestation of the key that ends at a configured authority")]
+    NotAttested {
+        /// The token.
+        token: String,
+    },
     /// Policy says no.
     #[error("policy refuses: {0}")]
     Policy(#[from] Refusal),
@@ -173,6 +182,10 @@ pub struct Enrolment {
     /// What the token did not prove of the key, and the configuration waives.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waived: Vec<Waiver>,
+    /// The device's word that the key was made in it, where it gives one and authorities are
+    /// configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attestation: Option<Attestation>,
     ticket: String,
     ticket_jti: Jti,
     keys: JwkSet,
@@ -284,6 +297,7 @@ impl Enroller {
             expires_at: ticket.expires_at(),
             request: None,
             waived: Vec::new(),
+            attestation: None,
             ticket: begin.ticket,
             ticket_jti: ticket.jti().clone(),
             keys: begin.keys,
@@ -372,9 +386,7 @@ impl Enroller {
             "certificate": installed.fingerprint(),
             "key": enrolment.key.to_string(),
         });
-        if !enrolment.waived.is_empty() {
-            body["waived"] = serde_json::json!(enrolment.waived);
-        }
+        proof(&enrolment, &mut body);
         let event = Event::new("certificate-installed", Some(request), &body)?;
         self.audit.append(event)?.durable().await?;
         let installed = self
@@ -493,6 +505,13 @@ impl Enroller {
                 &label,
             )
             .await?;
+        let (key, now) = (&enrolment.key, self.clock.now());
+        let found = attestation::attest(&self.devices, key, &generated.public_key, now).await?;
+        if found.is_some() {
+            enrolment.attestation = found;
+            self.record("key-attested", request, enrolment, Some(caller))
+                .await?;
+        }
         enrolment.waived = generated.proof.waived;
         let note = note(&enrolment.waived);
         if note.is_some() {
@@ -540,9 +559,7 @@ impl Enroller {
             "key": enrolment.key.to_string(),
             "key_type": enrolment.key_type,
         });
-        if !enrolment.waived.is_empty() {
-            body["waived"] = serde_json::json!(enrolment.waived);
-        }
+        proof(enrolment, &mut body);
         let event = Event::new(kind, Some(request.clone()), &body)?;
         self.audit.append(event)?.durable().await?;
         Ok(())
@@ -587,6 +604,16 @@ fn note(waived: &[Waiver]) -> Option<String> {
             attributes.join(", ")
         )
     })
+}
+
+/// What records say of how the key was proven, where it is more or less than usual.
+fn proof(enrolment: &Enrolment, body: &mut serde_json::Value) {
+    if !enrolment.waived.is_empty() {
+        body["waived"] = serde_json::json!(enrolment.waived);
+    }
+    if let Some(attestation) = &enrolment.attestation {
+        body["attestation"] = serde_json::json!(attestation.record());
+    }
 }
 
 fn read(path: &Path) -> Result<Enrolment, EnrolError> {

@@ -7,7 +7,10 @@
 //! - `OPCERT_TEST_TOKEN`: label of the token,
 //! - `OPCERT_TEST_PIN`: its user PIN,
 //! - `OPCERT_TEST_ENV`: names of the environment variables that the worker needs, separated by
-//!   blanks or commas.
+//!   blanks or commas,
+//! - `OPCERT_TEST_INIT_ARGS`: what the module's `C_Initialize` is given, for those of NSS,
+//! - `OPCERT_TEST_WAIVE`: what it misreports of its keys, by the words of `waive` in the
+//!   configuration.
 //!
 //! Tests that need what only SoftHSM2 in a directory of ours allows (a wrong PIN, a hung or an
 //! absent token) ask for [`TestToken::softhsm`] and skip themselves when it is `None`.
@@ -19,7 +22,7 @@ use std::process::Command;
 use opcert::base::encoding::hex;
 use opcert::base::ids::random;
 use opcert::base::pkcs11::TokenUri;
-use opcert::device::{Config, ModuleConfig, PinSource, TokenConfig};
+use opcert::device::{Config, ModuleConfig, PinSource, TokenConfig, Waiver};
 
 /// Where Debian and Fedora put SoftHSM2.
 const SOFTHSM_PATHS: [&str; 4] = [
@@ -39,6 +42,8 @@ pub struct TestToken {
     pub pin: String,
     /// What the worker's environment must hold.
     pub environment: BTreeMap<String, String>,
+    init_args: Option<String>,
+    waive: Vec<Waiver>,
     directory: tempfile::TempDir,
     softhsm: bool,
 }
@@ -54,15 +59,23 @@ impl TestToken {
         let variable = |name: &str| {
             std::env::var(name).unwrap_or_else(|_| panic!("{name} goes with OPCERT_TEST_MODULE"))
         };
-        let names = std::env::var("OPCERT_TEST_ENV").unwrap_or_default();
+        let words = |name: &str| {
+            let text = std::env::var(name).unwrap_or_default();
+            let words = text.split([' ', ',']).filter(|word| !word.is_empty());
+            words.map(str::to_owned).collect::<Vec<_>>()
+        };
         Self {
             module: module.into(),
             label: variable("OPCERT_TEST_TOKEN"),
             pin: variable("OPCERT_TEST_PIN"),
-            environment: names
-                .split([' ', ','])
-                .filter(|name| !name.is_empty())
-                .map(|name| (name.to_owned(), variable(name)))
+            environment: words("OPCERT_TEST_ENV")
+                .into_iter()
+                .map(|name| (name.clone(), variable(&name)))
+                .collect(),
+            init_args: std::env::var("OPCERT_TEST_INIT_ARGS").ok(),
+            waive: words("OPCERT_TEST_WAIVE")
+                .into_iter()
+                .map(|word| toml::Value::String(word).try_into().expect("a waiver"))
                 .collect(),
             directory: tempfile::tempdir().expect("a temporary directory"),
             softhsm: false,
@@ -103,6 +116,8 @@ impl TestToken {
                 "SOFTHSM2_CONF".to_owned(),
                 conf.to_string_lossy().into_owned(),
             )]),
+            init_args: None,
+            waive: Vec::new(),
             directory,
             softhsm: true,
         }
@@ -171,13 +186,15 @@ impl TestToken {
         let module: &mut ModuleConfig = &mut config.module[0];
         module.path = self.module.clone();
         module.environment = self.environment.clone();
+        module.init_args = self.init_args.clone();
         module.token = vec![TokenConfig {
             uri: self.uri(),
             pin_source,
             touch: false,
             login: opcert::device::LoginPolicy::default(),
             keepalive: None,
-            waive: Vec::new(),
+            waive: self.waive.clone(),
+            attestation: None,
         }];
         config
     }

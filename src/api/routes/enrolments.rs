@@ -237,6 +237,7 @@ fn view(app: &App, enrolment: &enrol::Enrolment, caller: &Caller) -> Enrolment {
         token: enrolment.key.token.to_string(),
         begun: enrolment.begun_at.to_string(),
         csr: enrolment.request.clone().unwrap_or_default(),
+        attestation: enrolment.attestation.clone(),
         ticket: matches!(caller, Caller::Unix { .. }).then(|| enrolment.ticket().to_owned()),
     }
 }

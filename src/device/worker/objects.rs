@@ -1,6 +1,6 @@
 //! Keys and certificates on a token.
 
-use cryptoki::error::Error;
+use cryptoki::error::{Error, RvError};
 use cryptoki::object::{
     Attribute, AttributeType, CertificateType, KeyType, ObjectClass, ObjectHandle,
 };
@@ -58,9 +58,13 @@ pub fn find_private(session: &Session, id: &[u8]) -> Result<Option<ObjectHandle>
 }
 
 fn find(session: &Session, class: ObjectClass, id: &[u8]) -> Result<Vec<ObjectHandle>, Failure> {
-    session
-        .find_objects(&[Attribute::Class(class), Attribute::Id(id.to_vec())])
-        .map_err(failure)
+    let mut template = vec![Attribute::Class(class), Attribute::Id(id.to_vec())];
+    if class == ObjectClass::CERTIFICATE {
+        // ykcs11 shows a key's attestation under the key's CKA_ID as well, made when it is read:
+        // no object of the token, and none to destroy or replace.
+        template.push(Attribute::Token(true));
+    }
+    session.find_objects(&template).map_err(failure)
 }
 
 /// What the private key behind `handle` can do, and whether each use needs a login of its own.
@@ -339,20 +343,27 @@ fn attributes_or_gone(
 /// one too many rather than none.
 pub fn write_certificate(session: &Session, parts: CertificateParts) -> Result<(), Failure> {
     let before = find(session, ObjectClass::CERTIFICATE, &parts.id)?;
-    session
-        .create_object(&[
-            Attribute::Class(ObjectClass::CERTIFICATE),
-            Attribute::CertificateType(CertificateType::X_509),
-            Attribute::Token(true),
-            Attribute::Private(false),
-            Attribute::Id(parts.id),
-            Attribute::Label(parts.label.into_bytes()),
-            Attribute::Subject(parts.subject),
-            Attribute::Issuer(parts.issuer),
-            Attribute::SerialNumber(parts.serial),
-            Attribute::Value(parts.der),
-        ])
-        .map_err(failure)?;
+    let mut template = vec![
+        Attribute::Class(ObjectClass::CERTIFICATE),
+        Attribute::CertificateType(CertificateType::X_509),
+        Attribute::Token(true),
+        Attribute::Private(false),
+        Attribute::Id(parts.id),
+        Attribute::Subject(parts.subject),
+        Attribute::Issuer(parts.issuer),
+        Attribute::SerialNumber(parts.serial),
+        Attribute::Value(parts.der),
+        Attribute::Label(parts.label.into_bytes()),
+    ];
+    match session.create_object(&template) {
+        Ok(_) => {}
+        // NSS keeps a label for the certificates of one subject only.
+        Err(Error::Pkcs11(RvError::AttributeValueInvalid, _)) => {
+            template.pop();
+            session.create_object(&template).map_err(failure)?;
+        }
+        Err(error) => return Err(failure(error)),
+    }
     destroy(session, before)
 }
 

@@ -477,7 +477,9 @@ fn try_decrypt(
             | RvError::DataInvalid
             | RvError::DataLenRange
             | RvError::GeneralError
-            | RvError::FunctionFailed,
+            | RvError::FunctionFailed
+            // NSS, of a number that is not below the modulus.
+            | RvError::ArgumentsBad,
             Function::Decrypt,
         )) => Err(Failure::Undecryptable),
         Err(error) => Err(codes::failure(&error)),

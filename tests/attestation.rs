@@ -1,0 +1,219 @@
+//! Key attestation, with a maker of our own: openssl issues what a YubiKey shows, and a SoftHSM2
+//! token holds it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use der::pem::LineEnding;
+use opcert::api::problem::{Code, Problem};
+use opcert::base::clock::Clock;
+use opcert::base::encoding::from_base64;
+use opcert::base::key::{KeySpec, PublicKey};
+use opcert::base::x509::Certificate;
+use opcert::device::{AttestationConfig, Devices};
+use opcert::enrol::attestation::{Attestation, attest};
+
+mod support;
+use support::devices::{generate, select, start};
+use support::softhsm::TestToken;
+
+/// A maker's authorities and one device of its.
+struct Maker(tempfile::TempDir);
+
+impl Maker {
+    fn new() -> Self {
+        let maker = Self(tempfile::tempdir().unwrap());
+        std::fs::write(
+            maker.path("device.ext"),
+            "basicConstraints = critical, CA:TRUE, pathlen:0\n",
+        )
+        .unwrap();
+        // Firmware 5.4.3, serial number 12345678, PIN once, touch never.
+        std::fs::write(
+            maker.path("key.ext"),
+            "1.3.6.1.4.1.41482.3.3 = DER:05:04:03\n\
+             1.3.6.1.4.1.41482.3.7 = DER:02:04:00:BC:61:4E\n\
+             1.3.6.1.4.1.41482.3.8 = DER:02:01\n",
+        )
+        .unwrap();
+        maker.openssl(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 \
+             -keyout root.key -out root.pem -subj /CN=Maker_PIV_Root",
+        );
+        maker.openssl(
+            "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout device.key \
+             -out device.csr -subj /CN=Maker_PIV_Attestation",
+        );
+        maker.openssl(
+            "x509 -req -in device.csr -CA root.pem -CAkey root.key -extfile device.ext \
+             -days 3650 -out device.pem",
+        );
+        maker.openssl("x509 -in device.pem -outform DER -out device.der");
+        maker
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn openssl(&self, arguments: &str) {
+        let output = Command::new("openssl")
+            .args(arguments.split_ascii_whitespace())
+            .current_dir(self.0.path())
+            .output()
+            .expect("openssl is needed: apt-get install openssl");
+        assert!(
+            output.status.success(),
+            "openssl {arguments}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    /// What the device says of a key.
+    fn attests(&self, key: &PublicKey) -> Certificate {
+        let pem = der::pem::encode_string("PUBLIC KEY", LineEnding::LF, key.spki()).unwrap();
+        std::fs::write(self.path("public.pem"), pem).unwrap();
+        self.openssl(
+            "x509 -new -force_pubkey public.pem -subj /CN=Maker_PIV_Attestation_9a \
+             -CA device.pem -CAkey device.key -extfile key.ext -days 3650 -out key.pem",
+        );
+        Certificate::from_pem(&std::fs::read(self.path("key.pem")).unwrap()).unwrap()
+    }
+
+    /// Puts the device's own certificate on the token, as in slot f9.
+    fn put_device(&self, token: &TestToken) {
+        let output = Command::new("pkcs11-tool")
+            .arg("--module")
+            .arg(&token.module)
+            .args([
+                "--token-label",
+                &token.label,
+                "--login",
+                "--pin",
+                &token.pin,
+            ])
+            .arg("--write-object")
+            .arg(self.path("device.der"))
+            .args(["--type", "cert", "--id", "19"])
+            .args(["--label", "X.509 Certificate for PIV Attestation"])
+            .envs(&token.environment)
+            .output()
+            .expect("pkcs11-tool is needed: apt-get install opensc");
+        assert!(
+            output.status.success(),
+            "pkcs11-tool: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
+/// Devices whose token is to attest to `authorities`.
+async fn devices(token: &TestToken, authorities: &[&Path], required: bool) -> Devices {
+    let mut config = token.config();
+    config.module[0].token[0].attestation = Some(AttestationConfig {
+        authorities: authorities.iter().map(|path| (*path).to_owned()).collect(),
+        required,
+    });
+    start(token, config).await
+}
+
+#[tokio::test]
+async fn a_chain_that_ends_at_a_configured_authority_is_found_and_read() {
+    let Some(token) = TestToken::softhsm("attested") else {
+        return;
+    };
+    let (maker, other) = (Maker::new(), Maker::new());
+    let now = Clock::system().now();
+    let devices = devices(
+        &token,
+        &[&other.path("root.pem"), &maker.path("root.pem")],
+        true,
+    )
+    .await;
+    let id = select(&devices, &token).await;
+    let key = generate(&devices, &id, KeySpec::P256).await;
+    let public_key = devices.public_key(&key).await.unwrap();
+    let attested = async || attest(&devices, &key, &public_key, now).await;
+
+    // Nothing yet, then the key's certificate without the device's.
+    let refused = attested().await.unwrap_err();
+    assert_eq!(Problem::from(refused).code(), Code::KeyNotAttested);
+    let leaf = maker.attests(&public_key);
+    devices.write_certificate(&key, leaf.der()).await.unwrap();
+    assert!(attested().await.is_err());
+
+    maker.put_device(&token);
+    let found = attested().await.unwrap().unwrap();
+    let chain: Vec<_> = found
+        .chain
+        .iter()
+        .map(|text| Certificate::from_der(&from_base64(text.as_bytes()).unwrap()).unwrap())
+        .collect();
+    assert_eq!(chain.len(), 2);
+    assert_eq!(chain[0].der(), leaf.der());
+    assert_eq!(chain[0].issuer(), chain[1].subject());
+    let device = &found.device;
+    assert_eq!(device.firmware.as_deref(), Some("5.4.3"));
+    assert_eq!(device.serial.as_deref(), Some("12345678"));
+    assert_eq!(device.pin_policy.as_deref(), Some("once"));
+    assert_eq!(device.touch_policy.as_deref(), Some("never"));
+
+    // It survives its way through an enrolment's file.
+    let text = serde_json::to_string(&found).unwrap();
+    assert_eq!(serde_json::from_str::<Attestation>(&text).unwrap(), found);
+
+    // Another key is not attested by it.
+    let second = generate(&devices, &id, KeySpec::P256).await;
+    let its_public_key = devices.public_key(&second).await.unwrap();
+    assert!(
+        attest(&devices, &second, &its_public_key, now)
+            .await
+            .is_err()
+    );
+
+    // Nor is this one after the chain has ended.
+    let later = now + jiff::SignedDuration::from_hours(24 * 3651);
+    assert!(attest(&devices, &key, &public_key, later).await.is_err());
+    devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_chain_of_another_maker_counts_for_nothing() {
+    let Some(token) = TestToken::softhsm("other maker") else {
+        return;
+    };
+    let (maker, other) = (Maker::new(), Maker::new());
+    maker.put_device(&token);
+    let now = Clock::system().now();
+    let optional = devices(&token, &[&other.path("root.pem")], false).await;
+    let id = select(&optional, &token).await;
+    let key = generate(&optional, &id, KeySpec::P256).await;
+    let public_key = optional.public_key(&key).await.unwrap();
+    let leaf = maker.attests(&public_key);
+    optional.write_certificate(&key, leaf.der()).await.unwrap();
+    // The same names, another key: the signature decides.
+    let found = attest(&optional, &key, &public_key, now).await.unwrap();
+    assert_eq!(found, None);
+    optional.shutdown().await;
+
+    // A file that is no list of certificates is an error, not a token without attestation.
+    let damaged = maker.path("damaged.pem");
+    std::fs::write(&damaged, "-----BEGIN CERTIFICATE-----\nAAAA\n").unwrap();
+    let devices = devices(&token, &[&damaged], false).await;
+    select(&devices, &token).await;
+    assert!(attest(&devices, &key, &public_key, now).await.is_err());
+    devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn nobody_is_asked_where_no_authority_is_configured() {
+    let token = TestToken::new("no maker");
+    let devices = start(&token, token.config()).await;
+    let id = select(&devices, &token).await;
+    let key = generate(&devices, &id, KeySpec::P256).await;
+    let public_key = devices.public_key(&key).await.unwrap();
+    let found = attest(&devices, &key, &public_key, Clock::system().now()).await;
+    assert_eq!(found.unwrap(), None);
+    devices.delete_key(&key).await.unwrap();
+    devices.shutdown().await;
+}
