@@ -41,7 +41,7 @@ async fn generate(devices: &Devices, token: &TokenId, spec: KeySpec) -> KeyRef {
 }
 
 fn permit(key: &KeyRef) -> Permit {
-    own(key, Purpose::SelfTest, Clock::system().now()).unwrap()
+    own(key, Purpose::SelfTest).unwrap()
 }
 
 fn message(text: &str) -> Vec<u8> {

@@ -249,6 +249,194 @@ fn opcert(arguments: &[&str]) -> (i32, String) {
 }
 
 #[test]
+fn messages_and_administration_are_explained() {
+    let site = Site::new(
+        r#"
+        @id("frozen")
+        @reason("clients are registered by the installer only")
+        forbid (principal, action == Action::"client", resource)
+        when { principal.uid == 4711 };
+
+        @id("family")
+        @reason("red packets go to the family")
+        forbid (principal, action == Action::"red-packet", resource)
+        when { context has payees && !["A", "B"].containsAll(context.payees) };
+        "#,
+    );
+    let daemon = site.daemon("");
+    let merchants = json!([{ "merchant": "1900000001", "uses": ["request"] }]);
+    daemon.add_client(
+        "shop",
+        &json!({ "consent": "none", "wechatpay": merchants }),
+    );
+    daemon.add_browser("browser", &json!({}));
+    let explain = |body: Value| daemon.control(Method::POST, "/v1/policy/explain", &body);
+    let said = |body: Value| {
+        let answer = explain(body).ok();
+        (
+            answer["allowed"].as_bool().unwrap(),
+            answer["rule"].as_str().unwrap().to_owned(),
+        )
+    };
+    let yes = |rule: &str| (true, rule.to_owned());
+    let no = |rule: &str| (false, rule.to_owned());
+    let message = |client: &str, merchant: &str, r#use: &str| json!({ "client": client, "merchant": merchant, "use": r#use });
+    for (body, expected) in [
+        (
+            message("shop", "1900000001", "request"),
+            yes("registered-merchants-request"),
+        ),
+        (message("shop", "1900000001", "start"), no("not-allowed")),
+        (message("shop", "1900000002", "request"), no("not-allowed")),
+        (
+            message("nobody", "1900000001", "request"),
+            no("client-unknown"),
+        ),
+        (
+            json!({ "merchant": "1900000001", "use": "v2-sign" }),
+            yes("control-socket-merchants"),
+        ),
+        (
+            json!({ "client": "shop", "merchant": "1900000002", "use": "request",
+                    "wechatpay": [{ "merchant": "1900000002", "uses": ["request"] }] }),
+            yes("registered-merchants-request"),
+        ),
+        (
+            json!({ "client": "browser", "origin": ORIGIN, "merchant": "1900000001", "use": "check" }),
+            no("no-pages"),
+        ),
+        (
+            json!({ "uid": 4711, "administration": "client" }),
+            no("frozen"),
+        ),
+        (
+            json!({ "uid": 4711, "administration": "token" }),
+            yes("control-socket"),
+        ),
+        (
+            json!({ "client": "shop", "administration": "policy" }),
+            no("control-socket-only"),
+        ),
+        (
+            json!({ "client": "browser", "origin": ORIGIN, "administration": "enrol" }),
+            yes("page"),
+        ),
+        (
+            json!({ "client": "shop", "kind": "red-packet", "currency": "CNY",
+                    "payees": [{ "payee": "A", "amount": 5 }, { "payee": "C", "amount": 6 }] }),
+            no("family"),
+        ),
+        (
+            json!({ "client": "shop", "kind": "red-packet", "currency": "CNY",
+                    "payees": [{ "payee": "A", "amount": 5 }, { "payee": "B", "amount": 6 }] }),
+            yes("registered-without-consent"),
+        ),
+    ] {
+        assert_eq!(said(body.clone()), expected, "{body}");
+    }
+    let why = explain(json!({ "uid": 7, "administration": "client" })).ok();
+    let frozen = why["rules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|rule| rule["id"] == "frozen");
+    assert_eq!(
+        frozen.unwrap()["why_not"],
+        "when { principal.uid == 4711 } is not so"
+    );
+
+    // What is asked is read as strictly as the real thing.
+    for (body, part) in [
+        (json!({}), "one of kind, use and administration"),
+        (
+            json!({ "kind": "withdrawal", "administration": "token" }),
+            "one of kind",
+        ),
+        (json!({ "use": "request" }), "merchant: is missing"),
+        (
+            json!({ "use": "request", "merchant": "1", "amount": 5 }),
+            "amount: is not known",
+        ),
+        (
+            json!({ "administration": "token", "merchant": "1" }),
+            "merchant: is not known",
+        ),
+        (
+            json!({ "kind": "withdrawal", "amount": 5, "currency": "XXZ" }),
+            "currency",
+        ),
+        (
+            json!({ "kind": "withdrawal", "amount": 5, "currency": "CNY", "payee": "a\u{202e}b" }),
+            "payee: must not contain the invisible",
+        ),
+        (
+            json!({ "kind": "withdrawal", "amount": 5, "currency": "CNY", "count": 3 }),
+            "count: is not known for this kind",
+        ),
+        (
+            json!({ "kind": "red-packet", "amount": 12, "currency": "CNY",
+                    "payees": [{ "payee": "A", "amount": 5 }] }),
+            "payees: do not have the amount",
+        ),
+        (
+            json!({ "administration": "everything" }),
+            "wrong type or form",
+        ),
+        (
+            json!({ "administration": "token", "nonsense": 1 }),
+            "unknown field",
+        ),
+    ] {
+        let answer = explain(body);
+        let detail = answer.body["detail"].as_str().unwrap().to_owned();
+        assert!(detail.contains(part), "{part}: {detail}");
+        assert_eq!(answer.code(), "malformed");
+    }
+
+    // The command line, by options and by a file, with a daemon and without.
+    let socket = daemon.socket();
+    let socket = ["--socket", socket.to_str().unwrap(), "policy", "explain"];
+    let ask = |arguments: &[&str]| opcert(&[&socket[..], arguments].concat());
+    let shop = ["--client", "shop", "--merchant", "1900000001", "--use"];
+    let (code, said) = ask(&[&shop[..], &["request"]].concat());
+    assert!(
+        code == 0 && said.contains("Allowed; nobody is asked."),
+        "{said}"
+    );
+    assert!(said.contains("registered-merchants-request"), "{said}");
+    let (code, said) = ask(&[&shop[..], &["start"]].concat());
+    assert!(code == 0 && said.contains("Refused."), "{said}");
+    let (code, said) = ask(&["--uid", "4711", "--administration", "client"]);
+    assert!(
+        code == 0 && said.contains("clients are registered by the installer"),
+        "{said}"
+    );
+    let file = site.token.directory().join("request.json");
+    let page = json!({ "client": "browser", "origin": ORIGIN, "administration": "enrol" });
+    std::fs::write(&file, page.to_string()).unwrap();
+    let file = file.to_str().unwrap();
+    let (code, said) = ask(&["--request", file]);
+    assert!(
+        code == 0 && said.contains("Allowed once a person confirms it."),
+        "{said}"
+    );
+    let rules = site.rules.parent().unwrap().to_str().unwrap();
+    let (code, said) = opcert(&["policy", "explain", "--policy", rules, "--request", file]);
+    assert!(
+        code == 0 && said.contains("Allowed once a person confirms it."),
+        "{said}"
+    );
+    assert_eq!(ask(&["--request", file, "--uid", "1"]).0, 64);
+    assert_eq!(ask(&["--uid", "1"]).0, 64);
+    std::fs::write(file, "{\"kind\":\"theft\"}").unwrap();
+    let (code, said) = ask(&["--request", file]);
+    assert!(
+        code == 65 && said.contains("not a known operation kind"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_bad_reload_changes_nothing() {
     let site = Site::new("// nothing yet\n");
     let daemon = site.daemon("");

@@ -124,8 +124,7 @@ impl Service {
         let devices =
             Devices::start(config.devices(), &config.state_directory, clock.clone()).await?;
 
-        let signer =
-            |key: ServiceKey| Signer::new(devices.clone(), clock.clone(), key.key, key.public_key);
+        let signer = |key: ServiceKey| Signer::new(devices.clone(), key.key, key.public_key);
         let challenge_key = ChallengeKey::new(
             signer(challenge),
             config.origin.clone(),

@@ -1,6 +1,5 @@
 //! The keys of the service: where they are, and how anything gets signed with them.
 
-use crate::base::Clock;
 use crate::base::jose::{self, InvalidJwk, Jwk, JwkSet};
 use crate::base::key::{PublicKey, Scheme, Signature};
 use crate::base::pkcs11::KeyRef;
@@ -39,17 +38,15 @@ pub enum SignError {
 #[derive(Clone)]
 pub struct Signer {
     devices: Devices,
-    clock: Clock,
     key: KeyRef,
     public_key: PublicKey,
 }
 
 impl Signer {
     /// Signs with `key`, whose public half is `public_key`.
-    pub fn new(devices: Devices, clock: Clock, key: KeyRef, public_key: PublicKey) -> Self {
+    pub fn new(devices: Devices, key: KeyRef, public_key: PublicKey) -> Self {
         Self {
             devices,
-            clock,
             key,
             public_key,
         }
@@ -67,7 +64,7 @@ impl Signer {
         scheme: Scheme,
         message: &[u8],
     ) -> Result<Signature, SignError> {
-        let permit = policy::own(&self.key, purpose, self.clock.now())
+        let permit = policy::own(&self.key, purpose)
             .map_err(|source| SignError::Refused { purpose, source })?;
         Ok(self.devices.sign(permit, scheme, message).await?)
     }

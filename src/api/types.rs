@@ -17,9 +17,12 @@ use crate::device::{ModuleStatus, TokenStatus, UnlockOutcome};
 use crate::enrol::Attestation;
 use crate::policy::explain::Explanation;
 use crate::policy::rules::Rule;
-use crate::policy::{Changes, ClientPolicy, ConsentRule, Finding};
+use crate::policy::{
+    Administration, Changes, ClientPolicy, ConsentRule, Finding, WechatPayRule, WechatPayUse,
+};
 use crate::signing::token_test::KeyOutcome;
 use crate::statement::{Kind, Payee};
+use crate::wechatpay::MerchantId;
 
 /// The daemon in a few numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -409,9 +412,10 @@ pub struct PolicyReloaded {
     pub changes: Changes,
 }
 
-/// A request that somebody wonders about. What is left out is taken from an installed certificate
-/// where one fits, or is an example.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// A request that somebody wonders about: one of `kind` (an approval), `use` with `merchant` (a
+/// WeChat Pay message) and `administration`. What else is left out is taken from what is installed
+/// where something fits, or is an example.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExplainPolicy {
     /// The client that would ask; a local user where it is left out.
@@ -426,8 +430,12 @@ pub struct ExplainPolicy {
     /// As if it were registered for these kinds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kinds: Option<Vec<Kind>>,
-    /// The kind of operation.
-    pub kind: Kind,
+    /// As if it were registered for these merchants.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wechatpay: Option<Vec<WechatPayRule>>,
+    /// The kind of operation that would be approved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Kind>,
     /// Minor units.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub amount: Option<i64>,
@@ -437,6 +445,9 @@ pub struct ExplainPolicy {
     /// Who receives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payee: Option<String>,
+    /// Those who receive, of a batch; `count` and `amount` are theirs where they are left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payees: Option<Vec<Payee>>,
     /// How many pieces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<u32>,
@@ -452,18 +463,28 @@ pub struct ExplainPolicy {
     /// The origin of the account service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// The page that would relay.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub origin: Option<String>,
-    /// When; now where it is left out. RFC 3339.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub at: Option<String>,
     /// As if so many had been approved today.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count_today: Option<u64>,
     /// As if so many minor units had been approved today.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sum_today: Option<u64>,
+    /// What would be done for a WeChat Pay merchant.
+    #[serde(default, rename = "use", skip_serializing_if = "Option::is_none")]
+    pub r#use: Option<WechatPayUse>,
+    /// For which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merchant: Option<MerchantId>,
+    /// What would be changed of the daemon; `enrol` with `client` and `origin` is an installation
+    /// by a page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub administration: Option<Administration>,
+    /// The page that would ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// When; now where it is left out. RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
 }
 
 /// Why a request would be allowed or refused.
@@ -471,14 +492,26 @@ pub struct ExplainPolicy {
 pub struct PolicyExplained {
     /// Who would ask.
     pub caller: String,
-    /// The account that was taken.
-    pub account: AccountId,
-    /// The operator that was taken.
-    pub operator: OperatorId,
-    /// The token that was taken.
-    pub token: String,
-    /// The certificate that was taken.
-    pub certificate: String,
+    /// What would be asked, as rules call it.
+    pub action: String,
+    /// The account that was taken, for an approval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<AccountId>,
+    /// The operator that was taken, for an approval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator: Option<OperatorId>,
+    /// The certificate that was taken, for an approval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
+    /// The merchant, for a WeChat Pay message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merchant: Option<MerchantId>,
+    /// The token that was taken, where a key is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// This computer, for a change of its daemon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub computer: Option<ComputerId>,
     /// Why.
     #[serde(flatten)]
     pub explanation: Explanation,

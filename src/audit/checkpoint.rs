@@ -277,7 +277,7 @@ impl Checkpointer {
             kid: jwk.kid.clone(),
         };
         let input = jose::signing_input(&header, &serde_json::to_vec(&claims)?)?;
-        let permit = policy::own(&key, Purpose::AuditCheckpoint, now)?;
+        let permit = policy::own(&key, Purpose::AuditCheckpoint)?;
         let signature = inner
             .devices
             .sign(permit, Scheme::Es256, input.as_bytes())

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::client::kind;
 use super::error::Error;
+use super::input::Source;
 use super::output::{Mood, Output};
 use super::{Global, daemon};
 use crate::api::explaining::{Known, explained};
@@ -17,8 +18,11 @@ use crate::base::sysexits::EX_OK;
 use crate::config::daemon::Config;
 use crate::config::{self, ConfigError};
 use crate::policy::rules::Rule;
-use crate::policy::{ConsentRule, Finding, PolicySet, Settings, Usage, schema};
+use crate::policy::{
+    Administration, ConsentRule, Finding, PolicySet, Settings, Usage, WechatPayUse, schema,
+};
 use crate::statement::Kind;
+use crate::wechatpay::MerchantId;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -38,10 +42,16 @@ pub(super) enum Command {
     /// Say which rule would decide a request, and why not another.
     #[command(
         long_about = "Asks the daemon what it would decide, at each kind of consent, and lists \
-                      every rule with the condition that keeps it from applying. With --policy, \
-                      the rules of a directory are asked without a daemon.",
+                      every rule with the condition that keeps it from applying. Asked about are \
+                      approvals (--kind), WeChat Pay messages (--use, --merchant), and \
+                      administration (--administration), or what --request describes. With \
+                      --policy, the rules of a directory are asked without a daemon.",
         after_help = "Examples:\n  \
             opcert policy explain --client till --kind withdrawal --amount 100000 --currency CNY\n  \
+            opcert policy explain --client shop --use request --merchant 1900000001\n  \
+            opcert policy explain --uid 1000 --administration client\n  \
+            echo '{\"client\":\"browser\",\"origin\":\"https://pay.example\",\"administration\":\"enrol\"}' \\\n      \
+            | opcert policy explain --request -\n  \
             opcert policy explain --policy /etc/opcert/policy --client till --consent none \\\n      \
             --kind withdrawal --amount 100000 --currency CNY --at 2026-10-01T03:00:00Z"
     )]
@@ -59,10 +69,30 @@ pub(super) enum Command {
 }
 
 #[derive(Debug, clap::Args)]
+#[group(skip)]
+#[command(group(clap::ArgGroup::new("subject").required(true).args(
+    ["kind", "use", "administration", "request"]
+)))]
 pub(super) struct Explain {
     /// Ask the rules of this directory, not the daemon.
     #[arg(long, value_name = "DIR")]
     policy: Option<PathBuf>,
+    /// The request, as JSON in the form that POST /v1/policy/explain takes; `-` for standard input.
+    #[arg(long, value_name = "FILE", conflicts_with = "part")]
+    request: Option<Source>,
+    #[command(flatten)]
+    parts: Parts,
+}
+
+/// A request in parts.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+#[command(group(clap::ArgGroup::new("part").multiple(true).args([
+    "client", "uid", "consent", "registered_kind", "kind", "amount", "currency", "payee", "count",
+    "reference", "account", "operator", "service", "origin", "at", "count_today", "sum_today",
+    "use", "merchant", "administration",
+])))]
+struct Parts {
     /// The client that would ask; the local user where it is left out.
     #[arg(long, value_name = "NAME", conflicts_with = "uid")]
     client: Option<ClientName>,
@@ -75,9 +105,19 @@ pub(super) struct Explain {
     /// As if it were registered for this kind only; may be repeated.
     #[arg(long, value_name = "KIND", value_parser = kind, requires = "client")]
     registered_kind: Vec<Kind>,
-    /// The kind of operation.
+    /// The kind of operation that would be approved.
     #[arg(long, value_name = "KIND", value_parser = kind)]
-    kind: Kind,
+    kind: Option<Kind>,
+    /// What would be done for a WeChat Pay merchant: request, start, decrypt, check, notification,
+    /// platform, v2-sign or v2-check.
+    #[arg(long, value_name = "USE", requires = "merchant")]
+    r#use: Option<WechatPayUse>,
+    /// The merchant's number.
+    #[arg(long, value_name = "MCHID", requires = "use")]
+    merchant: Option<MerchantId>,
+    /// What would be changed of the daemon: client, enrol, merchant, policy, service or token.
+    #[arg(long, value_name = "WHAT")]
+    administration: Option<Administration>,
     /// Amount in minor units.
     #[arg(long, value_name = "NUMBER", requires = "currency")]
     amount: Option<i64>,
@@ -102,7 +142,7 @@ pub(super) struct Explain {
     /// Origin of the account service.
     #[arg(long, value_name = "ORIGIN")]
     service: Option<String>,
-    /// The page that would relay the challenge.
+    /// The page that would ask.
     #[arg(long, value_name = "ORIGIN")]
     origin: Option<String>,
     /// When, as RFC 3339. [default: now]
@@ -116,26 +156,49 @@ pub(super) struct Explain {
     sum_today: Option<u64>,
 }
 
+/// The largest request in a file, in bytes: a list of 1,000 payees fits.
+const REQUEST_LIMIT: u64 = 1024 * 1024;
+
 impl Explain {
+    fn asked(&self) -> Result<ExplainPolicy, Error> {
+        let Some(source) = &self.request else {
+            return Ok(self.parts.asked());
+        };
+        let bytes = source.read(REQUEST_LIMIT)?;
+        serde_json::from_slice(&bytes).map_err(|error| Error::Input {
+            what: format!("the request cannot be read: {error}"),
+            action: "Give an object in the form of ExplainPolicy in the OpenAPI document; docs/policy.md \
+                     has examples."
+                .into(),
+        })
+    }
+}
+
+impl Parts {
     fn asked(&self) -> ExplainPolicy {
         ExplainPolicy {
             client: self.client.clone(),
             uid: self.uid,
             consent: self.consent,
             kinds: (!self.registered_kind.is_empty()).then(|| self.registered_kind.clone()),
+            wechatpay: None,
             kind: self.kind,
             amount: self.amount,
             currency: self.currency.clone(),
             payee: self.payee.clone(),
+            payees: None,
             count: self.count,
             reference: self.reference.clone(),
             account: self.account.clone(),
             operator: self.operator.clone(),
             service: self.service.clone(),
-            origin: self.origin.clone(),
-            at: self.at.map(|at| at.to_string()),
             count_today: self.count_today,
             sum_today: self.sum_today,
+            r#use: self.r#use,
+            merchant: self.merchant.clone(),
+            administration: self.administration,
+            origin: self.origin.clone(),
+            at: self.at.map(|at| at.to_string()),
         }
     }
 }
@@ -157,7 +220,7 @@ pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> 
                 Some(directory) => offline(explain, directory)?,
                 None => {
                     let mut daemon = daemon::control(global).await?;
-                    daemon.explain_policy(&explain.asked()).await?
+                    daemon.explain_policy(&explain.asked()?).await?
                 }
             };
             output.result(&answer, |output| story(&answer, output))?;
@@ -253,9 +316,9 @@ fn unsound(error: ConfigError) -> Error {
 
 fn offline(explain: &Explain, directory: &Path) -> Result<PolicyExplained, Error> {
     let set = load(directory)?;
-    let mut asked = explain.asked();
+    let mut asked = explain.asked()?;
     // Nobody is registered here: as if it were, with what a registration has by default.
-    if asked.client.is_some() && asked.consent.is_none() {
+    if asked.client.is_some() && asked.consent.is_none() && asked.wechatpay.is_none() {
         asked.consent = Some(ConsentRule::default());
     }
     let own = rustix::process::geteuid().as_raw();
@@ -269,7 +332,7 @@ fn offline(explain: &Explain, directory: &Path) -> Result<PolicyExplained, Error
     )
     .map_err(|problem| Error::Usage {
         what: problem.detail().to_owned(),
-        action: "Give what the kind of operation needs; see `opcert policy explain --help`.".into(),
+        action: "Give what such a request needs; see `opcert policy explain --help`.".into(),
     })
 }
 
@@ -284,19 +347,29 @@ fn story(answer: &PolicyExplained, output: &Output) -> String {
         (true, _) => output.paint("Allowed once a person confirms it.", Mood::Good),
         (false, _) => output.paint("Refused.", Mood::Bad),
     };
-    let mut text = format!(
-        "{verdict}\n\n{}\n",
-        output.facts(&[
-            ("Rule", explanation.rule.clone()),
-            ("Reason", explanation.reason.clone()),
-            ("Asked by", answer.caller.clone()),
-            (
-                "For",
-                format!("account {}, operator {}", answer.account, answer.operator)
-            ),
-            ("Token", answer.token.clone()),
-        ])
-    );
+    let mut facts = vec![
+        ("Rule", explanation.rule.clone()),
+        ("Reason", explanation.reason.clone()),
+        ("Asked by", answer.caller.clone()),
+        ("Action", answer.action.clone()),
+    ];
+    if let (Some(account), Some(operator)) = (&answer.account, &answer.operator) {
+        facts.push(("For", format!("account {account}, operator {operator}")));
+    }
+    if let Some(merchant) = &answer.merchant {
+        facts.push(("Merchant", merchant.to_string()));
+    }
+    if let Some(computer) = &answer.computer {
+        facts.push(("Computer", computer.to_string()));
+    }
+    if let Some(token) = &answer.token {
+        facts.push(("Token", token.clone()));
+    }
+    let mut text = format!("{verdict}\n\n{}\n", output.facts(&facts));
+    if explanation.levels.is_empty() {
+        // Decided by the program itself; no rule was asked.
+        return text.trim_end().to_owned();
+    }
     let levels = explanation
         .levels
         .iter()
@@ -310,7 +383,8 @@ fn story(answer: &PolicyExplained, output: &Output) -> String {
                 format!("cannot be evaluated: {}", level.failed.join("; "))
             };
             let says = if level.allowed { "allowed" } else { "refused" };
-            vec![level.consent.to_string(), says.to_owned(), deciding]
+            let consent = level.consent.map_or("-", ConsentRule::name);
+            vec![consent.to_owned(), says.to_owned(), deciding]
         })
         .collect();
     text.push('\n');

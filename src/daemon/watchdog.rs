@@ -67,8 +67,8 @@ impl Watchdog {
     async fn is_well(&self) -> bool {
         let mut tests = JoinSet::new();
         for (token, (key, scheme)) in self.candidates().await {
-            let (devices, clock) = (self.devices.clone(), self.clock.clone());
-            tests.spawn(async move { self_test(&devices, &clock, token, &key, scheme).await });
+            let devices = self.devices.clone();
+            tests.spawn(async move { self_test(&devices, token, &key, scheme).await });
         }
         let mut outcomes = Vec::new();
         while let Some(ended) = tests.join_next().await {
@@ -107,14 +107,13 @@ impl Watchdog {
 /// One token's self-test; `None` where it says nothing about the token.
 async fn self_test(
     devices: &Devices,
-    clock: &Clock,
     token: TokenId,
     key: &KeyRef,
     scheme: Scheme,
 ) -> Option<Outcome> {
     let mut message = SELF_TEST_PREFIX.to_vec();
     message.extend_from_slice(&random::<32>());
-    let permit = match policy::own(key, Purpose::SelfTest, clock.now()) {
+    let permit = match policy::own(key, Purpose::SelfTest) {
         Ok(permit) => permit,
         Err(refusal) => {
             tracing::error!(?refusal, "the self-test is not permitted");

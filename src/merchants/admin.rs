@@ -549,7 +549,7 @@ impl Merchants {
         let now = self.0.clock.now();
         let sealing = &known.record.sealing;
         // It is opened once now: one that cannot be used must not replace one that can.
-        let permit = policy::own(&sealing.key, Purpose::SecretOpening, now)?;
+        let permit = policy::own(&sealing.key, Purpose::SecretOpening)?;
         let plain = self
             .unseal_any(permit, &sealing.jwk.kid, &taking.jwe)
             .await?;

@@ -36,7 +36,7 @@ use crate::audit::{Audit, Event, Pending, Recovered};
 use crate::base::Clock;
 use crate::base::files;
 use crate::base::ids::RequestId;
-use crate::base::pkcs11::KeyRef;
+use crate::base::pkcs11::{KeyRef, TokenId};
 use crate::device::Devices;
 use crate::enrol::Registry;
 use crate::policy::{
@@ -125,6 +125,12 @@ impl Merchants {
     /// error. Needs no token.
     pub fn count(directory: &Path) -> Result<usize, MerchantError> {
         Ok(record::load(&directory.join(STATE))?.merchants.len())
+    }
+
+    /// The token that holds the keys of a merchant; `None` where it is not installed.
+    pub fn token_of(&self, merchant: &MerchantId) -> Option<TokenId> {
+        let known = self.0.table.load().merchants.get(merchant).cloned();
+        known.map(|known| known.record.sealing.key.token.clone())
     }
 
     /// Finds in the audit records which callbacks were delivered before a restart. Reads nothing

@@ -35,6 +35,7 @@ pub mod schema;
 pub mod usage;
 
 use std::borrow::Cow;
+use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -54,7 +55,7 @@ pub use purpose::{Purpose, SELF_TEST_PREFIX, TOKEN_TEST_MESSAGE};
 use question::{Question, Unfit, Verdict, View};
 use remembered::{Asked, Outcome};
 pub use rules::{Changes, Defaults, Finding, PolicyErrors, PolicySet, Settings, Source};
-pub use usage::{Tally, Usage, Use};
+pub use usage::{Kept, Tally, Usage, Use};
 
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -148,7 +149,8 @@ impl<'a> Approving<'a> {
 }
 
 /// What a local user may do to the daemon; each is a Cedar action.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Administration {
     /// Registers and removes clients.
     Client,
@@ -187,6 +189,21 @@ impl Administration {
         }
     }
 }
+
+impl FromStr for Administration {
+    type Err = UnknownAdministration;
+    fn from_str(text: &str) -> Result<Self, UnknownAdministration> {
+        Self::ALL
+            .into_iter()
+            .find(|what| what.name() == text)
+            .ok_or(UnknownAdministration)
+    }
+}
+
+/// A text that names no [`Administration`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be client, enrol, merchant, policy, service or token")]
+pub struct UnknownAdministration;
 
 /// The answer.
 #[must_use]
@@ -268,6 +285,25 @@ impl Grant {
 }
 
 /// Leave for one private-key operation. Spending it consumes it.
+///
+/// Nobody but [`decide`], [`decide_own`] and [`own`] can make one:
+///
+/// ```compile_fail,E0451
+/// # use opcert::policy::{Permit, Purpose};
+/// fn forge(key: opcert::base::pkcs11::KeyRef) -> Permit {
+///     Permit { key, purpose: Purpose::Approval }
+/// }
+/// ```
+///
+/// and nobody can spend one twice:
+///
+/// ```compile_fail,E0382
+/// # use opcert::{device::Devices, base::key::Scheme, policy::Permit};
+/// async fn twice(devices: &Devices, permit: Permit) {
+///     let _ = devices.sign(permit, Scheme::Es256, b"one").await;
+///     let _ = devices.sign(permit, Scheme::Es256, b"two").await;
+/// }
+/// ```
 #[must_use]
 #[derive(Debug)]
 pub struct Permit {
@@ -307,43 +343,71 @@ impl Permit {
 /// The name of the rule that refuses what no rule allows.
 pub const NOT_ALLOWED: &str = "not-allowed";
 
+/// The name of the rule that refuses clients that are not registered.
+pub const CLIENT_UNKNOWN: &str = "client-unknown";
+
+/// The name of the rule that keeps the administration of the daemon to the control socket.
+pub const CONTROL_SOCKET_ONLY: &str = "control-socket-only";
+
+/// The name of the rule that keeps the keys and secrets of merchants from pages.
+pub const NO_PAGES: &str = "no-pages";
+
 /// Decides one request by `set`.
 pub fn decide(set: &PolicySet, request: &Request<'_>) -> Decision {
+    if let Some(decision) = without_rules(request) {
+        return decision;
+    }
+    let asked = Asked::about(set, request);
+    let outcome = set.remembered.or_weigh(asked, || match pose(set, request) {
+        Ok(question) => match request.action {
+            Action::Approve(_) => approve(set, &question),
+            Action::WechatPay(..) | Action::Own(_) => {
+                conclude(set, question.plain(set), ConsentRule::None)
+            }
+        },
+        Err(error) => unfit(&error),
+    });
+    let purpose = match request.action {
+        Action::Approve(_) => Purpose::Approval,
+        Action::WechatPay(_, r#use) => r#use.purpose(),
+        Action::Own(purpose) => purpose,
+    };
+    decided(request.caller, request.key, purpose, outcome)
+}
+
+/// What is decided before any rule is asked; `None` where rules decide.
+fn without_rules(request: &Request<'_>) -> Option<Decision> {
     match (request.action, request.caller) {
-        (Action::Own(purpose), caller) => decide_own(caller, request.key, purpose),
-        (Action::Approve(_), Caller::Itself) => refuse(
+        (Action::Own(purpose), caller) => Some(decide_own(caller, request.key, purpose)),
+        (Action::Approve(_), Caller::Itself) => Some(refuse(
             "no-self-approval",
             "the daemon approves nothing on its own account",
-        ),
-        (Action::WechatPay(..), Caller::Itself) => refuse(
+        )),
+        (Action::WechatPay(..), Caller::Itself) => Some(refuse(
             "wechatpay-needs-merchant",
             "a WeChat Pay key is used only for a client that may use it",
-        ),
-        (_, Caller::Client(name)) if request.policy.is_none() => {
-            refuse("client-unknown", format!("client {name} is not registered"))
+        )),
+        (_, Caller::Client(name)) if request.policy.is_none() => Some(refuse(
+            CLIENT_UNKNOWN,
+            format!("client {name} is not registered"),
+        )),
+        (Action::Approve(_) | Action::WechatPay(..), _) => None,
+    }
+}
+
+/// The request as rules are asked about it: the one way from a request to a question, for whoever
+/// decides and for whoever explains.
+fn pose(set: &PolicySet, request: &Request<'_>) -> Result<Question, Unfit> {
+    let (caller, policy, now) = (request.caller, request.policy, request.now);
+    match request.action {
+        Action::Approve(approving) => {
+            Question::approval(set, caller, policy, &approving.view(request.key), now)
         }
-        (Action::Approve(approving), caller) => {
-            let (policy, view, now) = (request.policy, approving.view(request.key), request.now);
-            let asked = Asked::approval(set, caller, policy, &view, now);
-            let outcome = set.remembered.or_weigh(asked, || {
-                match Question::approval(set, caller, policy, &view, now) {
-                    Ok(question) => approve(set, &question),
-                    Err(error) => unfit(&error),
-                }
-            });
-            decided(caller, request.key, Purpose::Approval, outcome)
+        Action::WechatPay(merchant, r#use) => {
+            let token = &request.key.token;
+            Question::merchant(set, caller, policy, merchant, r#use, token, now)
         }
-        (Action::WechatPay(merchant, r#use), caller) => {
-            let (policy, token, now) = (request.policy, &request.key.token, request.now);
-            let asked = Asked::merchant(set, caller, policy, merchant, r#use, token, now);
-            let outcome = set.remembered.or_weigh(asked, || {
-                match Question::merchant(set, caller, policy, merchant, r#use, token, now) {
-                    Ok(question) => conclude(set, question.plain(set), ConsentRule::None),
-                    Err(error) => unfit(&error),
-                }
-            });
-            decided(request.caller, request.key, r#use.purpose(), outcome)
-        }
+        Action::Own(_) => Err(Unfit::no_rules()),
     }
 }
 
@@ -496,9 +560,8 @@ fn refuse(rule: &'static str, reason: impl Into<String>) -> Decision {
 }
 
 /// Leave for the program to sign on its own account with its own key; refused for anything that
-/// needs a statement. No rule about it looks at the time, which is given all the same, as to every
-/// decision.
-pub fn own(key: &KeyRef, purpose: Purpose, _now: Timestamp) -> Result<Permit, Refusal> {
+/// needs a statement.
+pub fn own(key: &KeyRef, purpose: Purpose) -> Result<Permit, Refusal> {
     match decide_own(&Caller::Itself, key, purpose) {
         Decision::Granted(grant) => grant.permit(ConsentRule::None),
         Decision::Refused(refusal) => Err(refusal),

@@ -77,24 +77,28 @@ impl Purpose {
 
     /// The `typ` of the JWS this purpose signs, if it signs one.
     pub fn jws_type(self) -> Option<&'static str> {
+        match self.domain() {
+            Domain::Jws(typ) => Some(typ),
+            _ => None,
+        }
+    }
+
+    fn domain(self) -> Domain {
         match self {
-            Self::Approval => Some("opcert-approval+jwt"),
-            Self::Challenge => Some("opcert-challenge+jwt"),
-            Self::Ticket => Some("opcert-ticket+jwt"),
-            Self::KeySet => Some("opcert-keys+jwt"),
-            Self::AuditCheckpoint => Some("opcert-checkpoint+jwt"),
-            Self::ApprovalCms
-            | Self::CertificateRequest
-            | Self::Certificate
-            | Self::Crl
-            | Self::Ocsp
-            | Self::SelfTest
-            | Self::TokenTest
-            | Self::WechatPayRequest
-            | Self::WechatPayStart
-            | Self::WechatPayDecrypt
-            | Self::WechatPayCheck
-            | Self::SecretOpening => None,
+            Self::Approval => Domain::Jws("opcert-approval+jwt"),
+            Self::Challenge => Domain::Jws("opcert-challenge+jwt"),
+            Self::Ticket => Domain::Jws("opcert-ticket+jwt"),
+            Self::KeySet => Domain::Jws("opcert-keys+jwt"),
+            Self::AuditCheckpoint => Domain::Jws("opcert-checkpoint+jwt"),
+            Self::ApprovalCms => Domain::Der(DER_SET),
+            Self::CertificateRequest | Self::Certificate | Self::Crl | Self::Ocsp => {
+                Domain::Der(DER_SEQUENCE)
+            }
+            Self::SelfTest => Domain::SelfTest,
+            Self::TokenTest => Domain::TokenTest,
+            Self::WechatPayRequest => Domain::Lines(RequestMessage::admits),
+            Self::WechatPayStart => Domain::Lines(PaySign::admits),
+            Self::WechatPayDecrypt | Self::WechatPayCheck | Self::SecretOpening => Domain::Nothing,
         }
     }
 
@@ -102,17 +106,12 @@ impl Purpose {
     /// never be spent on bytes that mean another.
     ///
     /// A JWS signing input begins with the base64url of `{"typ":"…"`, which our headers all
-    /// start with; signed CMS attributes are a DER SET (0x31), the other X.509 structures a DER
-    /// SEQUENCE (0x30), the self-test its prefix, the test of a key one text. WeChat Pay's messages
-    /// are lines: a request begins with an HTTP method, a payment with an appid (`wx`, `ww`), and a
-    /// JWS has no line end.
+    /// start with; signed CMS attributes are a DER SET, the other X.509 structures a DER SEQUENCE,
+    /// the self-test its prefix, the test of a key one text. WeChat Pay's messages are lines: a request begins with an HTTP
+    /// method, a payment with an appid (`wx`, `ww`), and a JWS has no line end.
     pub fn admits(self, message: &[u8]) -> bool {
-        match self {
-            Self::Approval
-            | Self::Challenge
-            | Self::Ticket
-            | Self::KeySet
-            | Self::AuditCheckpoint => self.jws_type().is_some_and(|typ| {
+        match self.domain() {
+            Domain::Jws(typ) => {
                 let header = message
                     .split(|&byte| byte == b'.')
                     .next()
@@ -121,19 +120,37 @@ impl Purpose {
                     .ok()
                     .and_then(crate::base::encoding::from_base64url)
                     .is_some_and(|json| json.starts_with(format!("{{\"typ\":\"{typ}\"").as_bytes()))
-            }),
-            Self::ApprovalCms => message.first() == Some(&0x31),
-            Self::CertificateRequest | Self::Certificate | Self::Crl | Self::Ocsp => {
-                message.first() == Some(&0x30)
             }
-            Self::SelfTest => message.starts_with(SELF_TEST_PREFIX),
-            Self::TokenTest => message == TOKEN_TEST_MESSAGE,
-            Self::WechatPayRequest => RequestMessage::admits(message),
-            Self::WechatPayStart => PaySign::admits(message),
-            Self::WechatPayDecrypt | Self::WechatPayCheck | Self::SecretOpening => false,
+            Domain::Der(tag) => message.first() == Some(&tag),
+            Domain::SelfTest => message.starts_with(SELF_TEST_PREFIX),
+            Domain::TokenTest => message == TOKEN_TEST_MESSAGE,
+            Domain::Lines(admits) => admits(message),
+            Domain::Nothing => false,
         }
     }
 }
+
+/// The bytes that a purpose admits.
+enum Domain {
+    /// The signing input of a JWS of this `typ`.
+    Jws(&'static str),
+    /// DER that begins with this tag.
+    Der(u8),
+    /// What begins with [`SELF_TEST_PREFIX`].
+    SelfTest,
+    /// [`TOKEN_TEST_MESSAGE`] and nothing else.
+    TokenTest,
+    /// WeChat Pay's lines, as their own type knows them.
+    Lines(fn(&[u8]) -> bool),
+    /// It signs nothing.
+    Nothing,
+}
+
+/// X.690 section 8.11.
+const DER_SET: u8 = 0x31;
+
+/// X.690 section 8.9.
+const DER_SEQUENCE: u8 = 0x30;
 
 #[cfg(test)]
 mod tests {

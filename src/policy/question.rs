@@ -60,6 +60,13 @@ impl fmt::Display for Unfit {
     }
 }
 
+impl Unfit {
+    /// What a program signs on its own account.
+    pub fn no_rules() -> Self {
+        Self("no rule is asked about what a program signs on its own account".into())
+    }
+}
+
 fn unfit(error: impl fmt::Display) -> Unfit {
     Unfit(error.to_string())
 }
@@ -208,16 +215,7 @@ impl Question {
 
     /// The answer of `set`, were consent of this kind given.
     pub fn with_consent(&self, set: &PolicySet, consent: ConsentRule) -> Verdict {
-        let consent = uid("Consent", consent.name()).map(|uid| {
-            (
-                "consent".to_owned(),
-                RestrictedExpression::new_entity_uid(uid),
-            )
-        });
-        match consent {
-            Ok(pair) => self.ask(set, &set.policies, Some(pair)),
-            Err(error) => Verdict::unfit(&error),
-        }
+        self.ask(set, &set.policies, Some(consent))
     }
 
     /// The answer of `set` where no consent is spoken of.
@@ -225,45 +223,24 @@ impl Question {
         self.ask(set, &set.policies, None)
     }
 
-    /// Whether these policies alone allow it, for the explanation.
-    pub fn alone(
+    /// The answer of these policies alone, in place of those of `set`; with what consent, where the
+    /// question is one of consent.
+    pub fn ask(
         &self,
         set: &PolicySet,
         policies: &cedar_policy::PolicySet,
-        consent: ConsentRule,
+        consent: Option<ConsentRule>,
     ) -> Verdict {
-        match uid("Consent", consent.name()) {
-            Ok(uid) => self.ask(
-                set,
-                policies,
-                Some((
-                    "consent".to_owned(),
-                    RestrictedExpression::new_entity_uid(uid),
-                )),
-            ),
-            Err(error) => Verdict::unfit(&error),
-        }
-    }
-
-    fn ask(
-        &self,
-        set: &PolicySet,
-        policies: &cedar_policy::PolicySet,
-        consent: Option<(String, RestrictedExpression)>,
-    ) -> Verdict {
-        let pairs = self.context.iter().cloned().chain(consent);
-        let request = Context::from_pairs(pairs)
+        let request = self.context(consent).and_then(|context| {
+            Request::new(
+                self.principal.clone(),
+                self.action.clone(),
+                self.resource.clone(),
+                context,
+                None,
+            )
             .map_err(unfit)
-            .and_then(|context| {
-                Request::new(
-                    self.principal.clone(),
-                    self.action.clone(),
-                    self.resource.clone(),
-                    context,
-                    None,
-                )
-                .map_err(unfit)
-            });
+        });
         let request = match request {
             Ok(request) => request,
             Err(error) => return Verdict::unfit(&error),
@@ -295,16 +272,23 @@ impl Question {
         }
     }
 
+    fn context(&self, consent: Option<ConsentRule>) -> Result<Context, Unfit> {
+        let consent = consent
+            .map(|consent| uid("Consent", consent.name()))
+            .transpose()?
+            .map(|uid| {
+                (
+                    "consent".to_owned(),
+                    RestrictedExpression::new_entity_uid(uid),
+                )
+            });
+        Context::from_pairs(self.context.iter().cloned().chain(consent)).map_err(unfit)
+    }
+
     /// The request and its entities in full, for a check against the schema.
     #[cfg(test)]
     pub fn conforms(self, schema: &cedar_policy::Schema, consent: Option<ConsentRule>) {
-        let consent = consent.map(|consent| {
-            (
-                "consent".to_owned(),
-                RestrictedExpression::new_entity_uid(uid("Consent", consent.name()).unwrap()),
-            )
-        });
-        let context = Context::from_pairs(self.context.into_iter().chain(consent)).unwrap();
+        let context = self.context(consent).unwrap();
         Request::new(
             self.principal,
             self.action,

@@ -6,11 +6,14 @@
 //! approved today) is left out, as it can change nothing. The rules of a set never change, so each
 //! set has a memory of its own, and other rules begin with an empty one.
 //!
+//! Where it cannot be told what a rule reads (it takes the context as a whole, or names something
+//! that is not listed here) nothing is remembered at all, and each question is weighed.
+//!
 //! Weighing the rules that ship takes some 30 to 50 µs, as much as a signature of a fast token;
 //! looking an answer up takes one or two.
 //!
-//! BOUNDS. [`MOST`] answers; past that all are forgotten. Rules that read what differs with each
-//! request gain nothing, and lose the time of a look-up.
+//! BOUNDS. [`MOST`] answers, each under the SHA-256 of its question; past that all are forgotten.
+//! Rules that read what differs with each request gain nothing, and lose the time of a look-up.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,15 +25,18 @@ use serde_json::Value;
 
 use super::question::{Moment, View};
 use super::rules::PolicySet;
-use super::{Caller, ClientPolicy, ConsentRule, Refusal, WechatPayUse};
+use super::{Action, Caller, ClientPolicy, ConsentRule, Refusal, Request};
+use crate::base::encoding::sha256;
 use crate::base::pkcs11::TokenId;
-use crate::wechatpay::MerchantId;
 
-/// Most answers of one set. Each takes some 500 bytes.
+/// Most answers of one set. Each takes some 200 bytes.
 const MOST: usize = 1_024;
 
-/// What the context of a request may have besides the kind, which is the action too, and the
-/// consent, which is what is asked for.
+/// What the context of a request has that is in every question: the kind is the action too, and the
+/// consent is what is asked for.
+const ALWAYS: [&str; 2] = ["kind", "consent"];
+
+/// What else it may have, as the schema says.
 const CONTEXT: [&str; 14] = [
     "service",
     "origin",
@@ -53,6 +59,7 @@ const CONTEXT: [&str; 14] = [
 pub(super) struct Reads(u32);
 
 impl Reads {
+    /// All there is and may ever be; whoever reads it gets no answer that was remembered.
     const EVERYTHING: Self = Self(u32::MAX);
 
     /// What this rule may read, by its syntax tree. In doubt, everything: that costs time only.
@@ -64,7 +71,6 @@ impl Reads {
 
     fn in_tree(tree: &Value) -> Self {
         match tree {
-            Value::String(text) => Self::named(text),
             Value::Array(items) => items.iter().map(Self::in_tree).collect(),
             Value::Object(members) => members
                 .iter()
@@ -73,7 +79,10 @@ impl Reads {
                     ("." | "has", Value::Object(access))
                         if access.get("left").is_some_and(is_context) =>
                     {
-                        access.get("attr").map_or(Self::EVERYTHING, Self::in_tree)
+                        access
+                            .get("attr")
+                            .and_then(Value::as_str)
+                            .map_or(Self::EVERYTHING, Self::attribute)
                     }
                     // The context as a whole, to be compared or put into something.
                     ("Var", Value::String(variable)) if variable == "context" => Self::EVERYTHING,
@@ -84,16 +93,23 @@ impl Reads {
         }
     }
 
-    fn named(name: &str) -> Self {
+    /// An attribute of the context; one that is not listed may be anything.
+    fn attribute(name: &str) -> Self {
+        if ALWAYS.contains(&name) {
+            return Self::default();
+        }
         let place = CONTEXT.iter().position(|known| *known == name);
-        Self(place.map_or(0, |place| 1 << place))
+        place.map_or(Self::EVERYTHING, |place| Self(1 << place))
     }
 
     /// Whether some rule may read this.
     pub fn has(self, name: &str) -> bool {
-        let wanted = Self::named(name).0;
-        debug_assert_ne!(wanted, 0, "{name} is missing in the list");
-        self.0 & wanted != 0
+        self.0 & Self::attribute(name).0 != 0
+    }
+
+    /// Whether it is known what rules read, so that an answer can be good for another request.
+    fn is_known(self) -> bool {
+        self != Self::EVERYTHING
     }
 
     /// Both.
@@ -112,19 +128,45 @@ fn is_context(tree: &Value) -> bool {
     tree.get("Var").and_then(Value::as_str) == Some("context")
 }
 
-/// All that a decision depends on, each part behind its length.
-#[derive(Debug, PartialEq, Eq, Hash)]
-pub(super) struct Asked(Vec<u8>);
+/// The SHA-256 of all that a decision depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Asked([u8; 32]);
 
 impl Asked {
-    /// About an approval.
-    pub fn approval(
-        set: &PolicySet,
-        caller: &Caller,
-        policy: Option<&ClientPolicy>,
-        view: &View<'_>,
-        now: Timestamp,
-    ) -> Option<Self> {
+    /// About a request; `None` where nothing may be remembered of it.
+    pub fn about(set: &PolicySet, request: &Request<'_>) -> Option<Self> {
+        let mut asked = Parts::begin(set.reads, request.caller, request.policy)?;
+        match request.action {
+            Action::Approve(approving) => asked.approval(set.reads, &approving.view(request.key)),
+            Action::WechatPay(merchant, r#use) => {
+                asked.part(r#use.action().as_bytes());
+                asked.part(merchant.as_str().as_bytes());
+                asked.token(&request.key.token);
+            }
+            Action::Own(_) => return None,
+        }
+        asked.moment(set.reads, request.now, &set.time_zone);
+        Some(Self(sha256(&asked.0)))
+    }
+}
+
+/// All that a decision depends on, each part behind its length.
+struct Parts(Vec<u8>);
+
+impl Parts {
+    /// Who asks. `None` where that cannot be written, or where it is not known what else counts:
+    /// then nothing is remembered.
+    fn begin(reads: Reads, caller: &Caller, policy: Option<&ClientPolicy>) -> Option<Self> {
+        if !reads.is_known() {
+            return None;
+        }
+        let mut asked = Self(Vec::with_capacity(512));
+        asked.part(&serde_json::to_vec(caller).ok()?);
+        asked.part(&serde_json::to_vec(&policy).ok()?);
+        Some(asked)
+    }
+
+    fn approval(&mut self, reads: Reads, view: &View<'_>) {
         // Taken apart whole, so that a new fact cannot be forgotten here.
         let View {
             kind,
@@ -141,63 +183,33 @@ impl Asked {
             certificate,
             today,
         } = view;
-        let reads = set.reads;
-        let mut asked = Self::begin(caller, policy)?;
-        asked.part(kind.name().as_bytes());
-        asked.part(account.as_str().as_bytes());
-        asked.part(operator.as_str().as_bytes());
-        asked.token(token);
-        asked.part(certificate.as_bytes());
+        self.part(kind.name().as_bytes());
+        self.part(account.as_str().as_bytes());
+        self.part(operator.as_str().as_bytes());
+        self.token(token);
+        self.part(certificate.as_bytes());
         let (minor, currency) = amount.unzip();
-        asked.number(reads.has("amount"), minor);
-        asked.text(reads.has("currency"), currency);
+        self.number(reads.has("amount"), minor);
+        self.text(reads.has("currency"), currency);
         // Whether it has an amount is of the kind, as is what else it must or must not have; what
         // it may have is told apart by `has`, which names it.
-        asked.text(reads.has("payee"), *payee);
+        self.text(reads.has("payee"), *payee);
         if reads.has("payees") {
-            asked.part(&[u8::from(payees.is_some())]);
+            self.part(&[u8::from(payees.is_some())]);
             for (payee, _) in payees.iter().flat_map(|payees| payees.iter()) {
-                asked.part(payee.as_str().as_bytes());
+                self.part(payee.as_str().as_bytes());
             }
             // Where the list ends: no part before it is so long.
-            asked.0.extend_from_slice(&u64::MAX.to_le_bytes());
+            self.0.extend_from_slice(&u64::MAX.to_le_bytes());
         }
-        asked.number(reads.has("count"), count.map(i64::from));
-        asked.text(reads.has("reference"), *reference);
-        asked.text(reads.has("service"), Some(service));
-        asked.text(reads.has("origin"), *origin);
+        self.number(reads.has("count"), count.map(i64::from));
+        self.text(reads.has("reference"), *reference);
+        self.text(reads.has("service"), Some(service));
+        self.text(reads.has("origin"), *origin);
         if reads.has("today") {
-            asked.part(&today.count.to_le_bytes());
-            asked.part(&today.sum.to_le_bytes());
+            self.part(&today.count.to_le_bytes());
+            self.part(&today.sum.to_le_bytes());
         }
-        asked.moment(set.reads, now, &set.time_zone);
-        Some(asked)
-    }
-
-    /// About the use of a merchant's key.
-    pub fn merchant(
-        set: &PolicySet,
-        caller: &Caller,
-        policy: Option<&ClientPolicy>,
-        merchant: &MerchantId,
-        r#use: WechatPayUse,
-        token: &TokenId,
-        now: Timestamp,
-    ) -> Option<Self> {
-        let mut asked = Self::begin(caller, policy)?;
-        asked.part(r#use.action().as_bytes());
-        asked.part(merchant.as_str().as_bytes());
-        asked.token(token);
-        asked.moment(set.reads, now, &set.time_zone);
-        Some(asked)
-    }
-
-    /// Who asks. `None` where that cannot be written: then nothing is remembered.
-    fn begin(caller: &Caller, policy: Option<&ClientPolicy>) -> Option<Self> {
-        let mut asked = Self(Vec::with_capacity(512));
-        asked.part(&serde_json::to_vec(caller).ok()?);
-        asked.part(&serde_json::to_vec(&policy).ok()?);
-        Some(asked)
     }
 
     fn part(&mut self, bytes: &[u8]) {
@@ -285,11 +297,18 @@ impl Remembered {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
-    fn reads(condition: &str) -> Vec<&'static str> {
+    fn of(condition: &str) -> Reads {
         let text = format!("permit (principal, action, resource) when {{ {condition} }};");
-        let reads = Reads::of(&text.parse().unwrap());
+        Reads::of(&text.parse().unwrap())
+    }
+
+    fn reads(condition: &str) -> Vec<&'static str> {
+        let reads = of(condition);
+        assert!(reads.is_known(), "{condition}");
         let all = CONTEXT.iter().copied();
         all.filter(|name| reads.has(name)).collect()
     }
@@ -297,6 +316,7 @@ mod tests {
     #[test]
     fn what_a_rule_names_it_reads() {
         assert_eq!(reads("context.consent != Consent::\"none\""), [""; 0]);
+        assert_eq!(reads("principal.kinds.contains(context.kind)"), [""; 0]);
         assert_eq!(reads("context has amount"), ["amount"]);
         assert_eq!(
             reads("context.today.sum + context.amount < 5 && context[\"hour\"] > 8"),
@@ -306,17 +326,60 @@ mod tests {
             reads("if context has origin then context.origin == \"x\" else context.minute == 1"),
             ["origin", "minute"]
         );
+        // What only looks like an attribute of the context.
+        assert_eq!(
+            reads("principal.amount == \"payee\" && {\"count\": 1}.count == 1"),
+            [""; 0]
+        );
     }
 
     #[test]
-    fn a_rule_that_takes_the_context_as_a_whole_reads_all_of_it() {
+    fn what_a_rule_reads_and_is_not_listed_makes_it_depend_on_everything() {
         for condition in [
             "context == {\"a\": 1}",
             "[context].contains({\"a\": 1})",
             "{\"all\": context}.all.amount > 5",
             "(if true then context else context).amount > 5",
+            "context.weather == \"fine\"",
+            "context has weather",
+            "context has weather.wind",
+            "context.amount > 5 && context[\"weather\"] == \"fine\"",
         ] {
-            assert_eq!(reads(condition), CONTEXT, "{condition}");
+            let reads = of(condition);
+            assert!(!reads.is_known(), "{condition}");
+            assert!(CONTEXT.iter().all(|name| reads.has(name)), "{condition}");
+            let caller = Caller::Unix { uid: 0 };
+            assert!(Parts::begin(reads, &caller, None).is_none(), "{condition}");
         }
+        assert!(of("context.amount > 5").has("weather"));
+    }
+
+    /// The context of every action in the schema that rules are checked against.
+    #[test]
+    fn what_is_listed_is_what_the_schema_has() {
+        let text = crate::policy::schema::text();
+        let (fragment, _) = cedar::SchemaFragment::from_cedarschema_str(&text).unwrap();
+        let schema = fragment.to_json_value().unwrap();
+        let types = &schema[""]["commonTypes"];
+        let mut names = BTreeSet::new();
+        for (action, of) in schema[""]["actions"].as_object().unwrap() {
+            let context = &of["appliesTo"]["context"];
+            if ["approve", "administer", "wechatpay"].contains(&action.as_str()) {
+                assert!(context.is_null(), "{action}: {context}");
+                continue;
+            }
+            let context = context["type"].as_str().map_or(context, |name| match name {
+                "Record" => context,
+                "EntityOrCommon" => &types[context["name"].as_str().unwrap()],
+                common => &types[common],
+            });
+            let attributes = context["attributes"].as_object();
+            let attributes = attributes.unwrap_or_else(|| panic!("{action}: {context}"));
+            assert!(!attributes.is_empty(), "{action}");
+            names.extend(attributes.keys().map(String::as_str));
+        }
+        let listed: BTreeSet<&str> = CONTEXT.into_iter().chain(ALWAYS).collect();
+        assert_eq!(names, listed);
+        assert_eq!(listed.len(), CONTEXT.len() + ALWAYS.len());
     }
 }

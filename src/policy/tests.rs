@@ -1,7 +1,7 @@
 use jiff::Timestamp;
 use proptest::prelude::*;
 
-use super::explain::{Explanation, Supposed, explain};
+use super::explain::{Explanation, Supposed, SupposedApproval, What, explain};
 use super::*;
 use crate::base::pkcs11::{KeyId, TokenId};
 use crate::statement::{Facts, Kind};
@@ -472,18 +472,15 @@ fn suppose(minor: i64) -> Supposed {
     Supposed {
         caller: client("till"),
         policy: Some(ClientPolicy::default()),
-        kind: "withdrawal".parse().unwrap(),
-        account: "acme".parse().unwrap(),
-        operator: "alice".parse().unwrap(),
-        amount: Some((minor, "CNY".into())),
-        payee: Some("Bank".into()),
-        count: None,
-        reference: Some("W-1".into()),
-        service: "https://pay.example".parse().unwrap(),
-        origin: None,
-        token: key().token,
-        certificate: "ab12".into(),
-        today: None,
+        page: None,
+        what: What::Approve(Box::new(SupposedApproval {
+            statement: statement("withdrawal", minor),
+            payees: None,
+            service: "https://pay.example".parse().unwrap(),
+            certificate: "ab12".into(),
+            today: None,
+        })),
+        key: key(),
         now: Timestamp::from_second(1_767_268_800).unwrap(),
     }
 }
@@ -557,6 +554,180 @@ fn an_explanation_agrees_with_the_limits() {
     assert!(!refused.allowed);
     assert_eq!(refused.rule, "limit:few");
     assert_eq!(refused.consent, Some(ConsentRule::Confirm));
+}
+
+fn supposed(caller: Caller, policy: Option<ClientPolicy>, what: What) -> Supposed {
+    Supposed {
+        caller,
+        policy,
+        what,
+        ..suppose(1)
+    }
+}
+
+#[test]
+fn messages_of_merchants_are_explained_as_they_are_decided() {
+    let rules = r#"
+        @id("night")
+        @reason("nothing is signed at night")
+        forbid (principal, action in Action::"wechatpay", resource == Merchant::"1900007291")
+        when { context.hour < 6 };
+
+        @id("withdrawals")
+        forbid (principal, action == Action::"withdrawal", resource);
+    "#;
+    let source = Source {
+        name: "site.cedar".to_owned(),
+        text: rules.to_owned(),
+    };
+    let settings = Settings {
+        time_zone: jiff::tz::TimeZone::UTC,
+        ..Settings::default()
+    };
+    let set = PolicySet::load(&[source], settings).unwrap();
+    let merchant: MerchantId = "1900007291".parse().unwrap();
+    let registered = ClientPolicy {
+        wechatpay: merchant_rules(),
+        ..ClientPolicy::default()
+    };
+    // 2026-01-01, at three and at twelve.
+    let hours = [3, 12].map(|hour| Timestamp::from_second(1_767_225_600 + hour * 3_600).unwrap());
+    let callers = [
+        (client("till"), Some(registered)),
+        (client("till"), Some(ClientPolicy::default())),
+        (client("till"), None),
+        (Caller::Unix { uid: 7 }, None),
+        (Caller::Itself, None),
+    ];
+    let mut seen = std::collections::BTreeSet::new();
+    for (caller, policy) in callers {
+        for (r#use, _) in WechatPayUse::ALL {
+            for now in hours {
+                let decision = decide(
+                    &set,
+                    &Request {
+                        caller: &caller,
+                        policy: policy.as_ref(),
+                        key: &key(),
+                        action: Action::WechatPay(&merchant, r#use),
+                        now,
+                    },
+                );
+                let (allowed, rule, reason) = match decision {
+                    Decision::Granted(grant) => (true, grant.rule().to_owned(), None),
+                    Decision::Refused(refusal) => {
+                        (false, refusal.rule.into_owned(), Some(refusal.reason))
+                    }
+                };
+                let explained = explain(
+                    &set,
+                    &Usage::default(),
+                    &Supposed {
+                        now,
+                        ..supposed(
+                            caller.clone(),
+                            policy.clone(),
+                            What::WechatPay(merchant.clone(), r#use),
+                        )
+                    },
+                );
+                assert_eq!((explained.allowed, &explained.rule), (allowed, &rule));
+                assert_eq!(
+                    explained.consent,
+                    allowed.then_some(ConsentRule::None),
+                    "{rule}"
+                );
+                if let Some(reason) = reason {
+                    assert_eq!(explained.reason, reason);
+                }
+                // What is only about approvals is no news here.
+                let names = explained.rules.iter().map(|one| one.rule.id.as_str());
+                assert!(
+                    names
+                        .clone()
+                        .all(|id| id != "withdrawals" && id != "ask-a-person")
+                );
+                seen.insert(rule);
+            }
+        }
+    }
+    for rule in [
+        "night",
+        "registered-merchants-request",
+        "control-socket-merchants",
+        NOT_ALLOWED,
+        CLIENT_UNKNOWN,
+        "wechatpay-needs-merchant",
+    ] {
+        assert!(seen.contains(rule), "{rule} {seen:?}");
+    }
+    // A page gets nothing of merchants.
+    let by_page = Supposed {
+        page: Some("https://pay.example".parse().unwrap()),
+        ..supposed(
+            client("till"),
+            Some(ClientPolicy::default()),
+            What::WechatPay(merchant, WechatPayUse::Check),
+        )
+    };
+    assert_eq!(explain(&set, &Usage::default(), &by_page).rule, NO_PAGES);
+}
+
+#[test]
+fn administration_is_explained_as_it_is_decided() {
+    let set = set(&[r#"
+        @id("frozen")
+        @reason("clients are registered by the installer only")
+        forbid (principal, action == Action::"client", resource) unless { principal.uid == 0 };
+    "#]);
+    let computer: ComputerId = "pc-1".parse().unwrap();
+    let ask = |caller: Caller, what| {
+        let registered = matches!(caller, Caller::Client(_)).then(ClientPolicy::default);
+        explain(
+            &set,
+            &Usage::default(),
+            &supposed(caller, registered, What::Administer(what, computer.clone())),
+        )
+    };
+    for what in Administration::ALL {
+        for uid in [0, 7] {
+            let caller = Caller::Unix { uid };
+            let explained = ask(caller.clone(), what);
+            let now = suppose(1).now;
+            match decide_administration(&set, &caller, what, &computer, now) {
+                Ok(rule) => {
+                    assert!(explained.allowed);
+                    assert_eq!(explained.rule, rule);
+                }
+                Err(refusal) => {
+                    assert!(!explained.allowed);
+                    assert_eq!(explained.rule, refusal.rule);
+                    assert_eq!(explained.reason, refusal.reason);
+                }
+            }
+        }
+        assert_eq!(ask(client("till"), what).rule, CONTROL_SOCKET_ONLY);
+    }
+    let frozen = ask(Caller::Unix { uid: 7 }, Administration::Client);
+    assert_eq!(frozen.rule, "frozen");
+    let spared = ask(Caller::Unix { uid: 0 }, Administration::Client);
+    let why = spared.rules.iter().find(|one| one.rule.id == "frozen");
+    let why = why.unwrap().why_not.as_deref().unwrap();
+    assert_eq!(why, "unless { principal.uid == 0 } is so");
+    // A page carries its own installation, and the person is asked.
+    let page = Supposed {
+        page: Some("https://pay.example".parse().unwrap()),
+        ..supposed(
+            client("browser"),
+            Some(ClientPolicy::default()),
+            What::Administer(Administration::Enrol, computer.clone()),
+        )
+    };
+    let explained = explain(&set, &Usage::default(), &page);
+    assert_eq!(
+        (explained.consent, explained.rule.as_str()),
+        (Some(ConsentRule::Confirm), "page")
+    );
 }
 
 /// Rules of which some hold for a withdrawal of `amount` by `till` and some do not.

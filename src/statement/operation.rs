@@ -61,6 +61,11 @@ impl Kind {
     pub fn reference(self) -> Presence {
         self.0.reference
     }
+
+    /// Whether they have a memo.
+    pub fn memo(self) -> Presence {
+        self.0.memo
+    }
 }
 
 impl PartialEq for Kind {

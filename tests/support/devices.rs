@@ -34,7 +34,7 @@ pub async fn generate(devices: &Devices, token: &TokenId, spec: KeySpec) -> KeyR
 
 /// Leave to sign a test message.
 pub fn permit(key: &KeyRef) -> Permit {
-    own(key, Purpose::SelfTest, Clock::system().now()).expect("a permit")
+    own(key, Purpose::SelfTest).expect("a permit")
 }
 
 /// A message that [`permit`] allows.

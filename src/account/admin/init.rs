@@ -176,7 +176,6 @@ async fn make(
     let challenge = generate(&devices, &config.token, "opcert challenges", made).await?;
     let signer = Signer::new(
         devices.clone(),
-        clock.clone(),
         issuing.key.clone(),
         issuing.public_key.clone(),
     );

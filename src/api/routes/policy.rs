@@ -84,9 +84,15 @@ pub(super) async fn explain_policy(
         .client
         .as_ref()
         .and_then(|name| parts.clients.by_name(name));
+    let merchant_token = asked
+        .merchant
+        .as_ref()
+        .and_then(|merchant| parts.merchants.token_of(merchant));
     let known = Known {
         policy: client.as_ref().map(|client| &client.policy),
         installed: installed.map(AsRef::as_ref),
+        merchant_token: merchant_token.as_ref(),
+        computer: Some(parts.registry.computer()),
     };
     let policies = parts.pipeline.policies();
     let set = policies.current();
