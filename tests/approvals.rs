@@ -4,17 +4,20 @@ mod support;
 
 use std::process::Command;
 
-use http::Method;
+use http::{Method, Request};
+use hyper::body::Bytes;
 use jiff::Timestamp;
 use opcert::base::encoding::from_base64;
 use opcert::base::jose::Jws;
 use opcert::base::x509::Certificate;
+use opcert::http::client::{Client, ClientLimits, Target};
 use opcert::statement::Approval;
 use serde_json::{Value, json};
 use support::daemon::{Answer, ClientIdentity, Daemon, csr};
 use support::faulty::Faulty;
 use support::service::{Service, withdrawal};
 use support::softhsm::TestToken;
+use support::wait::{eventually, until};
 
 const ORIGIN: &str = "https://pay.example";
 
@@ -243,7 +246,7 @@ fn a_person_is_shown_what_is_signed() {
     std::fs::write(&pinentry, script).unwrap();
     std::fs::set_permissions(&pinentry, std::fs::Permissions::from_mode(0o755)).unwrap();
     let consent = format!("[consent]\npinentry = \"{}\"\n", pinentry.display());
-    let daemon = Daemon::start_with(&token, &consent);
+    let mut daemon = Daemon::start_with(&token, &consent);
     let service = Service::new(ORIGIN);
     let client = daemon.add_client("till", &json!({}));
     daemon.enrol(&service, "alice", "p256");
@@ -273,11 +276,153 @@ fn a_person_is_shown_what_is_signed() {
         approve(&daemon, &client, &challenge).code(),
         "consent-denied"
     );
-    // A no is final for that challenge.
+    // A no is final for that challenge, also after a crash.
     assert_eq!(
         approve(&daemon, &client, &challenge).code(),
         "consent-denied"
     );
+    std::fs::remove_file(&shown).unwrap();
+    daemon.crash_and_restart();
+    assert_eq!(
+        approve(&daemon, &client, &challenge).code(),
+        "consent-denied"
+    );
+    assert!(!shown.exists(), "the person was asked again");
+}
+
+#[test]
+fn a_question_goes_when_its_client_leaves_and_the_next_one_says_what_to_do_on_the_token() {
+    use std::os::unix::fs::PermissionsExt;
+    let token = TestToken::new("opcert-test");
+    let directory = token.directory();
+    let (pinentry, pids, go) = (
+        directory.join("pinentry"),
+        directory.join("pids"),
+        directory.join("go"),
+    );
+    // The person thinks until the file is there.
+    let script = format!(
+        "#!/bin/sh\ncd '{}'\necho 'OK ready'\nwhile read -r line; do\n  printf '%s\\n' \"$line\" >> shown\n  case \"$line\" in\n    CONFIRM*) if [ -e go ]; then echo OK; else echo $$ > pids; exec sleep 600; fi ;;\n    BYE*) echo OK; exit 0 ;;\n    *) echo OK ;;\n  esac\ndone\n",
+        directory.display()
+    );
+    std::fs::write(&pinentry, script).unwrap();
+    std::fs::set_permissions(&pinentry, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let consent = format!("[consent]\npinentry = \"{}\"\n", pinentry.display());
+    let mut daemon = Daemon::start_with(&token, &consent);
+    let service = Service::new(ORIGIN);
+    let client = daemon.add_client("till", &json!({}));
+    daemon.enrol(&service, "alice", "p256");
+    let challenge = service.challenge(&withdrawal("alice"), |_| ());
+
+    let target = Target::Tls {
+        host: "localhost".into(),
+        port: daemon.address().port(),
+        config: std::sync::Arc::new(client.tls()),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut impatient = Client::connect(&target, ClientLimits::default())
+            .await
+            .unwrap();
+        let body = json!({ "challenge": challenge });
+        let request = in_language(Method::POST, "/v1/approvals", "en", &body);
+        tokio::select! {
+            answer = impatient.send(request) => panic!("{answer:?}"),
+            () = eventually("the question", async || pids.exists()) => {}
+        }
+    });
+    let pid = until("its process", || {
+        let pid = std::fs::read_to_string(&pids).unwrap();
+        (!pid.trim().is_empty()).then(|| pid.trim().to_owned())
+    });
+    drop(runtime);
+    until("the window is gone", || {
+        // Not there, or merely waiting to be collected.
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+        stat.map_or(true, |stat| stat.contains(") Z "))
+            .then_some(())
+    });
+
+    // Nothing is left of it: the same challenge is asked about again, on a token to be touched now.
+    let text = std::fs::read_to_string(daemon.config()).unwrap();
+    let touched = text.replace("\npin-source", "\ntouch = true\npin-source");
+    assert_ne!(text, touched);
+    std::fs::write(daemon.config(), touched).unwrap();
+    daemon.crash_and_restart();
+    std::fs::write(&go, "").unwrap();
+    assert!(!shown(&token).contains("touch the token"));
+    approve(&daemon, &client, &challenge).ok();
+    let window = shown(&token);
+    assert!(
+        window.contains("After you approve, touch the token: opcert-test"),
+        "{window}"
+    );
+}
+
+#[test]
+fn a_pin_for_one_approval_is_typed_on_a_device_that_has_keys() {
+    let token = TestToken::new("opcert-test");
+    let faulty = Faulty::new(&token);
+    let consent = person(&token, &[]);
+    let mut daemon = Daemon::start_with(&token, &consent);
+    let service = Service::new(ORIGIN);
+    let careful = daemon.add_client("careful", &json!({ "consent": "confirm-with-pin" }));
+    let silent = daemon.add_client("silent", &silent());
+    daemon.enrol(&service, "alice", "p256");
+
+    // The same token, behind a library that says it has a key pad.
+    let module = format!("path = {:?}\n", token.module);
+    let environment: Vec<String> = faulty
+        .environment
+        .iter()
+        .map(|(name, value)| format!("{name} = {value:?}"))
+        .collect();
+    let text = std::fs::read_to_string(daemon.config()).unwrap();
+    let start = text.find("environment = {").unwrap();
+    let end = start + text[start..].find('\n').unwrap();
+    let with_keypad = format!(
+        "{}allow = [\"writable-path\"]\nenvironment = {{ {} }}{}",
+        &text[..start],
+        environment.join(", "),
+        &text[end..]
+    )
+    .replace(&module, &format!("path = {:?}\n", Faulty::module()));
+    assert!(with_keypad.contains("libfaulty_module.so"), "{with_keypad}");
+    std::fs::write(daemon.config(), with_keypad).unwrap();
+    faulty.keypad(&token.pin);
+    daemon.crash_and_restart();
+
+    let challenge = service.challenge(&withdrawal("alice"), |_| ());
+    let answer = approve(&daemon, &careful, &challenge).ok();
+    let payload = Jws::parse(answer["approval"].as_str().unwrap(), Approval::MAX).unwrap();
+    let claims: Value = serde_json::from_slice(&payload.payload).unwrap();
+    assert_eq!(claims["consent"]["method"], "protected-path");
+    let window = shown(&token);
+    assert!(
+        window.contains("After you approve, enter the PIN on the token: opcert-test"),
+        "{window}"
+    );
+    assert!(!window.contains("GETPIN"), "{window}");
+
+    // A wrong one is no consent, and changes nothing for others.
+    faulty.keypad("wrong-one");
+    let challenge = service.challenge(&withdrawal("alice"), |_| ());
+    assert_eq!(approve(&daemon, &careful, &challenge).code(), "pin-wrong");
+    approve(&daemon, &silent, &challenge).ok();
+}
+
+/// A request of a client that reads this language.
+fn in_language(method: Method, path: &str, language: &str, body: &Value) -> Request<Bytes> {
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header("accept-language", language)
+        .header("content-type", "application/json")
+        .body(serde_json::to_vec(body).unwrap().into())
+        .unwrap()
 }
 
 #[test]

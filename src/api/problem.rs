@@ -521,7 +521,7 @@ impl From<crate::device::DeviceError> for Problem {
                 let seconds = u32::try_from(retry_after.as_secs()).unwrap_or(u32::MAX);
                 problem.with_retry_after(seconds.max(1))
             }
-            E::Busy { .. } => problem.with_retry_after(1),
+            E::Busy { .. } | E::LoginUnderWay { .. } => problem.with_retry_after(1),
             _ => problem,
         }
     }
@@ -543,7 +543,7 @@ fn device_code(error: &crate::device::DeviceError) -> Code {
         | E::Protocol { .. }
         | E::Stopped => Code::TokenDown,
         E::Timeout { .. } => Code::TokenTimeout,
-        E::Busy { .. } => Code::Busy,
+        E::Busy { .. } | E::LoginUnderWay { .. } => Code::Busy,
         E::PinNeeded { .. } | E::PinBlocked { .. } => Code::PinNeeded,
         E::PinWrong { .. } | E::PinLength { .. } => Code::PinWrong,
         E::PinLocked { .. } => Code::PinLocked,

@@ -33,7 +33,7 @@ use tokio::sync::{Mutex, MutexGuard, watch};
 
 use crate::base::secret::Pin;
 use crate::policy::ConsentMethod;
-use crate::statement::Language;
+use crate::statement::{Language, Payees, Statement};
 use crate::telemetry::metrics::Entered;
 use crate::telemetry::metrics::metrics;
 
@@ -95,6 +95,32 @@ pub struct Prompt {
     pub on_token: Option<OnToken>,
     /// The language of the words around the values.
     pub language: Language,
+}
+
+impl Prompt {
+    /// Asks about all that `statement` says, and the list of payees that it names. What is signed
+    /// is written from the same value ([`Statement::to_json`]).
+    pub fn of_statement(
+        statement: &Statement,
+        payees: Option<&Payees>,
+        asked_by: AskedBy,
+        language: Language,
+    ) -> Self {
+        let lines = statement.lines(language).into_iter();
+        let list = payees.into_iter().flat_map(Payees::iter);
+        Self {
+            title: statement.kind().title(language).to_owned(),
+            asked_by,
+            lines: lines
+                .map(|(label, value)| (label.to_owned(), value))
+                .collect(),
+            list: list
+                .map(|(payee, money)| format!("{payee}  {money}"))
+                .collect(),
+            on_token: None,
+            language,
+        }
+    }
 }
 
 /// Who asks, as its door knows.

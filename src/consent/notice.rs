@@ -12,32 +12,21 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::pinentry::environment;
-use super::text::clean;
-use super::{AskedBy, Config, Prompt};
-use crate::statement::Language;
+use super::text::{Words, clean};
+use super::{Config, Prompt};
 
 /// How long the program may take to hand the notice to the desktop.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Starts `program` for a question that is about to be shown.
 pub(super) fn show(program: &Path, config: &Config, prompt: &Prompt) {
-    let waits = match prompt.language {
-        Language::English => "A question waits for your answer",
-        Language::Chinese => "有操作等待您确认",
-    };
+    let words = Words::of(prompt.language);
     let milliseconds = u64::from(config.timeout_seconds.get()) * 1_000;
-    let asks = match &prompt.asked_by {
-        AskedBy::Client { name, .. } => name.clone(),
-        AskedBy::User { uid, .. } => match prompt.language {
-            Language::English => format!("local user {uid}"),
-            Language::Chinese => format!("本机用户 {uid}"),
-        },
-        AskedBy::Itself => "opcert".into(),
-    };
+    let asks = words.asker(&prompt.asked_by);
     let started = Command::new(program)
         .args(["--app-name", "opcert", "--urgency", "critical"])
         .args(["--expire-time", &milliseconds.to_string()])
-        .args(["--hint", "boolean:transient:true", "--", waits])
+        .args(["--hint", "boolean:transient:true", "--", words.waits])
         .arg(format!("{}: {}", clean(&asks), clean(&prompt.title)))
         .env_clear()
         .envs(environment(config))

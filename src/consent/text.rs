@@ -4,6 +4,8 @@
 //! begins with a mark: nothing a value holds can look like a line of ours. An indent would not do,
 //! pinentry-curses drops it.
 
+use std::borrow::Cow;
+
 use super::{AskedBy, ConsentError, OnToken, PinProblem, Prompt, assuan, process};
 use crate::statement::Language;
 
@@ -81,7 +83,10 @@ fn too_long() -> ConsentError {
     }
 }
 
-struct Words {
+/// What is said around the values, in the window and in notices.
+pub(super) struct Words {
+    /// What a notice says.
+    pub waits: &'static str,
     question: &'static str,
     asked_by: &'static str,
     user: &'static str,
@@ -99,9 +104,10 @@ struct Words {
 }
 
 impl Words {
-    fn of(language: Language) -> &'static Self {
+    pub(super) fn of(language: Language) -> &'static Self {
         match language {
             Language::English => &Self {
+                waits: "A question waits for your answer",
                 question: "Do you approve this operation?",
                 asked_by: "Asked by",
                 user: "local user",
@@ -118,6 +124,7 @@ impl Words {
                 pin_on_token: "After you approve, enter the PIN on the token",
             },
             Language::Chinese => &Self {
+                waits: "有操作等待您确认",
                 question: "您是否批准此操作？",
                 asked_by: "请求方",
                 user: "本机用户",
@@ -135,6 +142,15 @@ impl Words {
             },
         }
     }
+
+    /// Who asks, in a few words.
+    pub(super) fn asker<'a>(&self, asked_by: &'a AskedBy) -> Cow<'a, str> {
+        match asked_by {
+            AskedBy::Client { name, .. } => Cow::Borrowed(name),
+            AskedBy::User { uid, .. } => Cow::Owned(format!("{} {uid}", self.user)),
+            AskedBy::Itself => Cow::Borrowed(self.itself),
+        }
+    }
 }
 
 /// The text of the window; `None` where what has to be shown does not fit.
@@ -145,20 +161,15 @@ fn description(prompt: &Prompt, words: &Words) -> Option<String> {
         push_line(&mut text, label, value);
     }
     let mut below = String::new();
+    push_line(&mut below, words.asked_by, &words.asker(&prompt.asked_by));
     match &prompt.asked_by {
-        AskedBy::Client { name, page } => {
-            push_line(&mut below, words.asked_by, name);
-            if let Some(page) = page {
-                push_line(&mut below, words.page, page);
-            }
+        AskedBy::Client {
+            page: Some(page), ..
+        } => push_line(&mut below, words.page, page),
+        AskedBy::User { pid: Some(pid), .. } => {
+            push_line(&mut below, words.program, &process::chain(*pid));
         }
-        AskedBy::User { uid, pid } => {
-            push_line(&mut below, words.asked_by, &format!("{} {uid}", words.user));
-            if let Some(pid) = pid {
-                push_line(&mut below, words.program, &process::chain(*pid));
-            }
-        }
-        AskedBy::Itself => push_line(&mut below, words.asked_by, words.itself),
+        AskedBy::Client { page: None, .. } | AskedBy::User { pid: None, .. } | AskedBy::Itself => {}
     }
     if let Some(on_token) = &prompt.on_token {
         let (sentence, label) = match on_token {
@@ -276,7 +287,13 @@ fn width(c: char) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::statement::kinds::{Batch, Presence};
+    use crate::statement::strict::Object;
+    use crate::statement::text::Text;
+    use crate::statement::{Facts, Kind, Payee, PayeeList, Statement};
 
     fn prompt(lines: &[(&str, &str)]) -> Prompt {
         Prompt {
@@ -417,5 +434,153 @@ mod tests {
         };
         assert!(pin(None).ends_with("SETPROMPT PIN of demo:\n"));
         assert!(pin(Some(PinProblem::Wrong)).ends_with("SETERROR The token refused this PIN.\n"));
+    }
+
+    const LANGUAGES: [Language; 2] = [Language::English, Language::Chinese];
+
+    /// The whole window, in one language; `None` where it does not fit, and nothing is signed.
+    fn window(statement: &Statement, language: Language) -> Option<String> {
+        let asked_by = AskedBy::Client {
+            name: "shop".into(),
+            page: None,
+        };
+        let prompt = Prompt::of_statement(statement, None, asked_by, language);
+        description(&prompt, Words::of(language)).map(|text| format!("{}\n{text}", prompt.title))
+    }
+
+    fn parse(json: &serde_json::Value) -> Option<Statement> {
+        let object = Object::parse(json.to_string().as_bytes()).ok()?;
+        Statement::from_object(object).ok()
+    }
+
+    /// Texts of which some are alike: short ones, long ones that wrap, what looks like lines of the
+    /// window, Chinese.
+    fn text() -> impl Strategy<Value = String> {
+        prop_oneof![
+            "[a-c1]{1,2}",
+            "[ -~]{1,60}",
+            "(Amount|Memo|Reference|To): [a-c]{1,2}",
+            "[xy ]{0,80}z",
+            "[\u{4e00}-\u{4e20}]{1,60}",
+        ]
+        .prop_filter("a text", |text| text.parse::<Text>().is_ok())
+    }
+
+    fn id() -> impl Strategy<Value = String> {
+        "[ab]{1,2}"
+    }
+
+    prop_compose! {
+        fn statement()(
+            kind in 0..Kind::all().count(),
+            (account, operator) in (id(), id()),
+            minor in prop_oneof![1..20_i64, 1..100_000_000_i64],
+            currency in prop_oneof![Just("CNY"), Just("USD"), Just("JPY"), Just("KWD")],
+            (payee, reference, memo) in (text(), text(), text()),
+            count in 1..1_000_i64,
+            optional in any::<[bool; 6]>(),
+        ) -> Statement {
+            let kind = Kind::all().nth(kind).unwrap();
+            let has = |presence, optional| match presence {
+                Presence::Required => true,
+                Presence::Optional => optional,
+                Presence::Forbidden => false,
+            };
+            let mut facts = Facts {
+                amount: has(kind.amount(), optional[0]).then(|| (minor, currency.to_owned())),
+                payee: has(kind.payee(), optional[1]).then(|| payee.clone()),
+                payees: None,
+                count: has(kind.count(), optional[2]).then_some(count),
+                reference: has(kind.reference(), optional[3]).then_some(reference),
+                memo: has(kind.memo(), optional[4]).then_some(memo),
+            };
+            if kind.batch() == Batch::Allowed && optional[5] {
+                let list = PayeeList::new(&[Payee { payee, amount: minor }], currency).unwrap();
+                facts.payee = None;
+                facts.payees = Some(list.digest().to_string());
+                facts.count = Some(1);
+                facts.amount = Some((minor, currency.to_owned()));
+            }
+            Statement::new(kind, account.parse().unwrap(), operator.parse().unwrap(), facts)
+                .unwrap()
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        /// The window is a pure function of what is signed: whoever parses that gets the text the
+        /// person saw, in either language.
+        #[test]
+        fn what_is_signed_is_what_was_shown(statement in statement()) {
+            let signed = statement.to_json();
+            let read = parse(&signed).unwrap();
+            prop_assert_eq!(&read, &statement);
+            prop_assert_eq!(read.to_json().to_string(), signed.to_string());
+            for language in LANGUAGES {
+                prop_assert_eq!(window(&read, language), window(&statement, language));
+            }
+        }
+
+        /// Two statements that differ in anything are shown differently, in either language.
+        #[test]
+        fn no_two_statements_are_shown_alike(one in statement(), other in statement()) {
+            prop_assume!(one != other);
+            for language in LANGUAGES {
+                let (one, other) = (window(&one, language), window(&other, language));
+                prop_assert!(one.is_none() || one != other, "{:?}", one);
+            }
+        }
+
+        /// One field that is changed, left out, added or renamed is refused, or shows.
+        #[test]
+        fn a_change_of_one_field_shows_or_is_refused(
+            statement in statement(),
+            other in statement(),
+            field in any::<proptest::sample::Index>(),
+            to in any::<proptest::sample::Index>(),
+            how in 0..5,
+        ) {
+            const FIELDS: [&str; 10] = [
+                "kind", "account", "operator", "amount", "currency", "payee", "payees", "count",
+                "reference", "memo",
+            ];
+            let mut changed = statement.to_json();
+            let map = changed.as_object_mut().unwrap();
+            let names: Vec<String> = map.keys().cloned().collect();
+            let name = &names[field.index(names.len())];
+            let new = FIELDS[to.index(FIELDS.len())];
+            match how {
+                0 => drop(map.shift_remove(name)),
+                1 => {
+                    if let Some(value) = other.to_json().get(name) {
+                        map.insert(name.clone(), value.clone());
+                    }
+                }
+                2 => {
+                    if let Some(value) = map.shift_remove(name) {
+                        map.insert(new.to_owned(), value);
+                    }
+                }
+                3 => {
+                    if let Some(value) = other.to_json().get(new) {
+                        map.insert(new.to_owned(), value.clone());
+                    }
+                }
+                _ => {
+                    let value = match &map[name] {
+                        serde_json::Value::String(text) => format!("{text}a").into(),
+                        number => (number.as_i64().unwrap() + 1).into(),
+                    };
+                    map.insert(name.clone(), value);
+                }
+            }
+            if let Some(read) = parse(&changed).filter(|read| *read != statement) {
+                for language in LANGUAGES {
+                    let (before, after) = (window(&statement, language), window(&read, language));
+                    prop_assert!(before.is_none() || before != after, "{}", changed);
+                }
+            }
+        }
     }
 }

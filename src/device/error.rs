@@ -100,6 +100,12 @@ pub enum DeviceError {
         /// The deadline.
         after: Duration,
     },
+    /// Another login of the token did not end in time; nothing was tried.
+    #[error("another login of {token} is under way; try again later")]
+    LoginUnderWay {
+        /// The token.
+        token: String,
+    },
     /// Too many calls wait for the module already.
     #[error("module {module} has {limit} calls waiting already; try again later")]
     Busy {

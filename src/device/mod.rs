@@ -842,8 +842,9 @@ impl Devices {
             },
             pin,
         };
-        // Loading the library and looking at the slots have a deadline each.
-        let in_all = limit * 3 + check.patience;
+        // Loading the library and looking at the slots have a deadline each, as has another login
+        // that is under way.
+        let in_all = limit * 3 + check.patience * 2;
         module.command(Command::CheckPin { check, done }).await?;
         match tokio::time::timeout(in_all, result).await {
             Ok(Ok(result)) => result,

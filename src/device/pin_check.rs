@@ -28,17 +28,20 @@ pub(super) struct PinCheck {
     pub token: TokenId,
     /// What was typed; `None` where the device asks.
     pub pin: Option<Pin>,
-    /// How long the login may take: a person may have to type on the device.
+    /// How long the login may take, and how long it waits for another one to end: a person may have
+    /// to type on the device.
     pub patience: Duration,
 }
 
 impl PinCheck {
-    /// Asks the token behind `link`, a worker nobody else uses.
+    /// Asks the token behind `link`, a worker nobody else uses. A try is not begun for somebody
+    /// who is `gone`; one that has begun is ended all the same.
     pub async fn run(
         self,
         link: &Arc<Link>,
         guard: &PinGuard,
         call_timeout: Duration,
+        gone: impl Future<Output = ()>,
     ) -> Result<(), DeviceError> {
         let Self {
             token,
@@ -62,7 +65,12 @@ impl PinCheck {
                 token: name.clone(),
             })?;
         // Nobody else logs in to this token meanwhile, or finds the entry of this attempt.
-        let _turn = guard.turn(&token).await;
+        let turn = tokio::time::timeout(patience, guard.turn(&token));
+        let _turn = tokio::select! {
+            biased;
+            () = gone => return Err(DeviceError::Stopped),
+            turn = turn => turn.map_err(|_| DeviceError::LoginUnderWay { token: name.clone() })?,
+        };
         let attempt = guard.begin(&token, None).await?;
         let verb = Verb::Login {
             token: number,

@@ -907,13 +907,15 @@ impl Supervisor {
                     let result = self.unlock(link, &token, pin, last_try).await;
                     let _gone = done.send(result);
                 }
-                Some(Command::CheckPin { check, done }) => match self.spawn().await {
-                    // Beside this task: a person may have to type on the device. Whoever asked
-                    // may leave; an attempt that has begun is ended all the same.
+                // Whoever asked has left: no worker, and no try, for nobody.
+                Some(Command::CheckPin { done, .. }) if done.is_closed() => {}
+                Some(Command::CheckPin { check, mut done }) => match self.spawn().await {
+                    // Beside this task: a person may have to type on the device.
                     Ok((mut other, _)) => {
                         let (guard, limit) = (self.guard.clone(), self.config.call_timeout);
                         tokio::spawn(async move {
-                            let result = check.run(&other.link, &guard, limit).await;
+                            let gone = done.closed();
+                            let result = check.run(&other.link, &guard, limit, gone).await;
                             let _gone = done.send(result);
                             other.retire().await;
                         });

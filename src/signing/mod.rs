@@ -27,12 +27,12 @@ use crate::base::cms::{CmsError, DetachedDraft};
 use crate::base::ids::{Jti, RequestId};
 use crate::base::key::Signature;
 use crate::base::pkcs11::TokenId;
-use crate::consent::{AskedBy, Asker, ConsentError, OnToken, PinProblem, Prompt};
+use crate::consent::{self, AskedBy, Asker, ConsentError, OnToken, PinProblem, Prompt};
 use crate::device::{DeviceError, Devices};
 use crate::enrol::{Installed, Registry, Snapshot, Standing};
 use crate::policy::{
     self, Action, Approving, Caller, ClientPolicy, Consent, ConsentMethod, ConsentRule, Decision,
-    Grant, Permit, Policies, PolicySet, Refusal, Tally, Use,
+    Grant, Kept, Permit, Policies, PolicySet, Refusal, Tally, Use,
 };
 use crate::statement::strict::FieldError;
 use crate::statement::{ApprovalDraft, Challenge, Origin, Payee, Payees, ServiceError};
@@ -237,6 +237,24 @@ struct Asked {
     payees: Option<Payees>,
 }
 
+/// What came of a challenge before.
+enum Earlier {
+    /// Nothing durable.
+    Nothing,
+    /// It was agreed to and recorded; what is asked for is not signed yet.
+    Agreed(Recorded),
+    /// All that is asked for is there.
+    Answered(ApprovalAnswer),
+}
+
+/// An approval that may be signed: agreed to, permitted, and on record or on its way there.
+struct Ready<'a> {
+    recorded: Recorded,
+    permit: Permit,
+    /// The record that has to be durable first, and the place within every limit that it takes.
+    pending: Option<(audit::Pending, Kept<'a>)>,
+}
+
 /// How often a person may mistype a PIN in a row; each is tried once.
 const PIN_TRIES: usize = 3;
 
@@ -353,26 +371,10 @@ impl Pipeline {
                 NoTurn::Forgotten => SigningError::Forgotten,
             })?;
         let mut progress = turn.lock().await;
-        if let Progress::Logged(seq) = *progress {
-            *progress = self.read_back(seq).await?;
-        }
-        let earlier = match &*progress {
-            Progress::Fresh => None,
-            Progress::Denied => return Err(SigningError::Denied),
-            Progress::Spent(_) | Progress::Logged(_) => return Err(SigningError::Used),
-            Progress::Recorded(recorded) | Progress::Approved(recorded, _)
-                if recorded.owner != request.caller || recorded.challenge != challenge.hash() =>
-            {
-                return Err(SigningError::Used);
-            }
-            Progress::Approved(recorded, answer)
-                if request.cms == Cms::Omit || answer.cms.is_some() =>
-            {
-                return Ok(answer_of(challenge.jti(), recorded, answer));
-            }
-            Progress::Recorded(recorded) | Progress::Approved(recorded, _) => {
-                Some(recorded.clone())
-            }
+        let earlier = match self.earlier(request, challenge, &mut progress).await? {
+            Earlier::Answered(answer) => return Ok(answer),
+            Earlier::Agreed(recorded) => Some(recorded),
+            Earlier::Nothing => None,
         };
 
         let counted = match earlier {
@@ -381,27 +383,26 @@ impl Pipeline {
         };
         let used = used(request, challenge, installed.fingerprint());
         let grant = self.authorise(request, &asked, &installed, &used, counted)?;
-        let (recorded, permit, pending) = match earlier {
+        let ready = match earlier {
             // The person agreed to this very payload before; only a signature is missing.
             Some(recorded) if recorded.installed.fingerprint() != installed.fingerprint() => {
                 return Err(SigningError::Standing {
                     standing: Standing::Superseded,
                 });
             }
-            Some(recorded) => {
-                let permit = grant.permit(recorded.given)?;
-                (recorded, permit, None)
-            }
+            Some(recorded) => Ready {
+                permit: grant.permit(recorded.given)?,
+                recorded,
+                pending: None,
+            },
             None => {
                 let agreed = match self.ask(request, &asked, &installed, &grant).await {
-                    Ok(agreed) => agreed,
-                    Err(error) => {
-                        if matches!(error, SigningError::Denied) {
-                            self.record_denial(request, challenge)?;
-                            *progress = Progress::Denied;
-                        }
-                        return Err(error);
+                    Err(SigningError::Denied) => {
+                        *progress = Progress::Denied;
+                        self.record_denial(request, challenge).await?;
+                        return Err(SigningError::Denied);
                     }
+                    agreed => agreed?,
                 };
                 let grant = match agreed.consent.method {
                     ConsentMethod::Policy => grant,
@@ -415,12 +416,66 @@ impl Pipeline {
                 let place = self.policies.usage().reserve(&used, self.clock.now())?;
                 let recorded = self.draft(request, challenge, &installed, &agreed)?;
                 let pending = self.record(request, challenge, &recorded, &rule)?;
-                // The record is on its way: from here on the place is taken, unless the record
-                // turns out not to be durable.
-                (recorded, permit, Some((pending, place.keep())))
+                Ready {
+                    recorded,
+                    permit,
+                    // The record is on its way: from here on the place is taken, unless the record
+                    // turns out not to be durable.
+                    pending: Some((pending, place.keep())),
+                }
             }
         };
+        self.answer(request, challenge, ready, &mut progress).await
+    }
 
+    /// What came of this challenge before, for this caller; refused where it was answered to
+    /// another, or by a person's no.
+    async fn earlier(
+        &self,
+        request: &ApprovalRequest,
+        challenge: &Challenge,
+        progress: &mut Progress,
+    ) -> Result<Earlier, SigningError> {
+        if let Progress::Logged(seq) = *progress {
+            *progress = self.read_back(seq).await?;
+        }
+        match &*progress {
+            Progress::Fresh => Ok(Earlier::Nothing),
+            Progress::Denied => Err(SigningError::Denied),
+            Progress::Spent(_) | Progress::Logged(_) => Err(SigningError::Used),
+            Progress::Recorded(recorded) | Progress::Approved(recorded, _)
+                if recorded.owner != request.caller || recorded.challenge != challenge.hash() =>
+            {
+                Err(SigningError::Used)
+            }
+            Progress::Approved(recorded, answer)
+                if request.cms == Cms::Omit || answer.cms.is_some() =>
+            {
+                Ok(Earlier::Answered(answer_of(
+                    challenge.jti(),
+                    recorded,
+                    answer,
+                )))
+            }
+            Progress::Recorded(recorded) | Progress::Approved(recorded, _) => {
+                Ok(Earlier::Agreed(recorded.clone()))
+            }
+        }
+    }
+
+    /// Signs while the record goes to the disk; what was signed leaves when that is durable.
+    async fn answer(
+        &self,
+        request: &ApprovalRequest,
+        challenge: &Challenge,
+        ready: Ready<'_>,
+        progress: &mut Progress,
+    ) -> Result<ApprovalAnswer, SigningError> {
+        let Ready {
+            recorded,
+            permit,
+            pending,
+        } = ready;
         let known = match &*progress {
             Progress::Approved(_, answer) => Some(answer.signature.clone()),
             _ => None,
@@ -602,7 +657,12 @@ impl Pipeline {
     ) -> Result<ConsentMethod, SigningError> {
         let token = &installed.key.token;
         let by_hand = self.devices.by_hand(token)?;
-        let mut prompt = self.prompt(request, asked);
+        let mut prompt = Prompt::of_statement(
+            asked.challenge.statement(),
+            asked.payees.as_ref(),
+            request.asked_by.clone(),
+            self.asker.language(),
+        );
         if by_hand.touch {
             prompt.on_token = Some(OnToken::Touch {
                 label: token.label.clone(),
@@ -627,13 +687,15 @@ impl Pipeline {
     /// Each PIN that a person types is tried once, and never the last try of the token.
     async fn ask_pin(
         &self,
-        turn: &crate::consent::Turn<'_>,
+        turn: &consent::Turn<'_>,
         prompt: &Prompt,
         token: &TokenId,
     ) -> Result<ConsentMethod, SigningError> {
         let mut again = None;
-        for left in (0..PIN_TRIES).rev() {
+        let mut left = PIN_TRIES;
+        loop {
             let pin = turn.pin(prompt, &token.label, again).await?;
+            left -= 1;
             let patience = self.asker.patience();
             let checked = self.devices.check_pin(token, Some(pin), patience).await;
             again = match checked {
@@ -642,27 +704,6 @@ impl Pipeline {
                 Err(DeviceError::PinLength { .. }) if left > 0 => Some(PinProblem::Length),
                 Err(error) => return Err(error.into()),
             };
-        }
-        Err(SigningError::Denied)
-    }
-
-    fn prompt(&self, request: &ApprovalRequest, asked: &Asked) -> Prompt {
-        let language = self.asker.language();
-        let statement = asked.challenge.statement();
-        let list = asked.payees.iter().flat_map(Payees::iter);
-        Prompt {
-            title: statement.kind().title(language).to_owned(),
-            asked_by: request.asked_by.clone(),
-            lines: statement
-                .lines(language)
-                .into_iter()
-                .map(|(label, value)| (label.to_owned(), value))
-                .collect(),
-            list: list
-                .map(|(payee, money)| format!("{payee}  {money}"))
-                .collect(),
-            on_token: None,
-            language,
         }
     }
 
@@ -698,7 +739,7 @@ impl Pipeline {
         challenge: &Challenge,
         recorded: &Recorded,
         rule: &str,
-    ) -> Result<crate::audit::Pending, SigningError> {
+    ) -> Result<audit::Pending, SigningError> {
         let payload = String::from_utf8_lossy(recorded.draft.payload()).into_owned();
         let body = ApprovalRecord {
             owner: request.caller.clone(),
@@ -717,7 +758,8 @@ impl Pipeline {
         Ok(self.audit.append(event)?)
     }
 
-    fn record_denial(
+    /// A person's no is final also after a crash, so it is durable before it is told.
+    async fn record_denial(
         &self,
         request: &ApprovalRequest,
         challenge: &Challenge,
@@ -728,7 +770,7 @@ impl Pipeline {
             expires: challenge.expires_at().as_second(),
         };
         let event = Event::new(DeniedRecord::KIND, Some(request.id.clone()), &body)?;
-        let _ = self.audit.append(event)?;
+        self.audit.append(event)?.durable().await?;
         Ok(())
     }
 
