@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use support::daemon::{ClientIdentity, Daemon, csr};
 use support::service::{Service, withdrawal};
 use support::softhsm::TestToken;
+use support::wait::until;
 
 const PORTAL: &str = "https://accounts.example";
 const OTHER: &str = "https://accounts.example.evil.example";
@@ -509,6 +510,37 @@ fn a_page_may_not_do_what_is_not_its_own() {
     }
     let answer = place.page(&browser, Method::GET, "/favicon.ico", &Value::Null);
     assert_eq!(code(&answer), "not-found");
+    let message = json!({ "merchant": "1900000001", "req_info": "AAAA" });
+    let answer = place.page(
+        &browser,
+        Method::POST,
+        "/v1/wechatpay/v2/refund/decrypt",
+        &message,
+    );
+    let refused = document(&answer);
+    assert_eq!(refused["code"], "not-permitted");
+    assert_eq!(refused["rule"], "no-pages");
+
+    // Each of them is on record, with the page.
+    let body = until("the record", || {
+        opcert::audit::read::all(&daemon.audit_directory())
+            .unwrap()
+            .map(Result::unwrap)
+            .filter(|record| {
+                let request = record.request.as_ref();
+                request.is_some_and(|request| refused["request_id"] == request.as_str())
+            })
+            .map(|record| serde_json::from_str::<Value>(record.body.get()).unwrap())
+            .next()
+    });
+    assert_eq!(
+        body,
+        json!({
+            "caller": "client:browser", "origin": PORTAL, "method": "POST",
+            "path": "/v1/wechatpay/v2/refund/decrypt", "code": "not-permitted", "rule": "no-pages",
+            "reason": refused["detail"],
+        })
+    );
 }
 
 #[test]

@@ -248,6 +248,205 @@ fn opcert(arguments: &[&str]) -> (i32, String) {
     )
 }
 
+/// The records of the request that was answered by `answer`: kind and body.
+fn records_of(daemon: &Daemon, answer: &Value) -> Vec<(String, Value)> {
+    opcert::audit::read::all(&daemon.audit_directory())
+        .unwrap()
+        .map(Result::unwrap)
+        .filter(|record| {
+            let request = record.request.as_ref();
+            request.is_some_and(|request| answer["request_id"] == request.as_str())
+        })
+        .map(|record| {
+            (
+                record.kind,
+                serde_json::from_str(record.body.get()).unwrap(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn every_refusal_is_on_record_with_its_code_rule_and_request() {
+    let site = Site::new("// nothing yet\n");
+    let mut daemon = site.daemon("");
+    let till = daemon.add_client(
+        "till",
+        &json!({ "consent": "none", "kinds": ["red-packet"] }),
+    );
+    daemon.enrol(&site.service, "alice", "p256");
+    write(
+        &site.rules,
+        "@id(\"frozen\")\n@reason(\"clients are registered by the installer only\")\nforbid (principal, action == Action::\"client\", resource);\n",
+    );
+    reload(&daemon).ok();
+
+    let sign = json!({ "merchant": "1900000001", "method": "GET", "target": "/v3/certificates" });
+    let withdrawal = json!({ "challenge": site.service.challenge(&withdrawal("alice"), |_| ()) });
+    let by_till =
+        |method: Method, path: &str, body: &Value| daemon.native(&till, method, path, body);
+    let by_user = |method: Method, path: &str, body: &Value| daemon.control(method, path, body);
+    let refusals = [
+        // What policy says of administration, messages of merchants, and approvals.
+        (
+            by_user(
+                Method::POST,
+                "/v1/clients",
+                &json!({ "name": "x", "csr": "" }),
+            ),
+            ("request-refused", "policy-refused", Some("frozen")),
+        ),
+        (
+            by_user(Method::DELETE, "/v1/clients/till", &Value::Null),
+            ("request-refused", "policy-refused", Some("frozen")),
+        ),
+        (
+            by_till(Method::POST, "/v1/wechatpay/v3/authorization", &sign),
+            ("wechatpay-refused", "policy-refused", Some("not-allowed")),
+        ),
+        (
+            by_till(Method::POST, "/v1/approvals", &withdrawal),
+            (
+                "approval-refused",
+                "policy-refused",
+                Some("registered-kinds"),
+            ),
+        ),
+        // What is for the control socket only, to look at and to change.
+        (
+            by_till(Method::POST, "/v1/policy/reload", &Value::Null),
+            (
+                "request-refused",
+                "not-permitted",
+                Some("control-socket-only"),
+            ),
+        ),
+        (
+            by_till(Method::GET, "/v1/clients", &Value::Null),
+            (
+                "request-refused",
+                "not-permitted",
+                Some("control-socket-only"),
+            ),
+        ),
+        // What is wrong with the request itself, whatever is asked.
+        (
+            by_user(Method::POST, "/v1/wechatpay/v3/authorization", &sign),
+            ("wechatpay-refused", "merchant-unknown", None),
+        ),
+        (
+            by_till(
+                Method::POST,
+                "/v1/approvals",
+                &json!({ "challenge": "garbage" }),
+            ),
+            ("approval-refused", "challenge-malformed", None),
+        ),
+        (
+            by_till(
+                Method::POST,
+                "/v1/approvals",
+                &json!({ "chalenge": "garbage" }),
+            ),
+            ("request-refused", "malformed", None),
+        ),
+        (
+            by_user(
+                Method::POST,
+                "/v1/tokens/unlock",
+                &json!({ "uri": "x", "pin": "1234" }),
+            ),
+            ("request-refused", "malformed", None),
+        ),
+        (
+            by_user(Method::POST, "/v1/enrolments", &json!({})),
+            ("request-refused", "malformed", None),
+        ),
+        (
+            by_user(Method::POST, "/v1/services/keys", &json!({})),
+            ("request-refused", "not-found", None),
+        ),
+    ];
+    let looked = by_till(
+        Method::GET,
+        "/v1/approvals/AAAAAAAAAAAAAAAAAAAAAA",
+        &Value::Null,
+    )
+    .body;
+    assert_eq!(looked["code"], "approval-unknown");
+    write(&site.rules, "forbid (\n");
+    let reloaded = reload(&daemon).body;
+
+    // Nobody waits for the record of a refusal; the end of the daemon does.
+    daemon.stop();
+    let audit = daemon.audit_directory();
+    let why = |request: &Value| {
+        let request = request["request_id"].as_str().unwrap();
+        opcert(&["why", request, "--audit", audit.to_str().unwrap()])
+    };
+    for (answer, (kind, code, rule)) in refusals {
+        let problem = answer.body;
+        assert_eq!(problem["code"], code, "{problem}");
+        assert_eq!(problem["rule"].as_str(), rule, "{problem}");
+        let records = records_of(&daemon, &problem);
+        let [(of, body)] = records.as_slice() else {
+            panic!("{problem} {records:?}");
+        };
+        assert_eq!(of, kind, "{body}");
+        assert_eq!(body["code"], code, "{body}");
+        assert_eq!(body["rule"].as_str(), rule, "{body}");
+        let (exit, story) = why(&problem);
+        assert_eq!(exit, 0, "{story}");
+        assert!(story.contains(&format!("[{code}]")), "{story}");
+        if let Some(rule) = rule {
+            assert!(story.contains(&format!("by rule {rule}:")), "{story}");
+        }
+    }
+    let [(kind, body)] = &records_of(&daemon, &reloaded)[..] else {
+        panic!("{reloaded}");
+    };
+    assert_eq!(
+        (kind.as_str(), &body["code"]),
+        ("policy-reload-refused", &json!("policy-invalid"))
+    );
+    assert!(why(&reloaded).1.contains("[policy-invalid]"));
+    // To look in vain is no refusal.
+    assert!(records_of(&daemon, &looked).is_empty());
+}
+
+#[test]
+fn a_stranger_is_on_record_as_far_as_it_is_told_why() {
+    let token = TestToken::new("opcert-test");
+    let daemon = Daemon::start(&token);
+    let gone = daemon.add_client("gone", &json!({}));
+    daemon
+        .control(Method::DELETE, "/v1/clients/gone", &Value::Null)
+        .ok();
+    let body = json!({ "challenge": "x" });
+    let mut told = Vec::new();
+    loop {
+        let answer = daemon
+            .native(&gone, Method::POST, "/v1/approvals", &body)
+            .body;
+        if answer["code"] == "too-many-failures" {
+            assert!(records_of(&daemon, &answer).is_empty());
+            break;
+        }
+        assert_eq!(answer["code"], "client-unknown");
+        told.push(answer);
+    }
+    assert!(!told.is_empty());
+    for answer in &told {
+        let records = until("its record", || {
+            let records = records_of(&daemon, answer);
+            (!records.is_empty()).then_some(records)
+        });
+        let caller = records[0].1["caller"].as_str().unwrap();
+        assert!(caller.starts_with("certificate:"), "{caller}");
+        assert_eq!(records[0].1["code"], "client-unknown");
+    }
+}
+
 #[test]
 fn messages_and_administration_are_explained() {
     let site = Site::new(

@@ -29,9 +29,10 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::caller::{client, origin_served};
+use super::caller::{Identified, client, origin_served};
 use super::doors::own_host;
 use super::problem::{Code, Problem};
+use super::refusals;
 use super::routes::App;
 use crate::http::Peer;
 use crate::statement::Origin;
@@ -72,7 +73,7 @@ pub(super) async fn gates(State(door): State<Gates>, request: Request, next: Nex
         return seal(preflight(request.headers()), Some(&page));
     }
     let response = match admit(&door, request, &page) {
-        Ok(request) => next.run(request).await,
+        Ok((identified, request)) => refusals::admitted(&door.app, identified, request, next).await,
         Err(problem) => problem.into_response(),
     };
     seal(response, Some(&page))
@@ -123,7 +124,11 @@ fn preflight(asked: &HeaderMap) -> Response {
 }
 
 /// Certificate, fetch metadata, method, media type.
-fn admit(door: &Gates, mut request: Request, page: &Origin) -> Result<Request, Problem> {
+fn admit(
+    door: &Gates,
+    mut request: Request,
+    page: &Origin,
+) -> Result<(Identified, Request), Problem> {
     let peer = request.extensions().get::<Peer>();
     // Not counted as a failed authentication: any page can have the browser come without a
     // certificate, and would use up what programs at the same address are told.
@@ -150,8 +155,7 @@ fn admit(door: &Gates, mut request: Request, page: &Origin) -> Result<Request, P
         check_media_type(request.headers())?;
     }
     request.headers_mut().remove(COOKIE);
-    request.extensions_mut().insert(identified);
-    Ok(request)
+    Ok((identified, request))
 }
 
 fn check_media_type(headers: &HeaderMap) -> Result<(), Problem> {

@@ -13,11 +13,13 @@ use axum::response::{IntoResponse, Response};
 
 use super::clients::ClientKind;
 use super::problem::{Code, Problem};
+use super::refusals::{self, Asked};
 use super::routes::App;
 use super::throttle::Source;
+use crate::base::encoding::hex;
 use crate::consent::AskedBy;
 use crate::http::Peer;
-use crate::policy::{Administration, Caller, ClientPolicy};
+use crate::policy::{Administration, CONTROL_SOCKET_ONLY, Caller, ClientPolicy};
 use crate::statement::Origin;
 
 /// A caller that its door let in; an extractor for handlers.
@@ -115,7 +117,8 @@ impl FromRequestParts<App> for Administrator {
             return Err(Problem::new(
                 Code::NotPermitted,
                 format!("{caller} may not use {} {}", parts.method, parts.uri.path()),
-            ));
+            )
+            .with_rule(CONTROL_SOCKET_ONLY));
         };
         if let Some(what) = administration(&parts.method, parts.uri.path()) {
             app.administer(&caller, what)?;
@@ -154,7 +157,7 @@ pub enum ControlAccess {
 /// Layer of the control socket.
 pub async fn identify_user(
     State((app, access)): State<(App, ControlAccess)>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Response {
     let Some(Peer::Unix { uid, .. }) = request.extensions().get::<Peer>() else {
@@ -167,33 +170,39 @@ pub async fn identify_user(
             Code::NotPermitted,
             format!("user {uid} may not use the control socket"),
         );
-        return app
-            .failures()
-            .refuse(Source::User(uid), problem, app.clock().now())
-            .into_response();
+        return turned_away(&app, Source::User(uid), &Asked::of(&request), problem);
     }
-    request.extensions_mut().insert(Identified {
+    let identified = Identified {
         caller: Caller::Unix { uid },
         policy: None,
         page: None,
-    });
-    next.run(request).await
+    };
+    refusals::admitted(&app, identified, request, next).await
+}
+
+/// The answer to somebody whom a door does not let in. It is on record as far as `source` is told
+/// why, so that nobody can fill the disk from outside.
+fn turned_away(app: &App, source: Source, asked: &Asked, problem: Problem) -> Response {
+    let caller = match source {
+        Source::User(uid) => Some(Caller::Unix { uid }.to_string()),
+        Source::Certificate(sha256) => Some(format!("certificate:{}", hex(&sha256))),
+        Source::Address(_) => None,
+    };
+    let problem = app.failures().refuse(source, problem, app.clock().now());
+    if let Some(caller) = caller.filter(|_| problem.code() != Code::TooManyFailures) {
+        asked.record(app, &caller, None, &problem);
+    }
+    problem.into_response()
 }
 
 /// Layer of the native door.
-pub async fn identify_client(State(app): State<App>, mut request: Request, next: Next) -> Response {
+pub async fn identify_client(State(app): State<App>, request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>();
     let identified = native_page(&app, request.headers()).and_then(|page| client(&app, peer, page));
     match identified {
-        Ok(identified) => {
-            request.extensions_mut().insert(identified);
-            next.run(request).await
-        }
+        Ok(identified) => refusals::admitted(&app, identified, request, next).await,
         Err(problem) => match source(peer) {
-            Some(source) => app
-                .failures()
-                .refuse(source, problem, app.clock().now())
-                .into_response(),
+            Some(source) => turned_away(&app, source, &Asked::of(&request), problem),
             None => problem.into_response(),
         },
     }
@@ -258,7 +267,7 @@ pub fn client(app: &App, peer: Option<&Peer>, page: Option<Origin>) -> Result<Id
                 Code::ClientUnknown,
                 format!(
                     "no client is registered with certificate {}",
-                    crate::base::encoding::hex(&certificate.sha256)
+                    hex(&certificate.sha256)
                 ),
             )
         })?;

@@ -19,6 +19,7 @@ pub mod explaining;
 pub mod extract;
 pub mod local_ca;
 pub mod problem;
+mod refusals;
 pub mod routes;
 pub mod software_key;
 pub mod throttle;

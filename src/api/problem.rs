@@ -243,6 +243,7 @@ pub struct Problem {
     action: Cow<'static, str>,
     rule: Option<String>,
     retry_after: Option<u32>,
+    on_record: bool,
 }
 
 impl Problem {
@@ -255,6 +256,7 @@ impl Problem {
             action: Cow::Borrowed(code.action()),
             rule: None,
             retry_after: None,
+            on_record: false,
         }
     }
 
@@ -273,9 +275,27 @@ impl Problem {
     }
 
     /// Names the policy rule that refused.
+    #[must_use]
     pub fn with_rule(mut self, rule: impl Into<String>) -> Self {
         self.rule = Some(rule.into());
         self
+    }
+
+    /// Says that the refusal has its audit record already.
+    #[must_use]
+    pub fn on_record(mut self) -> Self {
+        self.on_record = true;
+        self
+    }
+
+    /// Whether the refusal has its audit record already.
+    pub fn is_on_record(&self) -> bool {
+        self.on_record
+    }
+
+    /// The policy rule that refused, where one did.
+    pub fn rule(&self) -> Option<&str> {
+        self.rule.as_deref()
     }
 
     /// The code.
@@ -602,41 +622,12 @@ impl From<crate::enrol::EnrolError> for Problem {
 impl From<crate::merchants::MerchantError> for Problem {
     fn from(error: crate::merchants::MerchantError) -> Self {
         use crate::merchants::MerchantError as E;
-        use crate::wechatpay::v2::{SignError, XmlError};
-        use crate::wechatpay::v3::VerifyError;
-        let code = match error {
+        let code = merchant_code(&error);
+        let error = match error {
             E::Policy(refusal) => return refusal.into(),
             E::Device(error) => return error.into(),
             E::Audit(error) => return error.into(),
-            E::Unknown { .. } => Code::MerchantUnknown,
-            E::Exists { .. } => Code::MerchantExists,
-            E::TooMany { .. } | E::FieldTooLong { .. } | E::Xml(XmlError::TooLarge { .. }) => {
-                Code::TooLarge
-            }
-            E::NotReady { .. } | E::NoSecret { .. } => Code::MerchantNotReady,
-            E::Message(_) => Code::WechatpayMessage,
-            E::Verify(VerifyError::KeyUnknown { .. } | VerifyError::KeyEnded { .. }) => {
-                Code::WechatpayKeyUnknown
-            }
-            E::Verify(_) | E::Sign(SignError::Signature | SignError::Missing) => {
-                Code::WechatpaySignature
-            }
-            E::Malformed { .. } => Code::Malformed,
-            E::Closed => Code::WechatpayContent,
-            E::Replayed { .. } => Code::WechatpayReplayed,
-            E::MemoryFull => Code::Busy,
-            E::Xml(_) | E::Fields(_) | E::Sign(_) => Code::WechatpayFields,
-            E::Platform(_) => Code::WechatpayPlatformKey,
-            E::Certificate { .. } | E::X509(_) => Code::MerchantCertificate,
-            E::PrivateKey(_) => Code::PrivateKeyInvalid,
-            E::Secret(_)
-            | E::Sealed(_)
-            | E::OtherKind
-            | E::Service(_)
-            | E::NotLinked { .. }
-            | E::Old { .. } => Code::SecretInvalid,
-            E::File(_) | E::Damaged { .. } | E::Log(_) => Code::StateUnusable,
-            E::Task { .. } => Code::Internal,
+            error => error,
         };
         log_ours(code, &error);
         // The cause of what was refused is for the caller to mend; what is ours is in the log.
@@ -654,6 +645,51 @@ impl From<crate::merchants::MerchantError> for Problem {
             _ => problem,
         }
     }
+}
+
+fn merchant_code(error: &crate::merchants::MerchantError) -> Code {
+    use crate::merchants::MerchantError as E;
+    use crate::wechatpay::v2::{SignError, XmlError};
+    use crate::wechatpay::v3::VerifyError;
+    match error {
+        E::Policy(refusal) => refusal_code(refusal),
+        E::Device(error) => device_code(error),
+        E::Audit(error) => audit_code(error),
+        E::Unknown { .. } => Code::MerchantUnknown,
+        E::Exists { .. } => Code::MerchantExists,
+        E::TooMany { .. } | E::FieldTooLong { .. } | E::Xml(XmlError::TooLarge { .. }) => {
+            Code::TooLarge
+        }
+        E::NotReady { .. } | E::NoSecret { .. } => Code::MerchantNotReady,
+        E::Message(_) => Code::WechatpayMessage,
+        E::Verify(VerifyError::KeyUnknown { .. } | VerifyError::KeyEnded { .. }) => {
+            Code::WechatpayKeyUnknown
+        }
+        E::Verify(_) | E::Sign(SignError::Signature | SignError::Missing) => {
+            Code::WechatpaySignature
+        }
+        E::Malformed { .. } => Code::Malformed,
+        E::Closed => Code::WechatpayContent,
+        E::Replayed { .. } => Code::WechatpayReplayed,
+        E::MemoryFull => Code::Busy,
+        E::Xml(_) | E::Fields(_) | E::Sign(_) => Code::WechatpayFields,
+        E::Platform(_) => Code::WechatpayPlatformKey,
+        E::Certificate { .. } | E::X509(_) => Code::MerchantCertificate,
+        E::PrivateKey(_) => Code::PrivateKeyInvalid,
+        E::Secret(_)
+        | E::Sealed(_)
+        | E::OtherKind
+        | E::Service(_)
+        | E::NotLinked { .. }
+        | E::Old { .. } => Code::SecretInvalid,
+        E::File(_) | E::Damaged { .. } | E::Log(_) => Code::StateUnusable,
+        E::Task { .. } => Code::Internal,
+    }
+}
+
+/// The stable code of a refused WeChat Pay message, for the audit trail.
+pub fn code_of_merchant(error: &crate::merchants::MerchantError) -> &'static str {
+    merchant_code(error).as_str()
 }
 
 impl From<crate::policy::Refusal> for Problem {
@@ -795,7 +831,7 @@ fn signing_code(error: &crate::signing::SigningError) -> Code {
     }
 }
 
-/// The stable code of a refusal, for the audit trail.
+/// The stable code of a refused approval, for the audit trail.
 pub fn code_of(error: &crate::signing::SigningError) -> &'static str {
     signing_code(error).as_str()
 }

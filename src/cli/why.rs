@@ -78,8 +78,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
                 directory.display(),
                 arguments.request
             ),
-            action: "Check the id. A request that was turned away at the door leaves a line in \
-                     the daemon's log and no record."
+            action: "Check the id. A request that was turned away before it was known who asks \
+                     leaves a line in the daemon's log and no record."
                 .into(),
         });
     }
@@ -125,6 +125,18 @@ pub(super) fn sentence(kind: &str, body: &Value) -> String {
         Some(rule) => format!(" by rule {rule}"),
         None => String::new(),
     };
+    let refused = |what: &str| {
+        let code = match body["code"].as_str() {
+            Some(code) => format!(" [{code}]"),
+            None => String::new(),
+        };
+        format!(
+            "{} was refused{what}{}: {}.{code}",
+            text("caller"),
+            by_rule(),
+            text("reason").trim_end_matches('.')
+        )
+    };
     match kind {
         "approval" => {
             let payload = &body["payload"];
@@ -138,39 +150,56 @@ pub(super) fn sentence(kind: &str, body: &Value) -> String {
         }
         "approval-signed" => "The token signed it, and the approval was given out.".to_owned(),
         "approval-denied" => "A person declined it; that is final for this challenge.".to_owned(),
-        "approval-refused" => {
-            format!(
-                "{} was refused{}: {}.",
-                text("caller"),
-                by_rule(),
-                text("reason")
-            )
+        "approval-refused" => refused(""),
+        "request-refused" => {
+            let from = match body["origin"].as_str() {
+                Some(page) => format!(" for {page}"),
+                None => String::new(),
+            };
+            refused(&format!(" {} {}{from}", text("method"), text("path")))
         }
+        "wechatpay" => format!(
+            "{} was allowed{} to use merchant {} for {}: {}.",
+            text("caller"),
+            by_rule(),
+            text("merchant"),
+            text("use"),
+            facts(body, &["caller", "rule", "merchant", "use"])
+        ),
+        "wechatpay-refused" => refused(&format!(
+            " the use of merchant {} for {}",
+            text("merchant"),
+            text("use")
+        )),
         "policy-reloaded" => format!("The policy was read anew: {}.", changes(&body["changes"])),
         "policy-reload-refused" => {
             format!(
-                "A new policy was refused and the old one kept: {}.",
-                text("reason")
+                "A new policy was refused and the old one kept: {}. [{}]",
+                text("reason").trim_end_matches('.'),
+                text("code")
             )
         }
         "checkpoint" => "The token signed a checkpoint of the records.".to_owned(),
         "closed" => "The daemon ended in good order.".to_owned(),
         "client-added" => format!("Client {} was registered.", text("client")),
         "client-removed" => format!("Client {} was removed.", text("client")),
-        other => {
-            let facts: Vec<String> = body
-                .as_object()
-                .into_iter()
-                .flatten()
-                .filter(|(_, value)| !value.is_null())
-                .map(|(name, value)| match value {
-                    Value::String(text) => format!("{name} {text}"),
-                    value => format!("{name} {value}"),
-                })
-                .collect();
-            format!("{}: {}.", other.replace('-', " "), facts.join(", "))
-        }
+        other => format!("{}: {}.", other.replace('-', " "), facts(body, &[])),
     }
+}
+
+/// What a record holds, but for what was said already.
+fn facts(body: &Value, but: &[&str]) -> String {
+    let facts: Vec<String> = body
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(name, value)| !value.is_null() && !but.contains(&name.as_str()))
+        .map(|(name, value)| match value {
+            Value::String(text) => format!("{name} {text}"),
+            value => format!("{name} {value}"),
+        })
+        .collect();
+    facts.join(", ")
 }
 
 fn operation(statement: &Value) -> String {
@@ -245,10 +274,40 @@ mod tests {
             "client:till was allowed by rule small to have approved: withdrawal for account acme \
              by operator alice, CNY 1,000.00, to Bank. Policy asked for nobody's consent."
         );
-        let refused = json!({ "caller": "uid:0", "rule": null, "reason": "the challenge is old" });
+        let refused = json!({
+            "caller": "uid:0", "code": "challenge-expired", "rule": null,
+            "reason": "the challenge is old",
+        });
         assert_eq!(
             sentence("approval-refused", &refused),
-            "uid:0 was refused: the challenge is old."
+            "uid:0 was refused: the challenge is old. [challenge-expired]"
+        );
+        let refused = json!({
+            "caller": "uid:7", "origin": null, "method": "POST", "path": "/v1/clients",
+            "code": "policy-refused", "rule": "frozen", "reason": "policy refuses: not here",
+        });
+        assert_eq!(
+            sentence("request-refused", &refused),
+            "uid:7 was refused POST /v1/clients by rule frozen: policy refuses: not here. \
+             [policy-refused]"
+        );
+        let refused = json!({
+            "use": "request", "merchant": "1900000001", "caller": "client:shop",
+            "code": "policy-refused", "rule": "not-allowed", "reason": "no rule allows this",
+        });
+        assert_eq!(
+            sentence("wechatpay-refused", &refused),
+            "client:shop was refused the use of merchant 1900000001 for request by rule \
+             not-allowed: no rule allows this. [policy-refused]"
+        );
+        let used = json!({
+            "use": "request", "merchant": "1900000001", "caller": "client:shop",
+            "rule": "registered-merchants-request", "path": "/v3/certificates",
+        });
+        assert_eq!(
+            sentence("wechatpay", &used),
+            "client:shop was allowed by rule registered-merchants-request to use merchant \
+             1900000001 for request: path /v3/certificates."
         );
         assert_eq!(
             sentence(

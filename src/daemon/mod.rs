@@ -216,6 +216,7 @@ async fn run(
         audit.clone(),
         pipeline.policies().clone(),
         clock.clone(),
+        crate::api::problem::code_of_merchant,
     )
     .map_err(Failure::state)?;
     merchants.restore(&recovered).map_err(Failure::state)?;

@@ -72,7 +72,11 @@ struct Inner {
     memory: Memory,
     /// Held by whoever changes the table.
     changing: tokio::sync::Mutex<()>,
+    stable_code: StableCode,
 }
+
+/// The stable code of an error, for the records: those above this module name them.
+pub type StableCode = fn(&MerchantError) -> &'static str;
 
 /// Who asks, about which merchant.
 #[derive(Debug, Clone)]
@@ -105,6 +109,7 @@ impl Merchants {
         audit: Audit,
         policies: Policies,
         clock: Clock,
+        stable_code: StableCode,
     ) -> Result<Self, MerchantError> {
         let path = directory.join(STATE);
         let table = record::load(&path)?;
@@ -118,6 +123,7 @@ impl Merchants {
             table: ArcSwap::from_pointee(table),
             memory: Memory::new(),
             changing: tokio::sync::Mutex::new(()),
+            stable_code,
         })))
     }
 
@@ -225,17 +231,20 @@ impl Merchants {
         result: Result<T, MerchantError>,
     ) -> Result<T, MerchantError> {
         if let Err(error) = &result {
-            let mut body = json!({
+            let rule = match error {
+                MerchantError::Policy(refusal) => Some(&refusal.rule),
+                _ => None,
+            };
+            let body = json!({
                 "use": r#use.name(),
                 "merchant": ask.merchant,
                 "caller": ask.caller.to_string(),
+                "code": (self.0.stable_code)(error),
+                "rule": rule,
                 "reason": crate::telemetry::Chain(error).to_string(),
             });
-            if let MerchantError::Policy(refusal) = error {
-                body["rule"] = json!(refusal.rule);
-            }
             let event = Event::new("wechatpay-refused", Some(ask.request.clone()), &body);
-            if let Err(lost) = event.and_then(|event| self.0.audit.append(event).map(drop)) {
+            if let Err(lost) = event.and_then(|event| self.0.audit.note(event)) {
                 tracing::error!(error = %crate::telemetry::Chain(&lost), "a refusal is not on record");
             }
         }

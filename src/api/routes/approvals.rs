@@ -39,7 +39,12 @@ pub(super) async fn request_approval(
         origin: identified.page,
         cms: if body.cms { Cms::Include } else { Cms::Omit },
     };
-    let answer = app.0.pipeline.approve(request).await?;
+    let answer = app
+        .0
+        .pipeline
+        .approve(request)
+        .await
+        .map_err(|error| Problem::from(error).on_record())?;
     Ok(Json(view(&answer)))
 }
 

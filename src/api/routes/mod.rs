@@ -103,6 +103,11 @@ impl App {
         &self.0.clock
     }
 
+    /// The audit trail.
+    pub(super) fn audit(&self) -> &Audit {
+        &self.0.audit
+    }
+
     /// Failed authentications.
     pub fn failures(&self) -> &Failures {
         &self.0.failures

@@ -135,8 +135,8 @@ impl App {
             Err(problem) => {
                 let body = json!({ "by": by, "code": problem.code(), "reason": problem.detail() });
                 let event = Event::new("policy-reload-refused", Some(request_id), &body)?;
-                let _ = self.0.audit.append(event)?;
-                return Err(problem);
+                self.0.audit.note(event)?;
+                return Err(problem.on_record());
             }
         };
         let changes = set.changes_since(&policies.current());

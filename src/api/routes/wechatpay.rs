@@ -27,7 +27,7 @@ use crate::merchants::{
     Adding, Ask, Link, MerchantError, MerchantView, Merchants, NewKey, PaymentToStart, PlatformPin,
     RequestToSign, SecretSet, V2Message,
 };
-use crate::policy::Caller;
+use crate::policy::{Caller, NO_PAGES};
 use crate::wechatpay::v2::Fields;
 use crate::wechatpay::v3::{Delivery, Method, SignatureHeaders};
 use crate::wechatpay::{MerchantId, PlatformKeyId};
@@ -64,7 +64,8 @@ fn ask(identified: Identified, request: RequestId, merchant: MerchantId) -> Resu
         return Err(Problem::new(
             Code::NotPermitted,
             format!("the page {page} may not use keys and secrets of merchants"),
-        ));
+        )
+        .with_rule(NO_PAGES));
     }
     Ok(Ask {
         request,
@@ -72,6 +73,11 @@ fn ask(identified: Identified, request: RequestId, merchant: MerchantId) -> Resu
         policy: identified.policy,
         merchant,
     })
+}
+
+/// What became of a message: the merchants wrote the record where they refused it.
+fn on_record(error: MerchantError) -> Problem {
+    Problem::from(error).on_record()
 }
 
 fn merchants(app: &App) -> &Merchants {
@@ -118,7 +124,10 @@ pub(super) async fn sign_request(
         timestamp: instant(wanted.timestamp)?,
         nonce: wanted.nonce,
     };
-    let signed = merchants(&app).authorization(&ask, request).await?;
+    let signed = merchants(&app)
+        .authorization(&ask, request)
+        .await
+        .map_err(on_record)?;
     Ok(Json(SignedRequest {
         authorization: signed.header,
         serial: signed.serial,
@@ -150,7 +159,10 @@ pub(super) async fn sign_payment(
         timestamp: instant(wanted.timestamp)?,
         nonce: wanted.nonce,
     };
-    let signed = merchants(&app).pay_sign(&ask, payment).await?;
+    let signed = merchants(&app)
+        .pay_sign(&ask, payment)
+        .await
+        .map_err(on_record)?;
     let parameters = signed.parameters.into_iter();
     Ok(Json(SignedPayment {
         parameters: parameters
@@ -177,7 +189,10 @@ pub(super) async fn verify(
     let ask = ask(identified, request_id, received.merchant)?;
     let body = body_bytes(received.body, received.body_base64)?.unwrap_or_default();
     let headers = signature_headers(&received.headers)?;
-    let checked = merchants(&app).check(&ask, &headers, &body).await?;
+    let checked = merchants(&app)
+        .check(&ask, &headers, &body)
+        .await
+        .map_err(on_record)?;
     Ok(Json(Verified { key: checked.key }))
 }
 
@@ -202,7 +217,8 @@ pub(super) async fn open_notification(
     let headers = signature_headers(&received.headers)?;
     let opened = merchants(&app)
         .open_notification(&ask, &headers, &body)
-        .await?;
+        .await
+        .map_err(on_record)?;
     Ok(Json(OpenedNotification {
         id: opened.id,
         event_type: opened.event_type,
@@ -229,7 +245,10 @@ pub(super) async fn encrypt_fields(
     Json(wanted): Json<EncryptFields>,
 ) -> Result<Json<EncryptedFields>, Problem> {
     let ask = ask(identified, request_id, wanted.merchant)?;
-    let encrypted = merchants(&app).encrypt_fields(&ask, &wanted.fields).await?;
+    let encrypted = merchants(&app)
+        .encrypt_fields(&ask, &wanted.fields)
+        .await
+        .map_err(on_record)?;
     Ok(Json(EncryptedFields {
         serial: encrypted.key,
         fields: encrypted.fields,
@@ -251,7 +270,10 @@ pub(super) async fn decrypt_fields(
     Json(wanted): Json<DecryptFields>,
 ) -> Result<Json<DecryptedFields>, Problem> {
     let ask = ask(identified, request_id, wanted.merchant)?;
-    let plain = merchants(&app).decrypt_fields(&ask, &wanted.fields).await?;
+    let plain = merchants(&app)
+        .decrypt_fields(&ask, &wanted.fields)
+        .await
+        .map_err(on_record)?;
     let fields = plain.iter().map(|field| field.expose().to_owned());
     Ok(Json(DecryptedFields {
         fields: fields.collect(),
@@ -277,7 +299,8 @@ pub(super) async fn take_certificates(
     let headers = signature_headers(&received.headers)?;
     let taken = merchants(&app)
         .take_certificates(&ask, &headers, &body, received.anew)
-        .await?;
+        .await
+        .map_err(on_record)?;
     Ok(Json(PlatformKeysTaken {
         held: taken.held,
         new: taken.new,
@@ -323,7 +346,10 @@ pub(super) async fn sign_v2(
     Json(message): Json<MessageV2>,
 ) -> Result<Json<SignedMessageV2>, Problem> {
     let ask = ask(identified, request_id, message.merchant.clone())?;
-    let signed = merchants(&app).sign_v2(&ask, message_v2(message)?).await?;
+    let signed = merchants(&app)
+        .sign_v2(&ask, message_v2(message)?)
+        .await
+        .map_err(on_record)?;
     Ok(Json(SignedMessageV2 {
         sign: signed.sign,
         body: signed.xml,
@@ -345,7 +371,10 @@ pub(super) async fn verify_v2(
     Json(message): Json<MessageV2>,
 ) -> Result<Json<FieldsV2>, Problem> {
     let ask = ask(identified, request_id, message.merchant.clone())?;
-    let fields = merchants(&app).check_v2(&ask, message_v2(message)?).await?;
+    let fields = merchants(&app)
+        .check_v2(&ask, message_v2(message)?)
+        .await
+        .map_err(on_record)?;
     Ok(Json(fields_v2(&fields)))
 }
 
@@ -366,7 +395,10 @@ pub(super) async fn open_refund(
     Json(refund): Json<OpenRefund>,
 ) -> Result<Json<FieldsV2>, Problem> {
     let ask = ask(identified, request_id, refund.merchant)?;
-    let fields = merchants(&app).open_refund(&ask, &refund.req_info).await?;
+    let fields = merchants(&app)
+        .open_refund(&ask, &refund.req_info)
+        .await
+        .map_err(on_record)?;
     Ok(Json(fields_v2(&fields)))
 }
 
