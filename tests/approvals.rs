@@ -426,6 +426,89 @@ fn in_language(method: Method, path: &str, language: &str, body: &Value) -> Requ
 }
 
 #[test]
+fn texts_are_in_the_language_that_the_request_prefers_and_the_window_in_the_persons() {
+    let token = TestToken::new("opcert-test");
+    let pinentry = person(&token, &[]);
+    let daemon = Daemon::start_with(&token, &pinentry);
+    let service = Service::new(ORIGIN);
+    let client = daemon.add_client("till", &json!({}));
+    daemon.enrol(&service, "alice", "p256");
+    let challenge = service.challenge(&withdrawal("alice"), |_| ());
+    let body = json!({ "challenge": challenge });
+    let ask = |method: Method, path: &str, language: &str, body: &Value| {
+        daemon.native_request(&client, in_language(method, path, language, body))
+    };
+
+    let zh = "zh-CN,zh;q=0.9,en;q=0.8";
+    let chinese = ask(Method::POST, "/v1/approvals", zh, &body).ok();
+    assert_eq!(chinese["shown"]["language"], "zh");
+    assert_eq!(chinese["shown"]["title"], "提现");
+    let lines = chinese["shown"]["lines"].as_array().unwrap();
+    assert!(
+        lines.contains(&json!({ "label": "金额", "value": "CNY 1,000.00" })),
+        "{lines:?}"
+    );
+    // The person reads what the computer is set to, whoever asks.
+    let window = shown(&token);
+    assert!(
+        window.contains("Amount: CNY 1,000.00") && !window.contains("金额"),
+        "{window}"
+    );
+
+    let path = format!(
+        "/v1/approvals/{}",
+        chinese["challenge_jti"].as_str().unwrap()
+    );
+    let english = ask(Method::GET, &path, "de, en;q=0.5, zh;q=0.4", &Value::Null).ok();
+    assert_eq!(english["shown"]["title"], "Withdrawal");
+    assert_eq!(english["approval"], chinese["approval"]);
+    // What is shown is what is signed.
+    let approval = Approval::verify(
+        english["approval"].as_str().unwrap(),
+        std::slice::from_ref(&service.ca),
+        None,
+        Timestamp::now(),
+    )
+    .unwrap();
+    for (answer, language) in [
+        (&chinese, opcert::statement::Language::Chinese),
+        (&english, opcert::statement::Language::English),
+    ] {
+        let lines: Vec<Value> = approval
+            .statement
+            .lines(language)
+            .into_iter()
+            .map(|(label, value)| json!({ "label": label, "value": value }))
+            .collect();
+        assert_eq!(answer["shown"]["lines"], json!(lines));
+    }
+    // Whoever names no language gets no words.
+    assert!(
+        approve(&daemon, &client, &challenge)
+            .ok()
+            .get("shown")
+            .is_none()
+    );
+
+    let bad = json!({ "challenge": "garbage" });
+    let chinese = ask(Method::POST, "/v1/approvals", zh, &bad).body;
+    let english = ask(Method::POST, "/v1/approvals", "fr", &bad).body;
+    assert_eq!(chinese["title"], "质询格式错误");
+    assert_eq!(english["title"], "The challenge is malformed");
+    assert_ne!(chinese["action"], english["action"]);
+    for same in ["code", "detail", "status", "type"] {
+        assert_eq!(chinese[same], english[same], "{same}");
+    }
+    let nothing = daemon
+        .control_request(in_language(Method::GET, "/v1/nothing", "zh", &Value::Null))
+        .body;
+    assert_eq!(
+        (&nothing["code"], &nothing["title"]),
+        (&json!("not-found"), &json!("该地址没有内容"))
+    );
+}
+
+#[test]
 fn a_revoked_superseded_or_foreign_certificate_signs_nothing() {
     let token = TestToken::new("opcert-test");
     let daemon = Daemon::start(&token);

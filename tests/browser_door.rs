@@ -544,6 +544,36 @@ fn a_page_may_not_do_what_is_not_its_own() {
 }
 
 #[test]
+fn a_page_is_answered_in_the_language_of_its_reader() {
+    let place = Place::agreeing();
+    let browser = place.daemon.add_browser("browser", &json!({}));
+    let ask = |origin: &str, language: &str| {
+        let request = Request::builder()
+            .method(Method::GET)
+            .uri("/v1/nothing")
+            .header("origin", origin)
+            .header("accept-language", language)
+            .body(Bytes::new())
+            .unwrap();
+        place.send(&browser, true, request)
+    };
+    for (language, tag, title) in [
+        ("zh-CN,zh;q=0.9,en;q=0.8", "zh", "该地址没有内容"),
+        ("fr,en;q=0.3", "en", "There is nothing at this address"),
+    ] {
+        let answer = ask(PORTAL, language);
+        assert_eq!(document(&answer)["title"], title);
+        assert_eq!(header(&answer, "content-language"), Some(tag));
+        let vary: Vec<_> = answer.headers().get_all("vary").iter().collect();
+        assert_eq!(vary, ["origin", "accept-language"]);
+    }
+    // What a gate refuses, too.
+    let answer = ask(OTHER, "zh");
+    assert_eq!(code(&answer), "origin-refused");
+    assert_eq!(document(&answer)["title"], "不服务该来源的网页");
+}
+
+#[test]
 fn a_certificate_is_good_for_its_own_use_only() {
     let place = Place::agreeing();
     let daemon = &place.daemon;

@@ -10,6 +10,7 @@
 
 mod browser;
 pub mod caller;
+mod chinese;
 pub mod client;
 pub mod clients;
 pub mod configuration;
@@ -17,6 +18,7 @@ pub mod doors;
 pub mod events;
 pub mod explaining;
 pub mod extract;
+pub mod language;
 pub mod local_ca;
 pub mod problem;
 mod refusals;

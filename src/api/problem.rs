@@ -14,7 +14,7 @@ use std::str::FromStr;
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{CONTENT_LANGUAGE, CONTENT_TYPE, RETRY_AFTER, VARY};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -23,7 +23,10 @@ use tracing::Instrument;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 
+use super::chinese;
+use super::language::{content_language, preferred};
 use crate::base::ids::RequestId;
+use crate::statement::Language;
 use crate::telemetry::metrics::metrics;
 use crate::telemetry::trace::{self, TraceId};
 
@@ -198,6 +201,16 @@ codes! {
     StateUnusable "state-unusable" 500 "The state directory cannot be used" "Check that it exists, has room, and belongs to the service user.";
 }
 
+impl Code {
+    /// Its title, and what to do about it.
+    pub fn texts(self, language: Language) -> (&'static str, &'static str) {
+        match language {
+            Language::English => (self.title(), self.action()),
+            Language::Chinese => chinese::texts(self),
+        }
+    }
+}
+
 // By hand: the derive macro does not see names that a macro made.
 impl utoipa::PartialSchema for Code {
     fn schema() -> RefOr<Schema> {
@@ -318,15 +331,20 @@ impl Problem {
         self.retry_after
     }
 
-    /// The document, for the request of this id.
-    pub fn document(&self, request_id: &RequestId) -> ProblemDocument {
+    /// The document, for the request of this id, to be read in `language`.
+    pub fn document(&self, request_id: &RequestId, language: Language) -> ProblemDocument {
+        let (title, action) = self.code.texts(language);
         ProblemDocument {
             kind: format!("urn:opcert:problem:{}", self.code),
-            title: self.code.title().to_owned(),
+            title: title.to_owned(),
             status: self.code.status(),
             code: self.code.as_str().to_owned(),
             detail: self.detail.clone().into_owned(),
-            action: self.action.clone().into_owned(),
+            // What was said for this very case is English.
+            action: match language {
+                Language::English => self.action.clone().into_owned(),
+                Language::Chinese => action.to_owned(),
+            },
             request_id: request_id.clone(),
             rule: self.rule.clone(),
             retry_after: self.retry_after,
@@ -354,16 +372,16 @@ pub struct ProblemDocument {
     /// `urn:opcert:problem:` and the code.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The error in a few words.
+    /// The error in a few words, in the language of `content-language`.
     pub title: String,
     /// The HTTP status.
     pub status: u16,
     /// The stable code; the schema lists those of this version.
     #[schema(value_type = Code)]
     pub code: String,
-    /// What happened.
+    /// What happened, with the names and values it is about; always in English.
     pub detail: String,
-    /// What to do.
+    /// What to do, in the language of `content-language`.
     pub action: String,
     /// The request, as in the `request-id` header.
     pub request_id: RequestId,
@@ -389,11 +407,14 @@ impl IntoResponse for Problem {
 /// The outermost layer of each router: gives the request a [`RequestId`] (an extension for
 /// handlers, never taken from the client), names it in the answer, and writes problem documents.
 ///
+/// Problem documents are in the language that the request prefers ([`super::language`]).
+///
 /// A caller's `traceparent` is taken over into log and records; one that is malformed is left out,
 /// as the standard asks.
 pub async fn finish(mut request: Request, next: Next) -> Response {
     let id = RequestId::random();
     request.extensions_mut().insert(id.clone());
+    let language = preferred(request.headers());
     let trace = request
         .headers()
         .get(TRACEPARENT)
@@ -407,7 +428,7 @@ pub async fn finish(mut request: Request, next: Next) -> Response {
         if let Some(problem) = response.extensions_mut().remove::<Problem>() {
             metrics().refusals.of(problem.code.as_str()).increment();
             tracing::info!(code = %problem.code, detail = %problem.detail, "refused");
-            write(&mut response, &problem, &id);
+            write(&mut response, &problem, &id, language);
         }
         response
     }
@@ -422,15 +443,17 @@ pub async fn finish(mut request: Request, next: Next) -> Response {
     response
 }
 
-fn write(response: &mut Response, problem: &Problem, id: &RequestId) {
+fn write(response: &mut Response, problem: &Problem, id: &RequestId, language: Language) {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+    headers.insert(CONTENT_LANGUAGE, content_language(language));
+    headers.append(VARY, HeaderValue::from_static("accept-language"));
     if let Some(seconds) = problem.retry_after {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     headers.remove(axum::http::header::CONTENT_LENGTH);
     // A struct of strings and numbers cannot fail to serialise.
-    let text = serde_json::to_vec(&problem.document(id)).unwrap_or_default();
+    let text = serde_json::to_vec(&problem.document(id, language)).unwrap_or_default();
     *response.body_mut() = Body::from(text);
 }
 

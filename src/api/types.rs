@@ -21,7 +21,7 @@ use crate::policy::{
     Administration, Changes, ClientPolicy, ConsentRule, Finding, WechatPayRule, WechatPayUse,
 };
 use crate::signing::token_test::KeyOutcome;
-use crate::statement::{Kind, Payee};
+use crate::statement::{Kind, Language, Payee};
 use crate::wechatpay::MerchantId;
 
 /// The daemon in a few numbers.
@@ -313,6 +313,29 @@ pub struct Approval {
     pub jti: Jti,
     /// The `jti` of the challenge; the approval can be had again by it.
     pub challenge_jti: Jti,
+    /// What it approves, in words, where the request has `accept-language`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shown: Option<Shown>,
+}
+
+/// A statement in words, rendered from the payload that was signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Shown {
+    /// The language of title and labels.
+    pub language: Language,
+    /// What is approved, in a few words.
+    pub title: String,
+    /// All of its facts, top to bottom, as the person's window shows them.
+    pub lines: Vec<ShownLine>,
+}
+
+/// One fact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ShownLine {
+    /// What it is.
+    pub label: String,
+    /// Its value.
+    pub value: String,
 }
 
 /// A revocation list that was taken.

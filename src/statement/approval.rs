@@ -176,6 +176,13 @@ impl ApprovalDraft {
     }
 }
 
+/// What `compact` approves, without a look at who signed it: for whoever just had it signed.
+pub fn statement_in(compact: &str) -> Result<Statement, ApprovalError> {
+    let jws = Jws::parse(compact, Approval::MAX)?;
+    let statement = Object::parse(&jws.payload)?.object("statement")?;
+    Ok(Statement::from_object(statement)?)
+}
+
 /// An approval that verified.
 #[derive(Debug, Clone)]
 pub struct Approval {

@@ -20,7 +20,7 @@ pub mod text;
 pub mod ticket;
 
 pub use approval::{
-    Approval, ApprovalDraft, ApprovalError, ApprovalHeader, Consent, ConsentMethod,
+    Approval, ApprovalDraft, ApprovalError, ApprovalHeader, Consent, ConsentMethod, statement_in,
 };
 pub use challenge::{Challenge, ChallengeClaims};
 pub use key_set::KeySet;

@@ -256,18 +256,22 @@ impl Daemon {
         path: &str,
         body: &Value,
     ) -> Answer {
-        let address = self.address();
-        let target = Target::Tls {
-            host: "localhost".into(),
-            port: address.port(),
-            config: Arc::new(client.tls()),
-        };
         let body = if body.is_null() {
             vec![]
         } else {
             serde_json::to_vec(body).unwrap()
         };
-        self.send(&target, request(method, path, "application/json", body))
+        self.native_request(client, request(method, path, "application/json", body))
+    }
+
+    /// A request of the caller's own making on the native door.
+    pub fn native_request(&self, client: &ClientIdentity, request: Request<Bytes>) -> Answer {
+        let target = Target::Tls {
+            host: "localhost".into(),
+            port: self.address().port(),
+            config: Arc::new(client.tls()),
+        };
+        self.send(&target, request)
     }
 
     fn send(&self, target: &Target, request: Request<Bytes>) -> Answer {

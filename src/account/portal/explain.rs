@@ -2,7 +2,7 @@
 //!
 //! The sentences beside each code in `api::problem` speak to programs and to people at a command
 //! line; these speak to somebody who filled in a form. A code that no page can meet falls back to
-//! its title.
+//! those.
 
 use maud::{Markup, html};
 
@@ -49,7 +49,7 @@ pub fn explain(t: Texts, code: Code) -> (&'static str, &'static str) {
             (t.error_certificate(), t.error_certificate_remedy())
         }
         Code::Internal | Code::AuditUnavailable => (t.error_internal(), t.error_internal_remedy()),
-        other => (other.title(), other.action()),
+        other => other.texts(t.0),
     }
 }
 
@@ -89,8 +89,13 @@ mod tests {
         for &code in Code::ALL {
             let english = explain(Texts(Language::English), code);
             let chinese = explain(Texts(Language::Chinese), code);
-            let fallback = (code.title(), code.action());
-            assert_eq!(english == fallback, chinese == fallback, "{code}");
+            let falls_back = |said, language| said == code.texts(language);
+            assert_eq!(
+                falls_back(english, Language::English),
+                falls_back(chinese, Language::Chinese),
+                "{code}"
+            );
+            assert_ne!(english, chinese, "{code}");
             assert!(!english.0.is_empty() && !english.1.is_empty());
         }
     }

@@ -5,12 +5,14 @@ use axum::extract::{Extension, State};
 use super::App;
 use crate::api::caller::Identified;
 use crate::api::extract::{Json, Path};
+use crate::api::language::Accepted;
 use crate::api::problem::{Code, Problem};
-use crate::api::types::{Approval, RequestApproval};
+use crate::api::types::{Approval, RequestApproval, Shown, ShownLine};
 use crate::base::encoding::base64;
 use crate::base::ids::{Jti, RequestId};
 use crate::http::Peer;
 use crate::signing::{ApprovalAnswer, ApprovalRequest, Cms};
+use crate::statement::{Language, statement_in};
 
 /// Approves the operation of a challenge, or says why not.
 ///
@@ -27,6 +29,7 @@ pub(super) async fn request_approval(
     identified: Identified,
     Extension(id): Extension<RequestId>,
     Extension(peer): Extension<Peer>,
+    Accepted(language): Accepted,
     Json(body): Json<RequestApproval>,
 ) -> Result<Json<Approval>, Problem> {
     let request = ApprovalRequest {
@@ -45,7 +48,7 @@ pub(super) async fn request_approval(
         .approve(request)
         .await
         .map_err(|error| Problem::from(error).on_record())?;
-    Ok(Json(view(&answer)))
+    Ok(Json(view(&answer, language)?))
 }
 
 /// An approval this caller was given, as long as its challenge could be repeated.
@@ -59,6 +62,7 @@ pub(super) async fn request_approval(
 pub(super) async fn get_approval(
     State(app): State<App>,
     identified: Identified,
+    Accepted(language): Accepted,
     Path(challenge_jti): Path<Jti>,
 ) -> Result<Json<Approval>, Problem> {
     let found = app
@@ -67,7 +71,7 @@ pub(super) async fn get_approval(
         .find(&identified.caller, &challenge_jti)
         .await;
     match found {
-        Some(answer) => Ok(Json(view(&answer))),
+        Some(answer) => Ok(Json(view(&answer, language)?)),
         None => Err(Problem::new(
             Code::ApprovalUnknown,
             format!(
@@ -78,11 +82,31 @@ pub(super) async fn get_approval(
     }
 }
 
-fn view(answer: &ApprovalAnswer) -> Approval {
-    Approval {
+fn view(answer: &ApprovalAnswer, language: Option<Language>) -> Result<Approval, Problem> {
+    Ok(Approval {
         approval: answer.approval.to_string(),
         cms: answer.cms.as_deref().map(base64),
         jti: answer.jti.clone(),
         challenge_jti: answer.challenge_jti.clone(),
-    }
+        shown: language
+            .map(|language| shown(&answer.approval, language))
+            .transpose()?,
+    })
+}
+
+/// In words, from the very bytes that were signed.
+fn shown(approval: &str, language: Language) -> Result<Shown, Problem> {
+    let statement = statement_in(approval)
+        .map_err(|error| Problem::new(Code::Internal, format!("our own approval: {error}")))?;
+    let lines = statement.lines(language).into_iter();
+    Ok(Shown {
+        language,
+        title: statement.kind().title(language).to_owned(),
+        lines: lines
+            .map(|(label, value)| ShownLine {
+                label: label.to_owned(),
+                value,
+            })
+            .collect(),
+    })
 }

@@ -5,8 +5,10 @@ use axum::body::Bytes;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use utoipa::OpenApi as _;
-use utoipa::openapi::path::Operation;
-use utoipa::openapi::{ContentBuilder, OpenApi, Ref, ResponseBuilder};
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::{ContentBuilder, OpenApi, Ref, Required, ResponseBuilder};
 
 use super::App;
 use crate::api::problem::{Code, MEDIA_TYPE, ProblemDocument};
@@ -55,8 +57,21 @@ pub(super) fn route(document: &OpenApi) -> Router<App> {
     )
 }
 
-/// Every operation may answer with a problem.
+/// Every operation may answer with a problem, in the language that the request prefers.
 fn finish(mut document: OpenApi) -> OpenApi {
+    let language = ParameterBuilder::new()
+        .name("accept-language")
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some(
+            "The language of texts for people (RFC 9110 section 12.5.4): `en`, the default, or `zh`.",
+        ))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+        .build();
+    let answered = HeaderBuilder::new()
+        .description(Some("The language of title and action: `en` or `zh`."))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+        .build();
     let problem = ResponseBuilder::new()
         .description("A problem; `code` says which.")
         .content(
@@ -65,6 +80,7 @@ fn finish(mut document: OpenApi) -> OpenApi {
                 .schema(Some(Ref::from_schema_name("ProblemDocument")))
                 .build(),
         )
+        .header("content-language", answered)
         .build();
     for item in document.paths.paths.values_mut() {
         let operations: [&mut Option<Operation>; 4] = [
@@ -74,6 +90,10 @@ fn finish(mut document: OpenApi) -> OpenApi {
             &mut item.delete,
         ];
         for operation in operations.into_iter().flatten() {
+            operation
+                .parameters
+                .get_or_insert_default()
+                .push(language.clone().into());
             operation
                 .responses
                 .responses
