@@ -51,6 +51,10 @@ pub(super) fn texts(code: Code) -> (&'static str, &'static str) {
             "设备未能证明密钥不可导出",
             "请使用生成密钥时设置 CKA_SENSITIVE 并清除 CKA_EXTRACTABLE 的设备。",
         ),
+        Code::KeyNotAttested => (
+            "设备未证明密钥在其内部生成",
+            "请使用能够证明其密钥的设备，在 `attestation` 中指定其制造商的根证书，或取消该项要求。",
+        ),
         Code::KeyUnsupported => (
             "设备不能生成此类密钥",
             "请用 `--key-type` 选择其他密钥类型。",

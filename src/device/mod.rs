@@ -809,14 +809,14 @@ impl Devices {
     }
 
     /// Whose attestation of its keys counts for a token, as the configuration says.
-    pub fn attestation(&self, token: &TokenId) -> Result<Option<&AttestationConfig>, DeviceError> {
+    pub fn attestation(&self, token: &TokenId) -> Result<Option<AttestationConfig>, DeviceError> {
         let module = self.module(&token.module)?;
         let view = module.view.borrow().clone();
         let known = view.tokens.iter().find(|known| known.id == *token);
         Ok(known.and_then(|known| {
             let mut configured = module.config.token.iter();
             let config = configured.find(|config| config.uri == known.uri)?;
-            config.attestation.as_ref()
+            config.attestation.clone()
         }))
     }
 
