@@ -169,12 +169,23 @@ pub struct Recovery {
     /// How long a granted request waits before it takes effect, so that whoever is robbed can stop
     /// it, 3600 to 2,592,000. Default: 259,200, three days.
     pub delay_seconds: u64,
+    /// How long papers that were sent in are kept, 30 to 3650. Older ones are destroyed once their
+    /// request is over; a request that nobody has decided by then is over. Default: 180.
+    pub papers_days: u16,
+}
+
+impl Recovery {
+    /// How long papers are kept.
+    pub fn papers_kept(self) -> Duration {
+        Duration::from_secs(u64::from(self.papers_days) * 24 * 60 * 60)
+    }
 }
 
 impl Default for Recovery {
     fn default() -> Self {
         Self {
             delay_seconds: 3 * 24 * 60 * 60,
+            papers_days: 180,
         }
     }
 }
@@ -335,6 +346,12 @@ impl Loaded<Config> {
                 config.recovery.delay_seconds,
                 3600,
                 2_592_000,
+            ),
+            (
+                "recovery.papers-days",
+                config.recovery.papers_days.into(),
+                30,
+                3650,
             ),
             (
                 "sessions.idle-seconds",

@@ -10,8 +10,8 @@ use super::issuing::RevocationReason;
 use super::operations::OperationError;
 use super::records::Records;
 use super::requests::{self, RequestError};
+use super::revocation::Revocation;
 use super::sms::{Outgoing, Texts};
-use super::store::notices::Audience;
 use super::store::operations::{Approval, Effect, Operation};
 use super::store::requests::{Decision, RequestState};
 use super::store::{Tx, certificates, codes, requests as store_requests};
@@ -43,28 +43,16 @@ pub(super) async fn apply(
     let account = operation.statement.account();
     match effect {
         Effect::DeleteCertificate => {
-            let reason = RevocationReason::CessationOfOperation.as_str();
-            let by = approval.operator.as_str();
+            let found: Vec<_> = certificates::find(tx, on).await?.into_iter().collect();
+            let reason = RevocationReason::CessationOfOperation;
+            let revocation = Revocation {
+                operation: Some(&operation.id),
+                ..Revocation::new(reason, approval.operator.as_str())
+            };
             // One that was revoked meanwhile is as gone as was asked.
-            if certificates::revoke(tx, on, reason, by, now).await? {
-                let body = json!({
-                    "serial": on,
-                    "by": by,
-                    "reason": reason,
-                    "operation": operation.id,
-                });
-                let audience = &[Audience::Administrators];
-                records
-                    .tell::<OperationError>(
-                        tx,
-                        account,
-                        audience,
-                        "certificate-revoked",
-                        request,
-                        body,
-                    )
-                    .await?;
-            }
+            revocation
+                .apply::<OperationError>(tx, records, &found, now, request)
+                .await?;
             Ok(Vec::new())
         }
         Effect::ReleaseTicket => {

@@ -295,14 +295,9 @@ impl Enrolment {
             .read("find certificate", move |tx| {
                 Box::pin(async move {
                     let certificate = renewable(tx, serial, now).await?;
-                    let open = operation_rows::open_effect(
-                        tx,
-                        Effect::RenewCertificate,
-                        serial,
-                        &certificate.operator,
-                        now,
-                    )
-                    .await?;
+                    let open =
+                        operation_rows::open_effect(tx, Effect::RenewCertificate, serial, now)
+                            .await?;
                     Ok::<_, EnrolmentError>((certificate, open))
                 })
             })

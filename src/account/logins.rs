@@ -77,11 +77,6 @@ impl Logins {
         }
     }
 
-    /// Hashes a new password.
-    pub fn passwords(&self) -> &Passwords {
-        &self.passwords
-    }
-
     /// The operator whose password this is.
     pub async fn operator(
         &self,

@@ -8,13 +8,14 @@
 //! administrators and the business representatives are told. Nothing here can give a right.
 
 use jiff::Timestamp;
-use serde_json::json;
 
 use super::config::Quotas;
 use super::enrolment::renewable_from;
 use super::issuing::RevocationReason;
 use super::operations::{NewOperation, OperationError, Operations};
 use super::records::Records;
+use super::revocation::Revocation;
+use super::sessions::Person;
 use super::sms::{self, News, Texts};
 use super::store::accounts::Operator;
 use super::store::certificates::{self, Certificate, Computer, Search};
@@ -22,7 +23,7 @@ use super::store::codes::{self, Ticket};
 use super::store::events::{self, Event};
 use super::store::notices::{self, Audience, Notice};
 use super::store::operations::{Challenge, Creator, Effect, Operation};
-use super::store::{Store, StoreError, Tx};
+use super::store::{Store, StoreError};
 use crate::audit::AuditError;
 use crate::base::Clock;
 use crate::base::ids::{AccountId, ComputerId, Jti, OperatorId, RequestId};
@@ -129,15 +130,6 @@ pub enum Deletion {
     ToApprove(Box<(Operation, Challenge)>),
 }
 
-/// How a right is taken away.
-#[derive(Debug, Clone, Copy)]
-struct Cut<'a> {
-    kind: &'static str,
-    audiences: &'a [Audience],
-    reason: RevocationReason,
-    by: &'a Operator,
-}
-
 /// Lists and deletes.
 #[derive(Clone)]
 pub struct Manage {
@@ -230,13 +222,9 @@ impl Manage {
     ) -> Result<Deletion, ManageError> {
         let found = self.find(&by.account, serial).await?;
         if found.operator == by.id {
-            let cut = Cut {
-                kind: "certificate-revoked",
-                audiences: &[Audience::Administrators],
-                reason: RevocationReason::CessationOfOperation,
-                by,
-            };
-            let serials = self.cut(vec![found], cut, request).await?;
+            let reason = RevocationReason::CessationOfOperation;
+            let revocation = Revocation::new(reason, by.id.as_str());
+            let serials = self.revoke(vec![found], revocation, request).await?;
             return Ok(Deletion::Done(serials));
         }
         if !by.role.manages() {
@@ -287,13 +275,9 @@ impl Manage {
                 computer: computer.clone(),
             });
         }
-        let cut = Cut {
-            kind: "certificate-revoked",
-            audiences: &[Audience::Administrators],
-            reason: RevocationReason::CessationOfOperation,
-            by,
-        };
-        self.cut(own, cut, request).await
+        let reason = RevocationReason::CessationOfOperation;
+        let revocation = Revocation::new(reason, by.id.as_str());
+        self.revoke(own, revocation, request).await
     }
 
     /// Break-glass: an administrator revokes at once, without a certificate. The caller has
@@ -327,13 +311,12 @@ impl Manage {
                 .await
                 .map_err(|error: StoreError| error)?,
         };
-        let cut = Cut {
+        let revocation = Revocation {
             kind: "break-glass-revocation",
             audiences: &[Audience::Administrators, Audience::Representatives],
-            reason,
-            by,
+            ..Revocation::new(reason, by.id.as_str())
         };
-        self.cut(found, cut, request).await
+        self.revoke(found, revocation, request).await
     }
 
     /// Installations that wait for an administrator.
@@ -377,29 +360,24 @@ impl Manage {
         .await
     }
 
-    /// The newest notices for the administrators of an account, or for representatives.
-    pub async fn notices(
-        &self,
-        audience: Audience,
-        account: Option<&AccountId>,
-        reader: &OperatorId,
-    ) -> Result<Vec<Notice>, StoreError> {
-        self.store
+    /// The newest notices for this person.
+    pub async fn notices(&self, person: &Person) -> Result<Vec<Notice>, ManageError> {
+        let (audience, account) = audience(person)?;
+        let reader = person.id().as_str();
+        let found = self
+            .store
             .read("list notices", move |tx| {
-                Box::pin(notices::list(tx, audience, account, reader.as_str(), PAGE))
+                Box::pin(notices::list(tx, audience, account, reader, PAGE))
             })
             .await
+            .map_err(|error: StoreError| error)?;
+        Ok(found)
     }
 
-    /// Notes that `reader` has read a notice.
-    pub async fn read_notice(
-        &self,
-        id: &str,
-        audience: Audience,
-        account: Option<&AccountId>,
-        reader: &OperatorId,
-    ) -> Result<(), ManageError> {
-        let now = self.clock.now();
+    /// Notes that this person has read a notice.
+    pub async fn read_notice(&self, id: &str, person: &Person) -> Result<(), ManageError> {
+        let (audience, account) = audience(person)?;
+        let (now, reader) = (self.clock.now(), person.id());
         let there = self
             .store
             .transaction("read notice", move |tx| {
@@ -499,27 +477,24 @@ impl Manage {
         }
     }
 
-    /// Revokes certificates, with a record and a notice each; gives the serial numbers of those
-    /// that were not revoked before.
-    async fn cut(
+    /// Revokes certificates and sends a text to the administrators; gives the serial numbers of
+    /// those that were not revoked before.
+    async fn revoke(
         &self,
         found: Vec<Certificate>,
-        cut: Cut<'_>,
+        revocation: Revocation<'_>,
         request: &RequestId,
     ) -> Result<Vec<String>, ManageError> {
         let now = self.clock.now();
-        let found = &found;
+        let (found, records) = (&found, &self.records);
         let (serials, texts) = self
             .store
             .transaction("revoke certificates", move |tx| {
                 Box::pin(async move {
-                    let mut serials = Vec::new();
+                    let serials = revocation
+                        .apply::<ManageError>(tx, records, found, now, request)
+                        .await?;
                     let mut texts = Vec::new();
-                    for certificate in found {
-                        if self.revoke(tx, certificate, cut, now, request).await? {
-                            serials.push(certificate.serial.clone());
-                        }
-                    }
                     if let (Some(first), false) = (found.first(), serials.is_empty()) {
                         let name = certificates::computer_name(tx, &first.account, &first.computer)
                             .await?;
@@ -536,37 +511,17 @@ impl Manage {
         self.texts.send_all(texts).await;
         Ok(serials)
     }
+}
 
-    async fn revoke(
-        &self,
-        tx: &mut Tx<'_>,
-        certificate: &Certificate,
-        cut: Cut<'_>,
-        now: Timestamp,
-        request: &RequestId,
-    ) -> Result<bool, ManageError> {
-        let (serial, reason) = (certificate.serial.as_str(), cut.reason.as_str());
-        if !certificates::revoke(tx, serial, reason, cut.by.id.as_str(), now).await? {
-            return Ok(false);
+/// Whose notices a person reads: administrators those of their account, representatives theirs,
+/// nobody else any.
+fn audience(person: &Person) -> Result<(Audience, Option<&AccountId>), ManageError> {
+    match person {
+        Person::Operator(operator) if operator.role.manages() => {
+            Ok((Audience::Administrators, Some(&operator.account)))
         }
-        let body = json!({
-            "serial": serial,
-            "operator": certificate.operator,
-            "computer": certificate.computer,
-            "reason": reason,
-            "by": cut.by.id,
-        });
-        self.records
-            .tell::<ManageError>(
-                tx,
-                &certificate.account,
-                cut.audiences,
-                cut.kind,
-                request,
-                body,
-            )
-            .await?;
-        Ok(true)
+        Person::Operator(_) => Err(ManageError::NotAdministrator),
+        Person::Representative(_) => Ok((Audience::Representatives, None)),
     }
 }
 

@@ -10,10 +10,11 @@
 //! | [`logins`], [`sessions`], [`passwords`] | who somebody is: throttled log-in, sessions, Argon2id |
 //! | [`codes`], [`sms`] | SMS codes: limits, keyed hashes, the gateway |
 //! | [`enrolment`] | a code becomes a ticket, a ticket a certificate |
-//! | [`manage`] | what people see of their account, and delete |
+//! | [`manage`], [`revocation`] | what people see of their account, and delete |
 //! | [`requests`] | ways back in after a loss of number or computer |
 //! | [`issuing`], [`ocsp`] | the authority: certificate profile, revocation lists, OCSP answers |
 //! | [`operations`], [`effects`] | sensitive operations, their challenges and approvals |
+//! | [`idempotency`] | answers kept for requests that are repeated |
 //! | [`webhooks`], [`outgoing`] | telling the platform of approvals |
 //! | [`signer`], [`seal`] | the service's own keys, on a token; what is sealed |
 //! | [`records`] | the audit trail |
@@ -32,6 +33,7 @@ pub mod codes;
 pub mod config;
 mod effects;
 pub mod enrolment;
+pub mod idempotency;
 pub mod issuing;
 pub mod logins;
 pub mod manage;
@@ -42,6 +44,7 @@ pub mod passwords;
 pub mod portal;
 pub mod records;
 pub mod requests;
+pub mod revocation;
 pub mod routes;
 pub mod seal;
 pub mod serve;

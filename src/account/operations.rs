@@ -20,15 +20,17 @@ use serde_json::json;
 
 use super::config;
 use super::effects;
+use super::idempotency::{self, Idempotency, IdempotencyConflict, kept};
 use super::issuing::Issuer;
 use super::records::Records;
 use super::signer::{ChallengeKey, SignError};
 use super::sms::{Outgoing, Texts};
+use super::store::accounts::{self, Operator};
 use super::store::operations::{
-    self, Approval as ApprovalRow, Challenge, Creator, Effect, KeptAnswer, Operation, Search, State,
+    self, Approval as ApprovalRow, Challenge, Creator, Effect, Operation, Search, State,
 };
 use super::store::outbox::{self, Notice};
-use super::store::{Store, StoreError, Tx, accounts, certificates};
+use super::store::{Store, StoreError, Tx, certificates};
 use crate::audit::AuditError;
 use crate::base::Clock;
 use crate::base::encoding::hex;
@@ -40,9 +42,6 @@ use crate::statement::{Approval, ApprovalError, ChallengeClaims, Facts, Kind, Or
 
 /// How long after its challenge expired an approval is still taken: time on the way.
 pub const TRAVEL_TIME: Duration = Duration::from_secs(30);
-
-/// How long the answer to a request with an idempotency key is kept for its repetition.
-pub const ANSWERS_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// Challenges that one operation may have.
 const CHALLENGES: i64 = 100;
@@ -62,8 +61,8 @@ pub enum OperationError {
     #[error("the statement is refused: {0}")]
     Statement(#[from] FieldError),
     /// The idempotency key was used for another request.
-    #[error("the idempotency key was used for another request")]
-    IdempotencyConflict,
+    #[error(transparent)]
+    IdempotencyConflict(#[from] IdempotencyConflict),
     /// There is no such operation.
     #[error("there is no operation {id}")]
     Unknown {
@@ -91,6 +90,9 @@ pub enum OperationError {
         /// Who.
         operator: OperatorId,
     },
+    /// Only who entered an operation, and administrators, take it back.
+    #[error("the operation is somebody else's")]
+    NotYours,
     /// This operator has approved already.
     #[error("operator {operator} has approved already")]
     ApprovedAlready {
@@ -169,15 +171,40 @@ pub struct NewOperation {
     pub creator: Creator,
 }
 
-/// Where a repeatable request keeps its answer.
-#[derive(Debug, Clone)]
-pub struct Idempotency {
-    /// Whose key it is.
-    pub principal: String,
-    /// The `Idempotency-Key`.
-    pub key: String,
-    /// SHA-256 of the request, hexadecimal.
-    pub request_hash: String,
+/// Who takes an operation back.
+#[derive(Debug, Clone, Copy)]
+pub enum Canceller<'a> {
+    /// The platform, with the key of this name: what the platform created.
+    Platform(&'a str),
+    /// A person of the account: administrators anything, others what they entered.
+    Person(&'a Operator),
+}
+
+impl Canceller<'_> {
+    /// Whether this is somebody who may take the operation back.
+    pub fn check(self, operation: &Operation) -> Result<(), OperationError> {
+        match self {
+            Self::Platform(_) => of_platform(operation),
+            Self::Person(operator) => {
+                if operation.statement.account() != &operator.account {
+                    return Err(OperationError::Unknown {
+                        id: operation.id.clone(),
+                    });
+                }
+                if operator.role.manages() || operation.maker.as_ref() == Some(&operator.id) {
+                    return Ok(());
+                }
+                Err(OperationError::NotYours)
+            }
+        }
+    }
+
+    fn name(self) -> String {
+        match self {
+            Self::Platform(key) => format!("platform key {key}"),
+            Self::Person(operator) => operator.id.to_string(),
+        }
+    }
 }
 
 /// Whether webhook notices are written.
@@ -232,24 +259,10 @@ impl Operations {
         self.store
             .transaction("create operation", move |tx| {
                 Box::pin(async move {
-                    if let Some(idempotency) = idempotency {
-                        if let Some(kept) = find_kept(tx, idempotency).await? {
-                            return Ok(kept);
-                        }
-                        let kept = KeptAnswer {
-                            request_hash: idempotency.request_hash.clone(),
-                            status: 201,
-                            body: body.clone(),
-                        };
-                        operations::keep_answer(
-                            tx,
-                            &idempotency.principal,
-                            &idempotency.key,
-                            &kept,
-                            operation.created_at,
-                        )
-                        .await?;
+                    if let Some(kept) = kept::<OperationError>(tx, idempotency).await? {
+                        return Ok(kept);
                     }
+                    idempotency::keep(tx, idempotency, 201, body, operation.created_at).await?;
                     self.keep(tx, operation, challenge, request).await?;
                     Ok::<_, OperationError>(body.clone())
                 })
@@ -330,8 +343,55 @@ impl Operations {
         operator: &OperatorId,
         request: &RequestId,
     ) -> Result<Challenge, OperationError> {
+        let (operation, challenge) = &self.draft_challenge(id, operator).await?;
+        self.store
+            .transaction("add challenge", move |tx| {
+                Box::pin(self.keep_challenge(tx, operation, challenge, request))
+            })
+            .await?;
+        Ok(challenge.clone())
+    }
+
+    /// A further challenge of an operation of the platform, and the answer to it as `answer` writes
+    /// it; with an idempotency key the answer is kept, as [`Operations::create`] does.
+    pub async fn challenge_for_platform(
+        &self,
+        id: &OperationId,
+        operator: &OperatorId,
+        idempotency: Option<Idempotency>,
+        request: &RequestId,
+        answer: impl Fn(&Challenge) -> Result<String, serde_json::Error> + Send + Sync,
+    ) -> Result<String, OperationError> {
+        let idempotency = idempotency.as_ref();
+        if let Some(kept) = self.kept(idempotency).await? {
+            return Ok(kept);
+        }
+        self.find_for_platform(id).await?;
+        let (operation, challenge) = &self.draft_challenge(id, operator).await?;
+        let body = &answer(challenge)?;
+        self.store
+            .transaction("add challenge", move |tx| {
+                Box::pin(async move {
+                    if let Some(kept) = kept::<OperationError>(tx, idempotency).await? {
+                        return Ok(kept);
+                    }
+                    idempotency::keep(tx, idempotency, 201, body, challenge.created_at).await?;
+                    self.keep_challenge(tx, operation, challenge, request)
+                        .await?;
+                    Ok::<_, OperationError>(body.clone())
+                })
+            })
+            .await
+    }
+
+    /// Checks that `operator` may be asked and signs a challenge; nothing is kept yet.
+    async fn draft_challenge(
+        &self,
+        id: &OperationId,
+        operator: &OperatorId,
+    ) -> Result<(Operation, Challenge), OperationError> {
         let now = self.clock.now();
-        let operation = &self
+        let operation = self
             .store
             .read("find operation", move |tx| {
                 Box::pin(async move {
@@ -347,27 +407,30 @@ impl Operations {
                 })
             })
             .await?;
-        let challenge = &self.sign_challenge(operation, operator).await?;
-        self.store
-            .transaction("add challenge", move |tx| {
-                Box::pin(async move {
-                    if operations::challenges(tx, id).await? >= CHALLENGES {
-                        return Err(OperationError::TooManyChallenges);
-                    }
-                    operations::insert_challenge(tx, challenge).await?;
-                    let facts = json!({
-                        "operation": id,
-                        "operator": operator,
-                        "challenge_jti": challenge.jti,
-                    });
-                    let account = operation.statement.account();
-                    self.records
-                        .note::<OperationError>(tx, account, "challenge-made", request, facts)
-                        .await
-                })
-            })
-            .await?;
-        Ok(challenge.clone())
+        let challenge = self.sign_challenge(&operation, operator).await?;
+        Ok((operation, challenge))
+    }
+
+    async fn keep_challenge(
+        &self,
+        tx: &mut Tx<'_>,
+        operation: &Operation,
+        challenge: &Challenge,
+        request: &RequestId,
+    ) -> Result<(), OperationError> {
+        if operations::challenges(tx, &operation.id).await? >= CHALLENGES {
+            return Err(OperationError::TooManyChallenges);
+        }
+        operations::insert_challenge(tx, challenge).await?;
+        let facts = json!({
+            "operation": operation.id,
+            "operator": challenge.operator,
+            "challenge_jti": challenge.jti,
+        });
+        let account = operation.statement.account();
+        self.records
+            .note(tx, account, "challenge-made", request, facts)
+            .await
     }
 
     /// The operation and the approvals it has.
@@ -385,6 +448,17 @@ impl Operations {
                 })
             })
             .await
+    }
+
+    /// As [`Operations::find`], for the platform: what the service itself asks for is none of its
+    /// business.
+    pub async fn find_for_platform(
+        &self,
+        id: &OperationId,
+    ) -> Result<(Operation, Vec<ApprovalRow>), OperationError> {
+        let (operation, approvals) = self.find(id).await?;
+        of_platform(&operation)?;
+        Ok((operation, approvals))
     }
 
     /// Operations, newest first; at most `limit`.
@@ -411,6 +485,7 @@ impl Operations {
     /// such operations as expired in any case.
     pub async fn expire(&self) -> Result<u64, OperationError> {
         let now = self.clock.now();
+        let request = &RequestId::random();
         self.store
             .transaction("expire operations", move |tx| {
                 Box::pin(async move {
@@ -420,6 +495,20 @@ impl Operations {
                         if operations::close(tx, &operation.id, State::Expired, at).await? {
                             expired += 1;
                             let operation = find_at(tx, &operation.id, now).await?;
+                            let facts = json!({
+                                "operation": operation.id,
+                                "expired_at": at.to_string(),
+                            });
+                            let account = operation.statement.account();
+                            self.records
+                                .note::<OperationError>(
+                                    tx,
+                                    account,
+                                    "operation-expired",
+                                    request,
+                                    facts,
+                                )
+                                .await?;
                             self.emit(tx, &operation, "operation.expired", None, now)
                                 .await?;
                         }
@@ -430,10 +519,12 @@ impl Operations {
             .await
     }
 
-    /// Takes an operation back; doing so again changes nothing.
+    /// Takes an operation of the platform back, by the platform or by a person of the account;
+    /// doing so again changes nothing.
     pub async fn cancel(
         &self,
         id: &OperationId,
+        by: Canceller<'_>,
         request: &RequestId,
     ) -> Result<Operation, OperationError> {
         let now = self.clock.now();
@@ -441,6 +532,7 @@ impl Operations {
             .transaction("cancel operation", move |tx| {
                 Box::pin(async move {
                     let operation = find_at(tx, id, now).await?;
+                    by.check(&operation)?;
                     match operation.state {
                         State::Cancelled => return Ok(operation),
                         State::Created => (),
@@ -455,7 +547,7 @@ impl Operations {
                             operation.statement.account(),
                             "operation-cancelled",
                             request,
-                            json!({ "operation": id }),
+                            json!({ "operation": id, "by": by.name() }),
                         )
                         .await?;
                     let cancelled = find_at(tx, id, now).await?;
@@ -465,6 +557,28 @@ impl Operations {
                 })
             })
             .await
+    }
+
+    /// Whether an approval of this operator would be taken: what [`Operations::challenge`] checks.
+    pub async fn may_approve(
+        &self,
+        operation: &Operation,
+        approvals: &[ApprovalRow],
+        operator: &OperatorId,
+    ) -> Result<bool, OperationError> {
+        let allowed = self
+            .store
+            .read("look at approver", move |tx| {
+                Box::pin(async move {
+                    Ok::<_, OperationError>(may_approve(tx, operation, approvals, operator).await)
+                })
+            })
+            .await?;
+        match allowed {
+            Ok(()) => Ok(true),
+            Err(OperationError::Store(error)) => Err(error.into()),
+            Err(_) => Ok(false),
+        }
     }
 
     /// Takes an approval, JWS compact, of the operation `id`.
@@ -749,25 +863,14 @@ impl Operations {
         &self,
         idempotency: Option<&Idempotency>,
     ) -> Result<Option<String>, OperationError> {
-        let Some(idempotency) = idempotency else {
+        if idempotency.is_none() {
             return Ok(None);
-        };
+        }
         self.store
             .read("find kept answer", move |tx| {
-                Box::pin(find_kept(tx, idempotency))
+                Box::pin(kept(tx, idempotency))
             })
             .await
-    }
-}
-
-async fn find_kept(
-    tx: &mut Tx<'_>,
-    idempotency: &Idempotency,
-) -> Result<Option<String>, OperationError> {
-    match operations::kept_answer(tx, &idempotency.principal, &idempotency.key).await? {
-        None => Ok(None),
-        Some(kept) if kept.request_hash == idempotency.request_hash => Ok(Some(kept.body)),
-        Some(_) => Err(OperationError::IdempotencyConflict),
     }
 }
 
@@ -833,6 +936,16 @@ async fn may_approve(
             })
         }
         _ => Ok(()),
+    }
+}
+
+/// Those that the service itself created are unknown to the platform.
+fn of_platform(operation: &Operation) -> Result<(), OperationError> {
+    match operation.creator {
+        Creator::Platform(_) => Ok(()),
+        Creator::Service(..) => Err(OperationError::Unknown {
+            id: operation.id.clone(),
+        }),
     }
 }
 

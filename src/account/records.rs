@@ -1,4 +1,5 @@
-//! What the account service writes to its audit trail, and whom it tells.
+//! What the account service writes to its audit trail, and whom it tells; the service itself, and
+//! the commands beside it, each in a trail of its own.
 //!
 //! The trail in files is the one that counts: nobody can change it unseen, and an action whose
 //! record cannot be written does not happen. What concerns one account is written to the database
@@ -17,12 +18,27 @@ use crate::base::ids::{AccountId, RequestId};
 pub struct Records {
     audit: Audit,
     clock: Clock,
+    /// The system's user on the command line.
+    uid: Option<u32>,
 }
 
 impl Records {
     /// Writes to `audit`.
     pub fn new(audit: Audit, clock: Clock) -> Self {
-        Self { audit, clock }
+        Self {
+            audit,
+            clock,
+            uid: None,
+        }
+    }
+
+    /// Writes to `audit` what the system's user `uid` does on the command line.
+    pub fn of_user(audit: Audit, clock: Clock, uid: u32) -> Self {
+        Self {
+            audit,
+            clock,
+            uid: Some(uid),
+        }
     }
 
     /// Writes a record that concerns no account and waits until it is durable.
@@ -32,7 +48,11 @@ impl Records {
         request: &RequestId,
         body: &Value,
     ) -> Result<(), AuditError> {
-        let event = Event::new(kind, Some(request.clone()), body)?;
+        let mut body = body.clone();
+        if let (Some(uid), Some(facts)) = (self.uid, body.as_object_mut()) {
+            facts.insert("uid".into(), uid.into());
+        }
+        let event = Event::new(kind, Some(request.clone()), &body)?;
         self.audit.append(event)?.durable().await?;
         Ok(())
     }

@@ -9,8 +9,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
 use super::config::Config;
+use super::idempotency::ANSWERS_KEPT;
 use super::logins;
-use super::operations::ANSWERS_KEPT;
 use super::operations::OperationError;
 use super::outgoing::EndpointError;
 use super::service::{Service, StartError};
@@ -185,6 +185,13 @@ async fn sweep_once(service: &Service) -> Result<(u64, u64), OperationError> {
         Ok(done) => info!(done, "granted requests took effect"),
         Err(error) => {
             error!(error = %crate::telemetry::Chain(&error), "cannot carry out granted requests");
+        }
+    }
+    match service.requests().purge().await {
+        Ok(0) => (),
+        Ok(papers) => info!(papers, "papers destroyed"),
+        Err(error) => {
+            error!(error = %crate::telemetry::Chain(&error), "cannot destroy old papers");
         }
     }
     let (failures, sources) = logins::forgettable(now);

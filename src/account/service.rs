@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -92,12 +93,10 @@ struct Inner {
     operations: Operations,
     issuer: Issuer,
     responder: Responder,
-    logins: Logins,
     sessions: Sessions,
     manage: Manage,
     requests: Requests,
     records: Records,
-    texts: Texts,
     sealer: Arc<Sealer>,
     portal: Portal,
     challenge_key: ChallengeKey,
@@ -172,7 +171,8 @@ impl Service {
                 None => Notices::No,
             },
             texts: texts.clone(),
-            delay: std::time::Duration::from_secs(config.recovery.delay_seconds),
+            delay: Duration::from_secs(config.recovery.delay_seconds),
+            papers_kept: config.recovery.papers_kept(),
         };
         let sealer = Arc::new(Sealer::new(&code_key));
         let requests = Requests {
@@ -182,7 +182,7 @@ impl Service {
             operations: operations.clone(),
             texts: texts.clone(),
             sealer: sealer.clone(),
-            delay: std::time::Duration::from_secs(config.recovery.delay_seconds),
+            delay: Duration::from_secs(config.recovery.delay_seconds),
         };
         let manage = Manage {
             store: store.clone(),
@@ -214,12 +214,10 @@ impl Service {
             operations,
             issuer,
             responder,
-            logins,
             sessions,
             manage,
             requests,
             records,
-            texts,
             sealer,
             portal: config.portal.clone(),
             challenge_key,
@@ -282,11 +280,6 @@ impl Service {
         &self.0.responder
     }
 
-    /// Log-in by password.
-    pub fn logins(&self) -> &Logins {
-        &self.0.logins
-    }
-
     /// Sessions of people.
     pub fn sessions(&self) -> &Sessions {
         &self.0.sessions
@@ -305,11 +298,6 @@ impl Service {
     /// The audit trail, for what is done beside the services here.
     pub fn records(&self) -> &Records {
         &self.0.records
-    }
-
-    /// Texts to people.
-    pub fn texts(&self) -> &Texts {
-        &self.0.texts
     }
 
     /// What the portal was told.

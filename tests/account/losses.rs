@@ -172,6 +172,43 @@ async fn a_lost_number_is_changed_on_paper_after_a_delay() {
     scene.ask_code("alice", "c1", PASSWORD).await.done(202);
     let text = scene.texts.try_recv().unwrap();
     assert!(text.expose().starts_with("SMS to +8613900000001: "));
+
+    // Papers go half a year after they came, and a request that nobody decides lapses with them.
+    let alice = Browser::log_in(&scene, "alice").await;
+    let left = alice
+        .send(
+            Method::POST,
+            "/v1/requests",
+            ask("+8613900000009", PASSWORD),
+        )
+        .await
+        .done(201);
+    let left = format!("/v1/requests/{}", left.text("id"));
+    scene.hand.advance(DAY * 176);
+    assert_eq!(scene.service.requests().purge().await.unwrap(), 0);
+    scene.hand.advance(DAY * 10);
+    assert_eq!(scene.service.requests().purge().await.unwrap(), 2);
+    let rita = Browser::with(&scene, json!({"operator": "rita", "password": PASSWORD})).await;
+    rita.get(&photocopy).await.refused(404, "not-found");
+    let lapsed = rita.get(&left).await.done(200);
+    assert_eq!(lapsed.text("state"), "withdrawn");
+
+    // Who read what, and what became of it, is on record.
+    let carol = Browser::log_in(&scene, "carol").await;
+    let events = carol.get("/v1/events?limit=200").await.done(200).json;
+    let count = |kind: &str| {
+        let events = events["events"].as_array().unwrap();
+        events.iter().filter(|event| event["kind"] == kind).count()
+    };
+    for (kind, expected) in [
+        ("form-read", 2),
+        ("paper-sent-in", 2),
+        ("paper-read", 1),
+        ("papers-purged", 2),
+        ("request-lapsed", 1),
+    ] {
+        assert_eq!(count(kind), expected, "{kind}: {events}");
+    }
     scene.end().await;
 }
 
@@ -485,15 +522,29 @@ async fn a_subscriber_is_told_in_order_and_asks_again_for_what_was_given_up() {
     assert_eq!(dead["deliveries"][0]["attempts"], 20);
     let delivery = dead["deliveries"][0]["id"].as_str().unwrap();
     let replay = format!("{deliveries}/{delivery}/replay");
-    scene.platform(Method::POST, &replay, None).await.done(202);
-    let (_, body) = receiver.got.recv().await.unwrap();
-    assert!(body.contains("operation.approval"), "{body}");
+    let again = async |path: &str| {
+        scene
+            .platform_with(Method::POST, path, None, Some("r-1"))
+            .await
+    };
+    again(&replay).await.done(202);
+    let (_, told) = receiver.got.recv().await.unwrap();
+    assert!(told.contains("operation.approval"), "{told}");
+    again(&replay).await.done(202);
+    again(&format!("{deliveries}/other/replay"))
+        .await
+        .refused(409, "idempotency-conflict");
+    assert!(receiver.got.try_recv().is_err());
     let ended = format!("{path}/{id}");
     scene.platform(Method::DELETE, &ended, None).await.done(204);
     scene
         .platform(Method::DELETE, &ended, None)
         .await
         .refused(404, "not-found");
+    // The key stands for the one that is over; it makes no other.
+    post(body(), Some("k-1"))
+        .await
+        .refused(409, "idempotency-conflict");
     task.abort();
     let _ = receiver.server.drain(Duration::from_secs(5)).await;
     scene.end().await;

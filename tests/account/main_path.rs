@@ -469,6 +469,31 @@ async fn a_platform_request_is_known_by_its_keys() {
         .await
         .refused(400, "malformed");
 
+    // So it is for every other POST.
+    let id = first.json["operation"]["id"].as_str().unwrap();
+    let path = format!("/v1/operations/{id}/challenges");
+    let ask = async |operator: &str| {
+        let body = Some(json!({ "operator": operator }));
+        scene
+            .platform_with(Method::POST, &path, body, Some("c-1"))
+            .await
+    };
+    let asked = ask("alice").await.done(201);
+    assert_ne!(asked.json["challenge"], first.json["challenge"]);
+    assert_eq!(ask("alice").await.done(201).bytes, asked.bytes);
+    ask("bob").await.refused(409, "idempotency-conflict");
+    let second_id = second.json["operation"]["id"].as_str().unwrap();
+    let cancel = async |id: &str| {
+        let path = format!("/v1/operations/{id}/cancellation");
+        scene
+            .platform_with(Method::POST, &path, None, Some("x-1"))
+            .await
+    };
+    let cancelled = cancel(second_id).await.done(200);
+    assert_eq!(cancelled.json["operation"]["state"], "cancelled");
+    assert_eq!(cancel(second_id).await.done(200).bytes, cancelled.bytes);
+    cancel(id).await.refused(409, "idempotency-conflict");
+
     // Each bad statement names its field.
     for (member, value, field) in [
         ("amount", json!(0), "amount"),

@@ -215,6 +215,52 @@ async fn a_closed_login_takes_its_codes_tickets_and_sessions_along() {
     scene.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_command_line_and_time_do_is_told_to_administrators() {
+    let scene = Scene::new().await;
+    administrator(&scene, "bob", "administrator");
+    let alice = scene.installed("alice", "c1").await;
+    let serial = hex(alice.certificate.serial());
+    for arguments in [
+        &["account", "set", "acme", "--quorum", "3"][..],
+        &[
+            "certificate",
+            "revoke",
+            &serial,
+            "--reason",
+            "key-compromise",
+        ],
+    ] {
+        succeed(scene.made.command().args(arguments));
+    }
+    scene.withdrawal("alice").await;
+    scene.hand.advance(Duration::from_secs(3600));
+    assert_eq!(scene.service.operations().expire().await.unwrap(), 1);
+
+    let bob = Browser::log_in(&scene, "bob").await;
+    let events = bob.get("/v1/events?limit=200").await.done(200).json;
+    let found = |kind: &str| -> Value {
+        let events = events["events"].as_array().unwrap();
+        let event = events.iter().find(|event| event["kind"] == kind);
+        event.unwrap_or_else(|| panic!("{kind}: {events:?}"))["facts"].clone()
+    };
+    for kind in ["account-created", "operator-created", "operator-changed"] {
+        assert_eq!(found(kind)["account"], "acme", "{kind}");
+    }
+    assert_eq!(found("account-changed")["quorum"], 3);
+    assert_eq!(found("certificate-revoked")["reason"], "key-compromise");
+    assert_eq!(found("certificate-revoked")["by"], "administration");
+    assert!(found("operation-expired")["operation"].is_string());
+    let notices = bob.get("/v1/notices").await.done(200).json;
+    let told = notices["notices"].as_array().unwrap();
+    assert!(
+        told.iter()
+            .any(|notice| notice["kind"] == "certificate-revoked"),
+        "{notices}"
+    );
+    scene.end().await;
+}
+
 fn administrator(scene: &Scene, operator: &str, role: &str) {
     let set = [
         "operator",

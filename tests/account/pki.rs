@@ -44,6 +44,26 @@ async fn a_certificate_is_renewed_once_by_whoever_has_its_key() {
     let again = begin(&serial).await.done(201);
     assert_eq!(again.json["operation"]["id"], asked.json["operation"]["id"]);
     let id = asked.json["operation"]["id"].as_str().unwrap();
+
+    // What the service asks for is none of the platform's business.
+    let list = scene
+        .platform(Method::GET, "/v1/operations", None)
+        .await
+        .done(200);
+    assert_eq!(list.json["operations"], json!([]));
+    let own = format!("/v1/operations/{id}");
+    let body = Some(json!({ "operator": "alice" }));
+    for (method, path, body) in [
+        (Method::GET, own.clone(), None),
+        (Method::POST, format!("{own}/challenges"), body),
+        (Method::POST, format!("{own}/cancellation"), None),
+    ] {
+        scene
+            .platform(method, &path, body)
+            .await
+            .refused(404, "not-found");
+    }
+
     let path = format!("/v1/enrolment/renewals/{id}/ticket");
     let by_bob = scene.approval(&bob, &asked.text("challenge"));
     scene

@@ -1,15 +1,15 @@
 //! `certificate list` and `certificate revoke`.
 
 use clap::Subcommand;
-use comfy_table::Table;
-use comfy_table::presets::NOTHING;
 use serde_json::json;
 
-use super::output::Output;
-use super::{AdminError, Trail};
+use super::AdminError;
+use super::desk::{change, look};
+use super::output::{Output, table};
 use crate::account::config::Config;
 use crate::account::issuing::RevocationReason;
-use crate::account::store::{Store, certificates};
+use crate::account::revocation::{ADMINISTRATION, Revocation};
+use crate::account::store::certificates;
 use crate::base::Clock;
 use crate::base::ids::AccountId;
 
@@ -53,16 +53,15 @@ async fn list(
     output: &Output,
 ) -> Result<(), AdminError> {
     let now = Clock::system().now();
-    let store = Store::open(&config.database()?).await?;
     let account = account.as_ref();
-    let found = store
-        .read("list certificates", move |tx| {
-            Box::pin(certificates::list(tx, account, limit))
-        })
-        .await?;
-    store.close().await;
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_header([
+    let found = look(config, "list certificates", move |tx| {
+        Box::pin(async move { Ok(certificates::list(tx, account, limit).await?) })
+    })
+    .await?;
+    if found.is_empty() {
+        return output.done("No operating certificates.", &json!([]));
+    }
+    let head = [
         "SERIAL",
         "ACCOUNT",
         "OPERATOR",
@@ -70,39 +69,41 @@ async fn list(
         "STATE",
         "EXPIRES",
         "LAST USED",
-    ]);
-    let mut values = Vec::with_capacity(found.len());
-    for certificate in &found {
-        let state = certificate.state(now);
-        let last_used = certificate.last_used_at.map(|at| at.to_string());
-        table.add_row([
-            certificate.serial.as_str(),
-            certificate.account.as_str(),
-            certificate.operator.as_str(),
-            certificate.computer.as_str(),
-            state,
-            &certificate.not_after.to_string(),
-            last_used.as_deref().unwrap_or("never"),
-        ]);
-        values.push(json!({
-            "serial": certificate.serial,
-            "account": certificate.account,
-            "operator": certificate.operator,
-            "computer": certificate.computer,
-            "state": state,
-            "issued_at": certificate.issued_at.to_string(),
-            "not_after": certificate.not_after.to_string(),
-            "last_used_at": last_used,
-            "revoked_at": certificate.revoked.as_ref().map(|(at, _)| at.to_string()),
-            "revocation_reason": certificate.revoked.as_ref().map(|(_, reason)| reason),
-        }));
-    }
-    let text = if found.is_empty() {
-        "No operating certificates.".into()
-    } else {
-        table.trim_fmt()
-    };
-    output.done(&text, &values.into())
+    ];
+    let rows: Vec<Vec<String>> = found
+        .iter()
+        .map(|certificate| {
+            vec![
+                certificate.serial.clone(),
+                certificate.account.to_string(),
+                certificate.operator.to_string(),
+                certificate.computer.to_string(),
+                certificate.state(now).to_owned(),
+                certificate.not_after.to_string(),
+                certificate
+                    .last_used_at
+                    .map_or_else(|| "never".into(), |at| at.to_string()),
+            ]
+        })
+        .collect();
+    let values = found
+        .iter()
+        .map(|certificate| {
+            json!({
+                "serial": certificate.serial,
+                "account": certificate.account,
+                "operator": certificate.operator,
+                "computer": certificate.computer,
+                "state": certificate.state(now),
+                "issued_at": certificate.issued_at.to_string(),
+                "not_after": certificate.not_after.to_string(),
+                "last_used_at": certificate.last_used_at.map(|at| at.to_string()),
+                "revoked_at": certificate.revoked.as_ref().map(|(at, _)| at.to_string()),
+                "revocation_reason": certificate.revoked.as_ref().map(|(_, reason)| reason),
+            })
+        })
+        .collect();
+    output.done(&table(&head, &rows), &serde_json::Value::Array(values))
 }
 
 async fn revoke(
@@ -111,38 +112,28 @@ async fn revoke(
     config: &Config,
     output: &Output,
 ) -> Result<(), AdminError> {
-    let clock = Clock::system();
-    let store = Store::open(&config.database()?).await?;
-    let trail = Trail::open(config, &clock)?;
     let serial = serial.to_ascii_lowercase().replace(':', "");
-    let (wanted, now, record) = (serial.as_str(), clock.now(), &trail);
-    store
-        .transaction("revoke certificate", move |tx| {
-            Box::pin(async move {
-                let missing = || AdminError::Missing {
-                    what: format!("certificate with serial number {wanted}"),
-                };
-                let known = certificates::find(tx, wanted).await?.ok_or_else(missing)?;
-                if !certificates::revoke(tx, wanted, reason.as_str(), "administration", now).await?
-                {
-                    return Err(AdminError::Exists {
-                        what: format!("a revocation of certificate {wanted}"),
-                    });
-                }
-                let body = json!({
-                    "serial": wanted,
-                    "account": known.account,
-                    "operator": known.operator,
-                    "computer": known.computer,
-                    "reason": reason.as_str(),
+    let wanted = serial.as_str();
+    change(config, "revoke certificate", move |tx, desk| {
+        Box::pin(async move {
+            let found =
+                certificates::find(tx, wanted)
+                    .await?
+                    .ok_or_else(|| AdminError::Missing {
+                        what: format!("certificate with serial number {wanted}"),
+                    })?;
+            let revoked = Revocation::new(reason, ADMINISTRATION)
+                .apply::<AdminError>(tx, &desk.records, &[found], desk.clock.now(), &desk.request)
+                .await?;
+            if revoked.is_empty() {
+                return Err(AdminError::Exists {
+                    what: format!("a revocation of certificate {wanted}"),
                 });
-                record.write("certificate-revoked", body).await?;
-                Ok(())
-            })
+            }
+            Ok(())
         })
-        .await?;
-    trail.close().await?;
-    store.close().await;
+    })
+    .await?;
     output.done(
         &format!("Certificate {serial} revoked; the next revocation list names it."),
         &json!({ "serial": serial, "reason": reason.as_str() }),

@@ -6,8 +6,11 @@
 
 mod accounts;
 mod certificates;
+mod desk;
 mod init;
 mod output;
+mod people;
+mod platform_keys;
 mod secrets;
 mod trial;
 
@@ -23,8 +26,7 @@ use super::serve::{ServeError, serve};
 use super::service::StartError;
 use super::store::{Store, StoreError};
 use crate::api::problem::Code;
-use crate::audit::{Audit, AuditError, Event};
-use crate::base::Clock;
+use crate::audit::AuditError;
 use crate::base::files::FileError;
 use crate::base::memory::{lock_all, undumpable};
 use crate::base::sysexits::{
@@ -36,6 +38,7 @@ use crate::config::{ConfigError, Loaded};
 use crate::device::DeviceError;
 use crate::telemetry;
 
+use desk::Desk;
 use output::Output;
 
 /// The account service of opcert: accounts, enrolment, issuing authority, operations.
@@ -72,16 +75,16 @@ enum Command {
     Account(accounts::AccountCommand),
     /// Operators.
     #[command(subcommand)]
-    Operator(accounts::OperatorCommand),
+    Operator(people::OperatorCommand),
     /// Business representatives.
     #[command(subcommand)]
-    Representative(accounts::RepresentativeCommand),
+    Representative(people::RepresentativeCommand),
     /// How many must approve.
     #[command(subcommand)]
     ApprovalRule(accounts::ApprovalRuleCommand),
     /// Keys of the platform's backend.
     #[command(subcommand)]
-    PlatformKey(accounts::PlatformKeyCommand),
+    PlatformKey(platform_keys::Command),
     /// Operating certificates.
     #[command(subcommand)]
     Certificate(certificates::Command),
@@ -330,14 +333,14 @@ fn run(arguments: Arguments, output: &Output) -> Result<(), AdminError> {
             }
             Command::Migrate => migrate(&config, output).await,
             Command::Account(command) => accounts::account(command, &config, output).await,
-            Command::Operator(command) => accounts::operator(command, &config, output).await,
+            Command::Operator(command) => people::operator(command, &config, output).await,
             Command::Representative(command) => {
-                accounts::representative(command, &config, output).await
+                people::representative(command, &config, output).await
             }
             Command::ApprovalRule(command) => {
                 accounts::approval_rule(command, &config, output).await
             }
-            Command::PlatformKey(command) => accounts::platform_key(command, &config, output).await,
+            Command::PlatformKey(command) => platform_keys::run(command, &config, output).await,
             Command::Certificate(command) => certificates::run(command, &config, output).await,
         }
     })
@@ -371,7 +374,14 @@ fn show_config(
 
 async fn migrate(config: &Config, output: &Output) -> Result<(), AdminError> {
     let (store, before, after) = Store::migrate(&config.database()?).await?;
-    store.close().await;
+    if before == after {
+        store.close().await;
+    } else {
+        let desk = Desk::beside(store, config)?;
+        let body = serde_json::json!({ "before": before, "after": after });
+        desk.write("database-migrated", body).await?;
+        desk.close().await?;
+    }
     let text = if before == after {
         format!("The database has schema version {after} already.")
     } else {
@@ -381,34 +391,4 @@ async fn migrate(config: &Config, output: &Output) -> Result<(), AdminError> {
         &text,
         &serde_json::json!({ "before": before, "after": after }),
     )
-}
-
-/// The audit trail of administration, for one command.
-struct Trail(Audit);
-
-impl Trail {
-    fn open(config: &Config, clock: &Clock) -> Result<Self, AdminError> {
-        let directory = config.state_directory.join("admin-audit");
-        let (audit, _) = Audit::open(&directory, config.audit.clone(), clock.clone())?;
-        Ok(Self(audit))
-    }
-
-    /// Writes a record and waits until it is durable. The user is the one the program runs as.
-    async fn write(
-        &self,
-        kind: &'static str,
-        mut body: serde_json::Value,
-    ) -> Result<(), AuditError> {
-        if let Some(object) = body.as_object_mut() {
-            let uid = rustix::process::getuid().as_raw();
-            object.insert("uid".into(), uid.into());
-        }
-        let event = Event::new(kind, None, &body)?;
-        self.0.append(event)?.durable().await?;
-        Ok(())
-    }
-
-    async fn close(self) -> Result<(), AuditError> {
-        self.0.close().await.map(|_| ())
-    }
 }

@@ -2,6 +2,8 @@
 
 use std::io::Write;
 
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
 use serde_json::{Value, json};
 
 use super::AdminError;
@@ -50,4 +52,14 @@ impl Output {
         // With standard error gone there is nobody left to tell; the exit code still speaks.
         let _ = writeln!(std::io::stderr(), "{text}");
     }
+}
+
+/// A table without lines.
+pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(head.iter().copied());
+    for row in rows {
+        table.add_row(row);
+    }
+    table.trim_fmt()
 }

@@ -40,13 +40,6 @@ const KEPT: usize = 10_000;
 /// Largest question that is read, in bytes.
 pub const QUESTION_MAX: usize = 8 * 1024;
 
-/// An answer.
-#[derive(Debug, Clone)]
-pub struct Answer {
-    /// The answer, DER.
-    pub der: Arc<[u8]>,
-}
-
 /// Why there is no signed answer.
 #[derive(Debug, thiserror::Error)]
 enum OcspError {
@@ -122,7 +115,7 @@ impl Responder {
 
     /// Answers a question, DER. There is an answer to everything; what cannot be answered is
     /// logged where it is a fault of ours.
-    pub async fn answer(&self, question: &[u8]) -> Answer {
+    pub async fn answer(&self, question: &[u8]) -> Arc<[u8]> {
         match self.0.answer(question).await {
             Ok(answer) => answer,
             Err(error) => {
@@ -134,16 +127,14 @@ impl Responder {
                 if status != Status::MalformedRequest {
                     tracing::error!(error = %crate::telemetry::Chain(&error), "cannot answer an OCSP question");
                 }
-                Answer {
-                    der: wire::refusal(status).into(),
-                }
+                wire::refusal(status).into()
             }
         }
     }
 }
 
 impl Inner {
-    async fn answer(&self, question: &[u8]) -> Result<Answer, OcspError> {
+    async fn answer(&self, question: &[u8]) -> Result<Arc<[u8]>, OcspError> {
         let question = Question::parse(question).ok_or(OcspError::Malformed)?;
         if !(1..=QUESTIONS).contains(&question.requests.len()) {
             return Err(OcspError::Malformed);
@@ -188,7 +179,7 @@ impl Inner {
         if let (Some(key), Some(state)) = (key, states.pop()) {
             self.keep(key, state, now, der.clone());
         }
-        Ok(Answer { der })
+        Ok(der)
     }
 
     /// What the database says; a certificate of another authority is unknown.
@@ -225,14 +216,12 @@ impl Inner {
         id.hash_algorithm.oid == rfc5912::ID_SHA_256
     }
 
-    fn find(&self, key: &Key, state: &State, now: Timestamp) -> Option<Answer> {
+    fn find(&self, key: &Key, state: &State, now: Timestamp) -> Option<Arc<[u8]>> {
         let kept = self.kept.lock().ok()?;
         let found = kept.get(key)?;
         let fresh =
             found.state == *state && found.made_at <= now && now < found.made_at + LIFETIME / 2;
-        fresh.then(|| Answer {
-            der: found.der.clone(),
-        })
+        fresh.then(|| found.der.clone())
     }
 
     fn keep(&self, key: Key, state: State, now: Timestamp, der: Arc<[u8]>) {

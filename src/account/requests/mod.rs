@@ -13,7 +13,7 @@
 //!
 //! Papers are looked at before they are kept (size, what they really are, nothing in them that
 //! acts by itself), and kept sealed in the database, so no file of a stranger's is ever where
-//! something could run or serve it.
+//! something could run or serve it. They are kept for a bounded time: [`Requests::purge`].
 
 pub mod forms;
 
@@ -26,11 +26,13 @@ use serde_json::json;
 use super::issuing::RevocationReason;
 use super::operations::{NewOperation, OperationError, Operations};
 use super::records::Records;
+use super::revocation::{Revocation, SERVICE};
 use super::seal::{Sealer, Unsealable};
+use super::sessions::Person;
 use super::sms::{self, News, Outgoing, Texts};
-use super::store::accounts::{self, Mobile, Operator};
+use super::store::accounts::{self, Operator};
 use super::store::notices::Audience;
-use super::store::operations::{Challenge, Creator, Effect, Operation};
+use super::store::operations::{self, Challenge, Creator, Effect, Operation};
 use super::store::requests::{self, Ask, Attachment, Decision, Request, RequestState};
 use super::store::{Store, StoreError, Tx, certificates, codes, sessions};
 use crate::audit::AuditError;
@@ -121,7 +123,12 @@ pub struct Requests {
     pub sealer: Arc<Sealer>,
     /// How long a grant waits before it takes effect.
     pub delay: Duration,
+    /// How long papers are kept.
+    pub papers_kept: Duration,
 }
+
+/// Papers that one sweep destroys at most.
+const PURGED_AT_ONCE: i64 = 100;
 
 impl Requests {
     /// Makes a request. The caller has checked the password again.
@@ -198,15 +205,27 @@ impl Requests {
             .await
     }
 
-    /// The form to be printed, signed and stamped.
-    pub async fn form(&self, request: &Request) -> Result<Form, RequestError> {
+    /// The form to be printed, signed and stamped, for this person: a form names numbers in full,
+    /// so who reads it is put on record.
+    pub async fn form(
+        &self,
+        request: &Request,
+        reader: &Person,
+        id: &RequestId,
+    ) -> Result<Form, RequestError> {
         let account = self
             .store
-            .read("find account", move |tx| {
-                Box::pin(accounts::account(tx, &request.account))
+            .transaction("read form", move |tx| {
+                Box::pin(async move {
+                    let account = accounts::account(tx, &request.account).await?;
+                    let body = json!({ "id": request.id, "by": reader.id() });
+                    self.records
+                        .note::<RequestError>(tx, &request.account, "form-read", id, body)
+                        .await?;
+                    Ok::<_, RequestError>(account)
+                })
             })
-            .await
-            .map_err(|error: StoreError| error)?;
+            .await?;
         let name = account.map(|account| account.name).unwrap_or_default();
         let mut lines = vec![
             (("Request", "申请编号"), request.id.clone()),
@@ -299,26 +318,40 @@ impl Requests {
         Ok(paper.clone())
     }
 
-    /// The content of a paper, for business representatives.
+    /// The content of a paper, for a business representative; who reads one is put on record.
     pub async fn paper(
         &self,
+        representative: &OperatorId,
         id: &str,
         kind: &str,
+        request: &RequestId,
     ) -> Result<(Attachment, SecretBytes), RequestError> {
-        let (_, papers) = self.find(id, None).await?;
-        let paper = papers
-            .into_iter()
-            .find(|paper| paper.kind == kind)
-            .ok_or(RequestError::Unknown)?;
-        let wanted = paper.id.as_str();
-        let sealed = self
+        let (paper, sealed) = self
             .store
-            .read("find paper", move |tx| {
-                Box::pin(requests::content(tx, wanted))
+            .transaction("read paper", move |tx| {
+                Box::pin(async move {
+                    let found = find(tx, id, None).await?;
+                    let paper = requests::attachments(tx, id)
+                        .await?
+                        .into_iter()
+                        .find(|paper| paper.kind == kind)
+                        .ok_or(RequestError::Unknown)?;
+                    let sealed = requests::content(tx, &paper.id)
+                        .await?
+                        .ok_or(RequestError::Unknown)?;
+                    let body = json!({
+                        "id": id,
+                        "paper": paper.kind,
+                        "sha256": paper.sha256,
+                        "by": representative,
+                    });
+                    self.records
+                        .note::<RequestError>(tx, &found.account, "paper-read", request, body)
+                        .await?;
+                    Ok::<_, RequestError>((paper, sealed))
+                })
             })
-            .await
-            .map_err(|error: StoreError| error)?
-            .ok_or(RequestError::Unknown)?;
+            .await?;
         let content = self.sealer.open(PAPER_DOMAIN, &paper.id, &sealed)?;
         Ok((paper, content))
     }
@@ -417,15 +450,19 @@ impl Requests {
         if !matches!(found.state, RequestState::Open | RequestState::Submitted) {
             return Err(RequestError::State { state: found.state });
         }
-        let account = &by.account;
-        let quorum = self
+        let (account, now) = (&by.account, self.clock.now());
+        let (quorum, open) = self
             .store
             .read("find account", move |tx| {
-                Box::pin(accounts::account(tx, account))
+                Box::pin(async move {
+                    let quorum = accounts::account(tx, account)
+                        .await?
+                        .map_or(0, |account| account.quorum);
+                    let open = operations::open_effect(tx, Effect::DecideRequest, id, now).await?;
+                    Ok::<_, StoreError>((quorum, open))
+                })
             })
-            .await
-            .map_err(|error: StoreError| error)?
-            .map_or(0, |account| account.quorum);
+            .await?;
         if quorum == 0 {
             return Err(RequestError::Forbidden {
                 reason: "the account leaves this to the business representative",
@@ -438,22 +475,6 @@ impl Requests {
             ),
             Ask::ComputerRecovery => ("computer-recovery", found.operator.to_string()),
         };
-        let open = self
-            .operations
-            .list(
-                &super::store::operations::Search {
-                    account: Some(by.account.clone()),
-                    state: Some(super::store::operations::State::Created),
-                    effects: true,
-                    ..Default::default()
-                },
-                PAGE,
-            )
-            .await?
-            .into_iter()
-            .find(|operation| {
-                operation.creator == Creator::Service(Effect::DecideRequest, id.to_owned())
-            });
         if let Some(operation) = open {
             let challenge = self
                 .operations
@@ -535,6 +556,44 @@ impl Requests {
         Ok(done)
     }
 
+    /// Ends requests that nobody decided for as long as papers are kept, and destroys papers that
+    /// old of requests that are over; gives the number of papers.
+    pub async fn purge(&self) -> Result<u64, RequestError> {
+        let now = self.clock.now();
+        let before = now - self.papers_kept;
+        let request = &RequestId::random();
+        self.store
+            .transaction("destroy papers", move |tx| {
+                Box::pin(async move {
+                    for lapsed in requests::undecided(tx, before, PURGED_AT_ONCE).await? {
+                        let from = &[RequestState::Open, RequestState::Submitted];
+                        let to = RequestState::Withdrawn;
+                        if requests::advance(tx, &lapsed.id, from, to, now).await? {
+                            self.tell(tx, &lapsed, "request-lapsed", json!({}), request)
+                                .await?;
+                        }
+                    }
+                    let mut purged = 0;
+                    for (account, id, paper) in
+                        requests::papers_before(tx, before, PURGED_AT_ONCE).await?
+                    {
+                        requests::destroy(tx, &paper.id).await?;
+                        let body = json!({
+                            "id": id,
+                            "paper": paper.kind,
+                            "sha256": paper.sha256,
+                        });
+                        self.records
+                            .note::<RequestError>(tx, &account, "papers-purged", request, body)
+                            .await?;
+                        purged += 1;
+                    }
+                    Ok::<_, RequestError>(purged)
+                })
+            })
+            .await
+    }
+
     async fn do_it(
         &self,
         tx: &mut Tx<'_>,
@@ -561,13 +620,11 @@ impl Requests {
                 facts["new_mobile"] = json!(mobile.masked());
             }
             Ask::ComputerRecovery => {
-                let reason = RevocationReason::KeyCompromise.as_str();
-                let mut revoked = Vec::new();
-                for lost in certificates::active_of(tx, account, operator, None, now).await? {
-                    if certificates::revoke(tx, &lost.serial, reason, "service", now).await? {
-                        revoked.push(lost.serial);
-                    }
-                }
+                let lost = certificates::active_of(tx, account, operator, None, now).await?;
+                let revocation = Revocation::new(RevocationReason::KeyCompromise, SERVICE);
+                let revoked = revocation
+                    .apply::<RequestError>(tx, &self.records, &lost, now, request)
+                    .await?;
                 facts["revoked"] = json!(revoked);
             }
         }
@@ -703,9 +760,4 @@ async fn own(tx: &mut Tx<'_>, id: &str, by: &Operator) -> Result<Request, Reques
     } else {
         Err(RequestError::Unknown)
     }
-}
-
-/// The number a person typed, for a request.
-pub fn parse_mobile(text: &str) -> Result<Mobile, accounts::InvalidMobile> {
-    text.parse()
 }

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::problem::Refused;
-use crate::account::operations::{Idempotency, NewOperation};
+use crate::account::idempotency::{self, Idempotency};
+use crate::account::operations::{Canceller, NewOperation, OperationError};
 use crate::account::service::Service;
 use crate::account::store::accounts::PlatformProof;
 use crate::account::store::operations::{
@@ -366,8 +367,51 @@ pub async fn create(
         )
         .await
         .map_err(Problem::from)?;
-    let headers = [(CONTENT_TYPE, "application/json")];
-    Ok((StatusCode::CREATED, headers, answer).into_response())
+    Ok(json_answer(StatusCode::CREATED, answer))
+}
+
+/// An answer that was written, now or for the first of several equal requests.
+fn json_answer(status: StatusCode, body: String) -> Response {
+    (status, [(CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// Does what may be done twice, and keeps its answer under the idempotency key where there is one:
+/// repeated by its key, it is not done again, and the key is good for nothing else.
+pub(super) async fn once<F>(
+    service: &Service,
+    key: Option<Idempotency>,
+    status: StatusCode,
+    work: F,
+) -> Result<String, Problem>
+where
+    F: Future<Output = Result<String, Problem>>,
+{
+    let (key, now) = (key.as_ref(), service.clock().now());
+    if key.is_some()
+        && let Some(kept) = service
+            .store()
+            .read("find kept answer", move |tx| {
+                Box::pin(idempotency::kept::<OperationError>(tx, key))
+            })
+            .await?
+    {
+        return Ok(kept);
+    }
+    let body = work.await?;
+    let answer = body.as_str();
+    let kept = service
+        .store()
+        .transaction("keep answer", move |tx| {
+            Box::pin(async move {
+                let kept = idempotency::kept::<OperationError>(tx, key).await?;
+                if kept.is_none() {
+                    idempotency::keep(tx, key, status.as_u16(), answer, now).await?;
+                }
+                Ok::<_, OperationError>(kept)
+            })
+        })
+        .await?;
+    Ok(kept.unwrap_or(body))
 }
 
 /// The key and what it stands for: the request as it was understood, so that a repetition may
@@ -427,7 +471,7 @@ pub async fn read(
     platform.may(Scope::OperationsRead)?;
     let (operation, approvals) = service
         .operations()
-        .find(&id)
+        .find_for_platform(&id)
         .await
         .map_err(Problem::from)?;
     let mut view = OperationView::new(&operation);
@@ -489,7 +533,7 @@ pub async fn list(
         account: query.account,
         state: query.state,
         after: query.after,
-        ..Search::default()
+        of_platform: true,
     };
     let mut found = service
         .operations()
@@ -510,7 +554,7 @@ pub async fn list(
 }
 
 /// A request for a further challenge.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChallengeRequest {
     /// Who is to approve.
@@ -541,14 +585,14 @@ impl From<Challenge> for ChallengeAnswer {
     path = "/v1/operations/{id}/challenges",
     tag = "operations",
     security(("platform-key" = [])),
-    params(("id" = OperationId, Path)),
+    params(("id" = OperationId, Path), ("idempotency-key" = Option<String>, Header, description = "1 to 128 visible ASCII characters; the same request with it gets the same challenge for seven days")),
     request_body = ChallengeRequest,
     responses(
         (status = 201, body = ChallengeAnswer),
         (status = 401, description = "unauthenticated", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 403, description = "forbidden", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 404, description = "not-found", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 409, description = "operation-state", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, description = "operation-state, idempotency-conflict", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub async fn challenge(
@@ -556,15 +600,20 @@ pub async fn challenge(
     Extension(request_id): Extension<RequestId>,
     platform: Platform,
     Path(id): Path<OperationId>,
+    headers: HeaderMap,
     Json(body): Json<ChallengeRequest>,
-) -> Result<(StatusCode, Json<ChallengeAnswer>), Refused> {
+) -> Result<Response, Refused> {
     platform.may(Scope::OperationsWrite)?;
-    let challenge = service
+    let line = format!("POST /v1/operations/{id}/challenges");
+    let key = idempotency(&platform.key, &headers, &line, &body)?;
+    let answer = service
         .operations()
-        .challenge(&id, &body.operator, &request_id)
+        .challenge_for_platform(&id, &body.operator, key, &request_id, |challenge| {
+            serde_json::to_string(&ChallengeAnswer::from(challenge.clone()))
+        })
         .await
         .map_err(Problem::from)?;
-    Ok((StatusCode::CREATED, Json(challenge.into())))
+    Ok(json_answer(StatusCode::CREATED, answer))
 }
 
 /// Takes an approval. It needs no credentials beside its own signature.
@@ -608,12 +657,12 @@ pub async fn approve(
     path = "/v1/operations/{id}/cancellation",
     tag = "operations",
     security(("platform-key" = [])),
-    params(("id" = OperationId, Path)),
+    params(("id" = OperationId, Path), ("idempotency-key" = Option<String>, Header, description = "1 to 128 visible ASCII characters; without it a repetition changes nothing either")),
     responses(
         (status = 200, body = OperationAnswer),
         (status = 401, description = "unauthenticated", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 404, description = "not-found", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 409, description = "operation-state", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, description = "operation-state, idempotency-conflict", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub async fn cancel(
@@ -621,15 +670,20 @@ pub async fn cancel(
     Extension(request_id): Extension<RequestId>,
     platform: Platform,
     Path(id): Path<OperationId>,
-) -> Result<Json<OperationAnswer>, Refused> {
+    headers: HeaderMap,
+) -> Result<Response, Refused> {
     platform.may(Scope::OperationsWrite)?;
-    let operation = service
-        .operations()
-        .cancel(&id, &request_id)
-        .await
-        .map_err(Problem::from)?;
+    let line = format!("POST /v1/operations/{id}/cancellation");
+    let key = idempotency(&platform.key, &headers, &line, &())?;
+    let cancelled = once(&service, key, StatusCode::OK, async {
+        let by = Canceller::Platform(&platform.key);
+        let operation = service.operations().cancel(&id, by, &request_id).await?;
+        let answer = OperationAnswer {
+            operation: OperationView::new(&operation),
+        };
+        Ok(serde_json::to_string(&answer).map_err(OperationError::Encode)?)
+    });
+    let answer = cancelled.await?;
     service.outbox_changed();
-    Ok(Json(OperationAnswer {
-        operation: OperationView::new(&operation),
-    }))
+    Ok(json_answer(StatusCode::OK, answer))
 }

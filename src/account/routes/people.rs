@@ -23,7 +23,6 @@ use crate::account::service::Service;
 use crate::account::sessions::{self, Person, Session};
 use crate::account::store::accounts::{Operator, Role};
 use crate::account::store::certificates::{Certificate, Search};
-use crate::account::store::notices::Audience;
 use crate::account::store::operations::{Challenge, Operation};
 use crate::api::extract::{Json, Path};
 use crate::api::problem::{Code, Problem, ProblemDocument};
@@ -782,17 +781,6 @@ pub struct NoticesAnswer {
     pub notices: Vec<NoticeView>,
 }
 
-/// Whose notices somebody reads: administrators those of their account, representatives theirs.
-fn audience(session: &Session) -> Result<(Audience, Option<&AccountId>), Problem> {
-    match &session.person {
-        Person::Operator(operator) if operator.role.manages() => {
-            Ok((Audience::Administrators, Some(&operator.account)))
-        }
-        Person::Operator(_) => Err(Problem::from(ManageError::NotAdministrator)),
-        Person::Representative(_) => Ok((Audience::Representatives, None)),
-    }
-}
-
 /// The newest notices.
 #[utoipa::path(
     get,
@@ -809,11 +797,7 @@ pub async fn notices(
     State(service): State<Service>,
     SignedIn(session): SignedIn,
 ) -> Result<Json<NoticesAnswer>, Refused> {
-    let (audience, account) = audience(&session)?;
-    let found = service
-        .manage()
-        .notices(audience, account, session.person.id())
-        .await?;
+    let found = service.manage().notices(&session.person).await?;
     let notices = found
         .into_iter()
         .map(|notice| NoticeView {
@@ -847,10 +831,9 @@ pub async fn read_notice(
     SignedIn(session): SignedIn,
     Path(id): Path<String>,
 ) -> Result<StatusCode, Refused> {
-    let (audience, account) = audience(&session)?;
     service
         .manage()
-        .read_notice(&id, audience, account, session.person.id())
+        .read_notice(&id, &session.person)
         .await
         .map_err(Problem::from)?;
     Ok(StatusCode::NO_CONTENT)

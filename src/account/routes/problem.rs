@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::account::codes::CodeError;
 use crate::account::enrolment::EnrolmentError;
+use crate::account::idempotency::IdempotencyConflict;
 use crate::account::issuing::IssuingError;
 use crate::account::logins::LoginError;
 use crate::account::manage::ManageError;
@@ -291,6 +292,12 @@ fn could_go(what: &str, candidates: &[Certificate]) -> String {
     )
 }
 
+impl From<IdempotencyConflict> for Problem {
+    fn from(error: IdempotencyConflict) -> Self {
+        Self::new(Code::IdempotencyConflict, error.to_string())
+    }
+}
+
 impl From<OperationError> for Problem {
     fn from(error: OperationError) -> Self {
         let text = error.to_string();
@@ -299,10 +306,13 @@ impl From<OperationError> for Problem {
                 .with_action("Name an account and an operator that exist."),
             OperationError::Statement(_) => Self::new(Code::StatementInvalid, text)
                 .with_action("Correct the field that is named and create the operation again."),
-            OperationError::IdempotencyConflict => Self::new(Code::IdempotencyConflict, text),
+            OperationError::IdempotencyConflict(error) => error.into(),
             OperationError::Unknown { .. } => Self::new(Code::NotFound, text),
             OperationError::State { .. } | OperationError::TooManyChallenges => {
                 Self::new(Code::OperationState, text)
+            }
+            OperationError::NotYours => {
+                Self::new(Code::Forbidden, text).with_action("Ask an administrator of the account.")
             }
             OperationError::OtherOperator => Self::new(Code::Forbidden, text)
                 .with_action("Ask the operator whom the operation names."),

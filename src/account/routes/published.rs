@@ -111,7 +111,7 @@ async fn ocsp_response(service: &Service, question: &[u8]) -> Response {
         // A revocation must be seen at once, so nobody keeps an answer without asking.
         (CACHE_CONTROL, "no-cache"),
     ];
-    (headers, answer.der.to_vec()).into_response()
+    (headers, answer.to_vec()).into_response()
 }
 
 /// Whether the service can do its work.

@@ -13,10 +13,9 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::people::{SignedIn, ToApprove, malformed_query, source};
 use super::problem::Refused;
-use crate::account::requests::parse_mobile;
 use crate::account::service::Service;
 use crate::account::sessions::{Person, Session};
-use crate::account::store::accounts::Operator;
+use crate::account::store::accounts::{Mobile, Operator};
 use crate::account::store::requests::{Ask, Attachment, Request, RequestState};
 use crate::api::extract::{Json, Path, read};
 use crate::api::problem::{Code, Problem, ProblemDocument};
@@ -180,7 +179,8 @@ pub async fn make(
     let by = operator(&session)?;
     let ask = match (body.kind, body.new_mobile) {
         (RequestKind::MobileChange, Some(mobile)) => {
-            let mobile = parse_mobile(&mobile)
+            let mobile = mobile
+                .parse::<Mobile>()
                 .map_err(|error| Problem::new(Code::Malformed, format!("new_mobile: {error}")))?;
             Ask::MobileChange(mobile)
         }
@@ -319,6 +319,7 @@ fn download(name: &str, media_type: &str, content: Vec<u8>) -> Result<Response, 
 )]
 pub async fn form(
     State(service): State<Service>,
+    Extension(request_id): Extension<RequestId>,
     SignedIn(session): SignedIn,
     Path((id, format)): Path<(String, String)>,
 ) -> Result<Response, Refused> {
@@ -327,7 +328,10 @@ pub async fn form(
         .find(&id, scope(&session))
         .await
         .map_err(Problem::from)?;
-    let form = requests.form(&request).await.map_err(Problem::from)?;
+    let form = requests
+        .form(&request, &session.person, &request_id)
+        .await
+        .map_err(Problem::from)?;
     let (name, media_type, content) = match format.as_str() {
         "pdf" => ("request.pdf", "application/pdf", form.pdf()),
         "docx" => (
@@ -397,13 +401,14 @@ pub async fn attach(
 )]
 pub async fn paper(
     State(service): State<Service>,
+    Extension(request_id): Extension<RequestId>,
     SignedIn(session): SignedIn,
     Path((id, kind)): Path<(String, String)>,
 ) -> Result<Response, Refused> {
-    representative(&session)?;
+    let by = representative(&session)?;
     let (paper, content) = service
         .requests()
-        .paper(&id, &kind)
+        .paper(by, &id, &kind, &request_id)
         .await
         .map_err(Problem::from)?;
     let name = format!("{}-{}", paper.kind, &paper.sha256[..8]);

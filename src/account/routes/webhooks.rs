@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 
-use super::operations::{Platform, Scope, idempotency};
+use super::operations::{Platform, Scope, idempotency, once};
 use super::people::malformed_query;
 use super::problem::Refused;
+use crate::account::idempotency::IdempotencyConflict;
 use crate::account::outgoing::{Endpoint, trust};
 use crate::account::service::Service;
 use crate::account::store::StoreError;
@@ -133,8 +134,11 @@ pub async fn subscribe(
         .store()
         .transaction("subscribe", move |tx| {
             Box::pin(async move {
-                if let Some(found) = outbox::find_subscription(tx, &row.id).await? {
-                    return Ok(found);
+                match outbox::subscription_ever(tx, &row.id).await? {
+                    Some((found, None)) => return Ok(found),
+                    // The key stands for one that is over: it makes no other.
+                    Some((_, Some(_))) => return Err(IdempotencyConflict.into()),
+                    None => (),
                 }
                 outbox::subscribe(tx, row).await?;
                 let facts = json!({
@@ -147,11 +151,7 @@ pub async fn subscribe(
         .await
         .map_err(Problem::from)?;
     if kept.url != row.url {
-        return Err(Problem::new(
-            Code::IdempotencyConflict,
-            "the idempotency key was used for another subscription",
-        )
-        .into());
+        return Err(Problem::from(IdempotencyConflict).into());
     }
     let secret = service
         .sealer()
@@ -174,6 +174,8 @@ enum SubscribeError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Audit(#[from] AuditError),
+    #[error(transparent)]
+    Conflict(#[from] IdempotencyConflict),
 }
 
 impl From<SubscribeError> for Problem {
@@ -181,6 +183,7 @@ impl From<SubscribeError> for Problem {
         match error {
             SubscribeError::Store(error) => error.into(),
             SubscribeError::Audit(error) => error.into(),
+            SubscribeError::Conflict(error) => error.into(),
         }
     }
 }
@@ -362,18 +365,19 @@ pub async fn deliveries(
     }))
 }
 
-/// Sends a delivery again, whatever became of it. Asking twice is the same as asking once.
+/// Sends a delivery again, whatever became of it.
 #[utoipa::path(
     post,
     path = "/v1/webhooks/{id}/deliveries/{delivery}/replay",
     tag = "operations",
     security(("platform-key" = [])),
-    params(("id" = String, Path), ("delivery" = String, Path)),
+    params(("id" = String, Path), ("delivery" = String, Path), ("idempotency-key" = Option<String>, Header, description = "1 to 128 visible ASCII characters; the same request with it sends nothing again")),
     responses(
         (status = 202),
         (status = 401, description = "unauthenticated", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 403, description = "forbidden", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 404, description = "not-found", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, description = "idempotency-conflict", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub async fn replay(
@@ -381,10 +385,26 @@ pub async fn replay(
     Extension(request_id): Extension<RequestId>,
     platform: Platform,
     Path((id, delivery)): Path<(String, String)>,
+    headers: HeaderMap,
 ) -> Result<StatusCode, Refused> {
     platform.may(Scope::Webhooks)?;
-    let now = service.clock().now();
-    let (id, delivery, records, request) = (&id, &delivery, service.records(), &request_id);
+    let line = format!("POST /v1/webhooks/{id}/deliveries/{delivery}/replay");
+    let key = idempotency(&platform.key, &headers, &line, &())?;
+    let replayed = once(&service, key, StatusCode::ACCEPTED, async {
+        send_again(&service, &id, &delivery, &request_id).await?;
+        Ok(String::new())
+    });
+    replayed.await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+async fn send_again(
+    service: &Service,
+    id: &str,
+    delivery: &str,
+    request: &RequestId,
+) -> Result<(), Problem> {
+    let (now, records) = (service.clock().now(), service.records());
     let due = service
         .store()
         .transaction("replay delivery", move |tx| {
@@ -400,8 +420,8 @@ pub async fn replay(
         .await
         .map_err(Problem::from)?;
     if !due {
-        return Err(unknown().into());
+        return Err(unknown());
     }
     service.outbox_changed();
-    Ok(StatusCode::ACCEPTED)
+    Ok(())
 }

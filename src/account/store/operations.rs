@@ -198,14 +198,12 @@ pub async fn next_place(tx: &mut Tx<'_>, id: &OperationId) -> Result<i64, StoreE
 /// Which operations a list shows.
 #[derive(Debug, Clone, Default)]
 pub struct Search {
-    /// Created with this platform key.
-    pub platform_key: Option<String>,
+    /// Only those that the platform created.
+    pub of_platform: bool,
     /// Of this account only.
     pub account: Option<AccountId>,
     /// In this state only; those whose time is over count as expired.
     pub state: Option<State>,
-    /// Only those that the service acts on.
-    pub effects: bool,
     /// Behind this one in the list.
     pub after: Option<OperationId>,
 }
@@ -232,22 +230,20 @@ pub async fn list(
     let sql = format!(
         "{SELECT}
          WHERE (created_at < $1 OR (created_at = $1 AND id > $2))
-           AND ($3 = '' OR platform_key = $3)
+           AND ($3 = 0 OR platform_key IS NOT NULL)
            AND ($4 = '' OR account = $4)
            AND ($5 = '' OR CASE WHEN state = 'created' AND expires_at <= $6 THEN 'expired'
                                 ELSE state END = $5)
-           AND ($7 = 0 OR effect IS NOT NULL)
-         ORDER BY created_at DESC, id LIMIT $8"
+         ORDER BY created_at DESC, id LIMIT $7"
     );
     tx.all(
         sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(before)
             .bind(behind)
-            .bind(search.platform_key.clone().unwrap_or_default())
+            .bind(i64::from(search.of_platform))
             .bind(search.account.as_ref().map_or("", AccountId::as_str))
             .bind(search.state.map_or("", State::as_str))
             .bind(millis(now))
-            .bind(i64::from(search.effects))
             .bind(limit),
     )
     .await?
@@ -281,18 +277,16 @@ pub async fn open_effect(
     tx: &mut Tx<'_>,
     effect: Effect,
     on: &str,
-    operator: &OperatorId,
     now: Timestamp,
 ) -> Result<Option<Operation>, StoreError> {
     let sql = format!(
-        "{SELECT} WHERE state = 'created' AND effect = $1 AND effect_on = $2 AND operator = $3
-         AND expires_at > $4 ORDER BY created_at DESC, id LIMIT 1"
+        "{SELECT} WHERE state = 'created' AND effect = $1 AND effect_on = $2
+         AND expires_at > $3 ORDER BY created_at DESC, id LIMIT 1"
     );
     tx.optional(
         sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(effect.as_str())
             .bind(on)
-            .bind(operator.as_str())
             .bind(millis(now)),
     )
     .await?

@@ -68,6 +68,23 @@ pub async fn find_subscription(
     .transpose()
 }
 
+/// The subscription with this id, and when it was ended, if it was.
+pub async fn subscription_ever(
+    tx: &mut Tx<'_>,
+    id: &str,
+) -> Result<Option<(Subscription, Option<Timestamp>)>, StoreError> {
+    tx.optional(
+        sqlx::query(
+            "SELECT id, platform_key, url, secret, created_at, ended_at FROM subscriptions
+             WHERE id = $1",
+        )
+        .bind(id),
+    )
+    .await?
+    .map(|row| Ok((subscription(&row)?, row.optional_time(5)?)))
+    .transpose()
+}
+
 /// Ends a subscription and what still waits for it; `false` where there is none.
 pub async fn unsubscribe(tx: &mut Tx<'_>, id: &str, now: Timestamp) -> Result<bool, StoreError> {
     let changed = tx

@@ -335,15 +335,7 @@ pub async fn attachments(tx: &mut Tx<'_>, request: &str) -> Result<Vec<Attachmen
     )
     .await?
     .iter()
-    .map(|row| {
-        Ok(Attachment {
-            id: row.get(0)?,
-            kind: row.get(1)?,
-            media_type: row.get(2)?,
-            size: row.get(3)?,
-            sha256: row.get(4)?,
-        })
-    })
+    .map(attachment)
     .collect()
 }
 
@@ -377,6 +369,72 @@ pub async fn attach(
     )
     .await?;
     Ok(())
+}
+
+/// Requests made before `before` that wait for papers or a decision, oldest first.
+pub async fn undecided(
+    tx: &mut Tx<'_>,
+    before: Timestamp,
+    limit: i64,
+) -> Result<Vec<Request>, StoreError> {
+    let sql = format!(
+        "{SELECT} WHERE state IN ('open', 'submitted') AND created_at < $1
+         ORDER BY created_at LIMIT $2"
+    );
+    tx.all(
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(millis(before))
+            .bind(limit),
+    )
+    .await?
+    .iter()
+    .map(request)
+    .collect()
+}
+
+/// Papers sent in before `before` whose requests are over, oldest first: account, request, paper.
+pub async fn papers_before(
+    tx: &mut Tx<'_>,
+    before: Timestamp,
+    limit: i64,
+) -> Result<Vec<(AccountId, String, Attachment)>, StoreError> {
+    tx.all(
+        sqlx::query(
+            "SELECT a.id, a.kind, a.media_type, a.size, a.sha256, r.account, r.id
+             FROM attachments a JOIN requests r ON r.id = a.request
+             WHERE a.created_at < $1 AND r.state IN ('refused', 'withdrawn', 'done')
+             ORDER BY a.created_at, a.id LIMIT $2",
+        )
+        .bind(millis(before))
+        .bind(limit),
+    )
+    .await?
+    .iter()
+    .map(|row| {
+        Ok((
+            row.parsed(5, "requests.account")?,
+            row.get(6)?,
+            attachment(row)?,
+        ))
+    })
+    .collect()
+}
+
+/// Removes a paper.
+pub async fn destroy(tx: &mut Tx<'_>, attachment: &str) -> Result<(), StoreError> {
+    tx.execute(sqlx::query("DELETE FROM attachments WHERE id = $1").bind(attachment))
+        .await?;
+    Ok(())
+}
+
+fn attachment(row: &Record) -> Result<Attachment, StoreError> {
+    Ok(Attachment {
+        id: row.get(0)?,
+        kind: row.get(1)?,
+        media_type: row.get(2)?,
+        size: row.get(3)?,
+        sha256: row.get(4)?,
+    })
 }
 
 /// The sealed content of a paper.

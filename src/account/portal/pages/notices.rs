@@ -6,6 +6,7 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::account::manage::ManageError;
 use crate::account::portal::i18n::Texts;
 use crate::account::portal::layout::Here;
 use crate::account::portal::parts::{self, Tone, badge, time};
@@ -14,40 +15,19 @@ use crate::account::portal::web::{
 };
 use crate::account::service::Service;
 use crate::account::sessions::Person;
-use crate::account::store::StoreError;
 use crate::account::store::events::Event;
-use crate::account::store::notices::{Audience, Notice};
-use crate::api::problem::{Code, Problem};
+use crate::account::store::notices::Notice;
 
 /// Records on one page of the trail.
 const PAGE: i64 = 50;
 
-/// The notices that are for this person: none for those who do not manage.
-async fn of(service: &Service, person: &Person) -> Result<Vec<Notice>, StoreError> {
-    match audience(person) {
-        Some(audience) => {
-            let account = person.operator().map(|operator| &operator.account);
-            service
-                .manage()
-                .notices(audience, account, person.id())
-                .await
-        }
-        None => Ok(Vec::new()),
+/// How many notices this person has not read; none where there are none for him.
+pub async fn unread(service: &Service, person: &Person) -> Result<usize, ManageError> {
+    match service.manage().notices(person).await {
+        Ok(notices) => Ok(notices.iter().filter(|notice| !notice.read).count()),
+        Err(ManageError::NotAdministrator) => Ok(0),
+        Err(error) => Err(error),
     }
-}
-
-fn audience(person: &Person) -> Option<Audience> {
-    match person {
-        Person::Operator(operator) if operator.role.manages() => Some(Audience::Administrators),
-        Person::Operator(_) => None,
-        Person::Representative(_) => Some(Audience::Representatives),
-    }
-}
-
-/// How many notices this person has not read.
-pub async fn unread(service: &Service, person: &Person) -> Result<usize, StoreError> {
-    let notices = of(service, person).await?;
-    Ok(notices.iter().filter(|notice| !notice.read).count())
 }
 
 /// The notices.
@@ -56,10 +36,7 @@ pub async fn list(State(service): State<Service>, Extension(visitor): Anybody) -
     let Some(session) = &visitor.session else {
         return Ok(redirect("/login?next=/notices"));
     };
-    if audience(&session.person).is_none() {
-        return Err(Problem::new(Code::Forbidden, "notices are for administrators").into());
-    }
-    let notices = of(&service, &session.person).await?;
+    let notices = service.manage().notices(&session.person).await?;
     let unread = notices.iter().any(|notice| !notice.read);
     let actions = html! {
         @if unread {
@@ -94,19 +71,14 @@ pub async fn read(
         return Ok(redirect("/login"));
     };
     let person = &session.person;
-    let Some(audience) = audience(person) else {
-        return Err(Problem::new(Code::Forbidden, "notices are for administrators").into());
-    };
-    let account = person.operator().map(|operator| &operator.account);
-    for notice in of(&service, person)
+    for notice in service
+        .manage()
+        .notices(person)
         .await?
         .iter()
         .filter(|notice| !notice.read)
     {
-        service
-            .manage()
-            .read_notice(&notice.id, audience, account, person.id())
-            .await?;
+        service.manage().read_notice(&notice.id, person).await?;
     }
     Ok(redirect_with("/notices", Flash::NoticesRead))
 }

@@ -6,7 +6,7 @@ use axum::response::Response;
 use maud::{Markup, html};
 use serde::{Deserialize, Serialize};
 
-use crate::account::operations::NewOperation;
+use crate::account::operations::{Canceller, NewOperation};
 use crate::account::portal::daemon;
 use crate::account::portal::i18n::Texts;
 use crate::account::portal::layout::Here;
@@ -90,6 +90,12 @@ pub async fn show(
     let t = person.t;
     let (operation, approvals) = find(&service, &person, &id).await?;
     let ours = service.challenge_key().origin().as_str();
+    let me = &person.operator;
+    let may_approve = service
+        .operations()
+        .may_approve(&operation, &approvals, &me.id)
+        .await?;
+    let may_cancel = Canceller::Person(me).check(&operation).is_ok();
     let content = html! {
         (parts::heading(
             operation.statement.kind().title(t.0),
@@ -98,14 +104,14 @@ pub async fn show(
         ))
         (facts(t, &operation, &approvals))
         @if operation.state == State::Created {
-            @if !may_approve(&person, &operation, &approvals) {
+            @if !may_approve {
                 div.note { p { (t.not_yours_to_approve()) } }
             } @else if operation.origin.as_deref() == Some(ours) {
                 (approver(t, &operation))
             } @else {
                 div.note { p { (daemon::marked(t.not_relayed())) } }
             }
-            @if may_cancel(&person, &operation) {
+            @if may_cancel {
                 form method="post" action={ (path(&operation.id)) "/cancel" } {
                     (person.token())
                     button.button.danger type="submit" { (t.cancel_operation()) }
@@ -115,26 +121,6 @@ pub async fn show(
     };
     let title = operation.statement.kind().title(t.0);
     Ok(person.page(title, Here::Operations, &content))
-}
-
-/// Whether to offer the button; whether an approval counts, the service decides.
-fn may_approve(person: &SignedIn, operation: &Operation, approvals: &[Approval]) -> bool {
-    let me = &person.operator.id;
-    let turn = operation.statement.operator() == me || operation.needed > 1;
-    let manages = match &operation.creator {
-        Creator::Service(effect, _) => {
-            !effect.is_for_administrators() || person.operator.role.manages()
-        }
-        Creator::Platform(_) => true,
-    };
-    turn && manages
-        && operation.maker.as_ref() != Some(me)
-        && approvals.iter().all(|approval| approval.operator != *me)
-}
-
-/// Whoever entered an operation takes it back, and so do administrators.
-fn may_cancel(person: &SignedIn, operation: &Operation) -> bool {
-    person.operator.role.manages() || operation.maker.as_ref() == Some(&person.operator.id)
 }
 
 async fn find(
@@ -259,11 +245,10 @@ pub async fn cancel(
     Path(id): Path<OperationId>,
     Submitted(Nothing {}): Submitted<Nothing>,
 ) -> Answer {
-    let (operation, _) = find(&service, &person, &id).await?;
-    if !may_cancel(&person, &operation) {
-        return Err(Problem::new(Code::Forbidden, "the operation is somebody else's").into());
-    }
-    service.operations().cancel(&id, &person.request).await?;
+    service
+        .operations()
+        .cancel(&id, Canceller::Person(&person.operator), &person.request)
+        .await?;
     service.outbox_changed();
     Ok(redirect_with(&path(&id), Flash::OperationCancelled))
 }

@@ -13,9 +13,9 @@ use crate::account::portal::web::{
     Answer, Anybody, Flash, Halt, Representative, SignedIn, Submitted, Visitor, check_token,
     redirect, redirect_with, refuse_elsewhere,
 };
-use crate::account::requests::parse_mobile;
 use crate::account::service::Service;
 use crate::account::sessions::Person;
+use crate::account::store::accounts::Mobile;
 use crate::account::store::requests::{Ask, Attachment, Request, RequestState};
 use crate::api::extract::Path;
 use crate::api::problem::{Code, Problem};
@@ -111,7 +111,10 @@ pub async fn make(
     let made = async {
         let ask = match new.kind.as_str() {
             "mobile-change" => {
-                let mobile = parse_mobile(new.mobile.trim())
+                let mobile = new
+                    .mobile
+                    .trim()
+                    .parse::<Mobile>()
                     .map_err(|error| Problem::new(Code::Malformed, error.to_string()))?;
                 Ask::MobileChange(mobile)
             }
