@@ -98,7 +98,7 @@ fn a_later_answer_is_believed_by_a_key_that_is_held() {
     let path = "/v1/wechatpay/v3/certificates";
     let by_client = shop.daemon.native(&timer, Method::POST, path, &own);
     assert_eq!(by_client.code(), "wechatpay-platform-key");
-    assert_eq!(held(&shop), [shop.platform.serial.clone()]);
+    assert_eq!(held(&shop), [shop.platform.serial.as_str()]);
     let by_held = shop.signed(now(), &body);
     let by_client = shop.daemon.native(&timer, Method::POST, path, &by_held);
     assert_eq!(by_client.ok()["new"], json!([next.serial]));
