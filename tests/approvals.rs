@@ -402,7 +402,7 @@ fn a_pin_for_one_approval_is_typed_on_a_device_that_has_keys() {
     assert_eq!(claims["consent"]["method"], "protected-path");
     let window = shown(&token);
     assert!(
-        window.contains("After you approve, enter the PIN on the token: opcert-test"),
+        window.contains("%0A%0AAfter you approve, enter the PIN on the token: opc"),
         "{window}"
     );
     assert!(!window.contains("GETPIN"), "{window}");
