@@ -7,8 +7,8 @@
 //! to bottom.
 //!
 //! **Four eyes.** The account's rules say how many operators must approve an operation of a kind
-//! from an amount on. They are distinct people, and none of them is the one who entered it. Who
-//! approves signs the same facts, as the statement names each approver in turn.
+//! from an amount on. They are distinct people on distinct computers, so that neither a person nor
+//! a computer is enough, and none of them is the one who entered it. Who approves signs the same facts, as the statement names each approver in turn.
 //!
 //! **Effects.** Where the service itself asks for an approval (deleting a certificate of somebody
 //! else, say), what it does is done in the transaction that approves: [`super::effects`].
@@ -34,7 +34,7 @@ use super::store::{Store, StoreError, Tx, certificates};
 use crate::audit::AuditError;
 use crate::base::Clock;
 use crate::base::encoding::hex;
-use crate::base::ids::{AccountId, Jti, OperationId, OperatorId, RequestId};
+use crate::base::ids::{AccountId, ComputerId, Jti, OperationId, OperatorId, RequestId};
 use crate::base::x509::{PathError, X509Error};
 use crate::policy::Purpose;
 use crate::statement::strict::FieldError;
@@ -98,6 +98,12 @@ pub enum OperationError {
     ApprovedAlready {
         /// Who.
         operator: OperatorId,
+    },
+    /// Somebody has approved on this computer already.
+    #[error("computer {computer} has approved already")]
+    SameComputer {
+        /// Which.
+        computer: ComputerId,
     },
     /// What was approved cannot be done any more.
     #[error("what was approved cannot be done: {reason}")]
@@ -650,14 +656,19 @@ impl Operations {
         if let Some((at, _)) = certificate.revoked {
             return Err(OperationError::CertificateRevoked { at });
         }
+        let computer = certificate.computer;
+        if accepted.iter().any(|earlier| earlier.computer == computer) {
+            return Err(OperationError::SameComputer { computer });
+        }
 
-        // Single use: the challenge is unique among approvals, and so is the operator; with the
-        // last approval that is needed the state is left, once.
+        // Single use: the challenge is unique among approvals, and so are operator and computer;
+        // with the last approval that is needed the state is left, once.
         let row = ApprovalRow {
             operation: id.clone(),
             operator: challenge.operator.clone(),
             challenge: challenge.jti.clone(),
             certificate: serial.clone(),
+            computer,
             approval: compact.to_owned(),
             accepted_at: now,
         };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::body::Bytes;
-use http::{Method, Request};
+use http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
 
 use opcert::base::encoding::hex;
@@ -586,6 +586,145 @@ async fn as_many_different_people_approve_as_the_account_wants() {
             .len(),
         1
     );
+    scene.end().await;
+}
+
+/// Four eyes when everything comes at once: whatever the order, each person and each computer counts
+/// once, and an operation leaves its state once.
+#[tokio::test(flavor = "multi_thread")]
+async fn approvals_at_the_same_time_count_each_person_and_each_computer_once() {
+    let scene = Scene::new().await;
+    for operator in ["carol", "dave"] {
+        let mut create = scene.made.command();
+        create
+            .args(["operator", "create", operator, "--account", "acme"])
+            .args(["--mobile", "+8613800000004", "--password-file", "-"]);
+        succeed_with(&mut create, PASSWORD);
+    }
+    let more = ["--currency", "CNY", "--from", "0"];
+    succeed(&mut scene.made.approval_rule("withdrawal", "2", &more));
+    let alice = scene.installed("alice", "c1").await;
+    let bob = scene.installed("bob", "c2").await;
+    // On the computer that alice has her certificate on.
+    let carol = scene.installed("carol", "c1").await;
+    let mut body = withdrawal("alice");
+    body["maker"] = json!("dave");
+    let create = async || {
+        scene
+            .platform(Method::POST, "/v1/operations", Some(body.clone()))
+            .await
+            .done(201)
+    };
+    let path = |created: &Answer, end: &str| {
+        let id = created.json["operation"]["id"].as_str().unwrap();
+        format!("/v1/operations/{id}{end}")
+    };
+    let challenge = async |created: &Answer, operator: &str| {
+        let body = Some(json!({ "operator": operator }));
+        let path = path(created, "/challenges");
+        let made = scene.platform(Method::POST, &path, body).await.done(201);
+        made.text("challenge")
+    };
+    let seen = async |created: &Answer| {
+        let seen = scene.platform(Method::GET, &path(created, ""), None).await;
+        let operation = seen.done(200).json["operation"].clone();
+        let approvals = operation["approvals"].as_array().map_or(0, Vec::len);
+        (operation["state"].as_str().unwrap().to_owned(), approvals)
+    };
+    let state = |state: &str, approvals: usize| (state.to_owned(), approvals);
+
+    for _ in 0..4 {
+        // Two people on one computer: one of them counts.
+        let created = create().await;
+        let by_alice = scene.approval(&alice, &created.text("challenge"));
+        let by_carol = scene.approval(&carol, &challenge(&created, "carol").await);
+        let (one, other) = tokio::join!(
+            scene.post_approval(&created, &by_alice),
+            scene.post_approval(&created, &by_carol)
+        );
+        let (won, lost) = if one.status == StatusCode::OK {
+            (one, other)
+        } else {
+            (other, one)
+        };
+        assert_eq!(won.done(200).json["operation"]["state"], "created");
+        let detail = lost.text("detail");
+        assert!(
+            detail.contains("computer c1 has approved already"),
+            "{detail}"
+        );
+        lost.refused(403, "forbidden");
+        assert_eq!(seen(&created).await, state("created", 1));
+        let by_bob = scene.approval(&bob, &challenge(&created, "bob").await);
+        scene.post_approval(&created, &by_bob).await.done(200);
+        assert_eq!(seen(&created).await, state("approved", 2));
+
+        // One person with two challenges: one of them counts.
+        let created = create().await;
+        let first = scene.approval(&alice, &created.text("challenge"));
+        let second = scene.approval(&alice, &challenge(&created, "alice").await);
+        let (one, other) = tokio::join!(
+            scene.post_approval(&created, &first),
+            scene.post_approval(&created, &second)
+        );
+        let won = [&one, &other]
+            .iter()
+            .filter(|answer| answer.status == StatusCode::OK)
+            .count();
+        assert_eq!(won, 1);
+        assert_eq!(seen(&created).await, state("created", 1));
+
+        // The last approval against a cancellation: the operation ends as one of them says.
+        let by_bob = scene.approval(&bob, &challenge(&created, "bob").await);
+        let cancellation = path(&created, "/cancellation");
+        let (approved, cancelled) = tokio::join!(
+            scene.post_approval(&created, &by_bob),
+            scene.platform(Method::POST, &cancellation, None)
+        );
+        if approved.status == StatusCode::OK {
+            assert_eq!(approved.json["operation"]["state"], "approved");
+            cancelled.refused(409, "operation-state");
+            assert_eq!(seen(&created).await, state("approved", 2));
+        } else {
+            approved.refused(409, "operation-state");
+            cancelled.done(200);
+            assert_eq!(seen(&created).await, state("cancelled", 1));
+        }
+
+        // Everybody at once, each twice: two approvals, no more.
+        let created = create().await;
+        let by_alice = scene.approval(&alice, &created.text("challenge"));
+        let by_bob = scene.approval(&bob, &challenge(&created, "bob").await);
+        let by_carol = scene.approval(&carol, &challenge(&created, "carol").await);
+        let all = tokio::join!(
+            scene.post_approval(&created, &by_alice),
+            scene.post_approval(&created, &by_carol),
+            scene.post_approval(&created, &by_bob),
+            scene.post_approval(&created, &by_alice),
+            scene.post_approval(&created, &by_carol),
+            scene.post_approval(&created, &by_bob),
+        );
+        // Bob is the only one on his computer, so his counts whenever it comes.
+        all.2.done(200);
+        all.5.done(200);
+        assert_eq!(seen(&created).await, state("approved", 2));
+
+        // Time that is over is over for all.
+        let created = create().await;
+        let by_alice = scene.approval(&alice, &created.text("challenge"));
+        let by_bob = scene.approval(&bob, &challenge(&created, "bob").await);
+        scene.hand.advance(Duration::from_secs(3600));
+        let cancellation = path(&created, "/cancellation");
+        let (one, other, cancelled) = tokio::join!(
+            scene.post_approval(&created, &by_alice),
+            scene.post_approval(&created, &by_bob),
+            scene.platform(Method::POST, &cancellation, None)
+        );
+        for answer in [one, other, cancelled] {
+            answer.refused(409, "operation-state");
+        }
+        assert_eq!(seen(&created).await, state("expired", 0));
+    }
     scene.end().await;
 }
 

@@ -321,6 +321,8 @@ impl From<OperationError> for Problem {
             | OperationError::ApprovedAlready { .. } => {
                 Self::new(Code::Forbidden, text).with_action("Ask another operator of the account.")
             }
+            OperationError::SameComputer { .. } => Self::new(Code::Forbidden, text)
+                .with_action("Have it approved with a certificate on another computer."),
             OperationError::Effect { .. } => Self::new(Code::OperationState, text)
                 .with_action("Begin again with what you wanted to do."),
             OperationError::Approval(_)

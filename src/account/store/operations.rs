@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Record, StoreError, Tx, millis};
-use crate::base::ids::{AccountId, Jti, OperationId, OperatorId};
+use crate::base::ids::{AccountId, ComputerId, Jti, OperationId, OperatorId};
 use crate::statement::Statement;
 use crate::statement::strict::Object;
 
@@ -443,6 +443,8 @@ pub struct Approval {
     pub challenge: Jti,
     /// Serial number of the certificate it was signed with, hexadecimal.
     pub certificate: String,
+    /// The computer that holds the key of that certificate.
+    pub computer: ComputerId,
     /// The approval, JWS compact.
     pub approval: String,
     /// When it was accepted.
@@ -453,14 +455,15 @@ pub struct Approval {
 pub async fn insert_approval(tx: &mut Tx<'_>, approval: &Approval) -> Result<(), StoreError> {
     tx.execute(
         sqlx::query(
-            "INSERT INTO approvals (operation, operator, challenge, certificate, approval,
-                                    accepted_at)
-             VALUES ($1, $2, $3, $4, $5, $6)",
+            "INSERT INTO approvals (operation, operator, challenge, certificate, computer,
+                                    approval, accepted_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7)",
         )
         .bind(approval.operation.as_str())
         .bind(approval.operator.as_str())
         .bind(approval.challenge.as_str())
         .bind(approval.certificate.as_str())
+        .bind(approval.computer.as_str())
         .bind(approval.approval.as_str())
         .bind(millis(approval.accepted_at)),
     )
@@ -475,8 +478,8 @@ pub async fn approvals(
 ) -> Result<Vec<Approval>, StoreError> {
     tx.all(
         sqlx::query(
-            "SELECT operator, challenge, certificate, approval, accepted_at FROM approvals
-             WHERE operation = $1 ORDER BY accepted_at, operator",
+            "SELECT operator, challenge, certificate, computer, approval, accepted_at
+             FROM approvals WHERE operation = $1 ORDER BY accepted_at, operator",
         )
         .bind(operation.as_str()),
     )
@@ -488,8 +491,9 @@ pub async fn approvals(
             operator: row.parsed(0, "approvals.operator")?,
             challenge: row.parsed(1, "approvals.challenge")?,
             certificate: row.get(2)?,
-            approval: row.get(3)?,
-            accepted_at: row.time(4)?,
+            computer: row.parsed(3, "approvals.computer")?,
+            approval: row.get(4)?,
+            accepted_at: row.time(5)?,
         })
     })
     .collect()

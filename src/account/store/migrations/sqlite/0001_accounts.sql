@@ -382,13 +382,15 @@ CREATE TABLE approvals (
     operator    TEXT   NOT NULL,
     -- The challenge it answers: each yields one approval.
     challenge   TEXT   NOT NULL UNIQUE REFERENCES challenges (jti),
-    -- The certificate it was signed with.
+    -- The certificate it was signed with, and the computer that holds its key: once each, too.
     certificate TEXT   NOT NULL REFERENCES certificates (serial),
+    computer    TEXT   NOT NULL,
     -- The approval, JWS compact.
     approval    TEXT   NOT NULL,
     -- When it was accepted.
     accepted_at BIGINT NOT NULL,
-    PRIMARY KEY (operation, operator)
+    PRIMARY KEY (operation, operator),
+    UNIQUE (operation, computer)
 );
 
 -- The answer to a request that carried an Idempotency-Key.
