@@ -20,6 +20,10 @@ pub enum Purpose {
     Ticket,
     /// A key set of the account service vouched for by an older key (`typ: opcert-keys+jwt`).
     KeySet,
+    /// A sealed API secret of the account service (`typ: opcert-secret+jwt`).
+    SealedSecret,
+    /// A computer's request for API secrets (`typ: opcert-secret-request+jwt`).
+    SecretRequest,
     /// A certificate (RFC 5280 section 4).
     Certificate,
     /// A certificate revocation list (RFC 5280 section 5).
@@ -61,6 +65,8 @@ impl Purpose {
             Self::Challenge => "challenge",
             Self::Ticket => "ticket",
             Self::KeySet => "key-set",
+            Self::SealedSecret => "sealed-secret",
+            Self::SecretRequest => "secret-request",
             Self::Certificate => "certificate",
             Self::Crl => "crl",
             Self::Ocsp => "ocsp",
@@ -89,6 +95,8 @@ impl Purpose {
             Self::Challenge => Domain::Jws("opcert-challenge+jwt"),
             Self::Ticket => Domain::Jws("opcert-ticket+jwt"),
             Self::KeySet => Domain::Jws("opcert-keys+jwt"),
+            Self::SealedSecret => Domain::Jws("opcert-secret+jwt"),
+            Self::SecretRequest => Domain::Jws("opcert-secret-request+jwt"),
             Self::AuditCheckpoint => Domain::Jws("opcert-checkpoint+jwt"),
             Self::ApprovalCms => Domain::Der(DER_SET),
             Self::CertificateRequest | Self::Certificate | Self::Crl | Self::Ocsp => {
@@ -107,8 +115,9 @@ impl Purpose {
     ///
     /// A JWS signing input begins with the base64url of `{"typ":"…"`, which our headers all
     /// start with; signed CMS attributes are a DER SET, the other X.509 structures a DER SEQUENCE,
-    /// the self-test its prefix, the test of a key one text. WeChat Pay's messages are lines: a request begins with an HTTP
-    /// method, a payment with an appid (`wx`, `ww`), and a JWS has no line end.
+    /// the self-test its prefix, the test of a key one text. WeChat Pay's messages are lines: a
+    /// request begins with an HTTP method, a payment with an appid (`wx`, `ww`), and a JWS has no
+    /// line end.
     pub fn admits(self, message: &[u8]) -> bool {
         match self.domain() {
             Domain::Jws(typ) => {
@@ -170,6 +179,11 @@ mod tests {
             (Purpose::Challenge, jws("opcert-challenge+jwt").into()),
             (Purpose::Ticket, jws("opcert-ticket+jwt").into()),
             (Purpose::KeySet, jws("opcert-keys+jwt").into()),
+            (Purpose::SealedSecret, jws("opcert-secret+jwt").into()),
+            (
+                Purpose::SecretRequest,
+                jws("opcert-secret-request+jwt").into(),
+            ),
             (
                 Purpose::AuditCheckpoint,
                 jws("opcert-checkpoint+jwt").into(),

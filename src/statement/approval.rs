@@ -9,15 +9,16 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::certified::{self, CertifiedError};
 use super::challenge::Challenge;
 use super::operation::Statement;
 use super::origin::Origin;
 use super::strict::{FieldError, Object};
-use crate::base::encoding::{base64, base64url, from_base64, sha256};
+use crate::base::encoding::{base64url, sha256};
 use crate::base::ids::{ComputerId, Jti};
-use crate::base::jose::{self, JoseError, Jws};
+use crate::base::jose::{self, JoseError};
 use crate::base::key::{KeyError, Scheme, Signature};
-use crate::base::x509::{Certificate, Crl, StaleCrl, X509Error, verify_operating_certificate};
+use crate::base::x509::{Certificate, Crl, StaleCrl, X509Error};
 
 /// `typ` of an approval.
 pub const TYPE: &str = "opcert-approval+jwt";
@@ -60,32 +61,10 @@ impl FromStr for ConsentMethod {
 #[derive(Debug, Clone)]
 pub struct ApprovalHeader(String);
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Header {
-    typ: String,
-    alg: Scheme,
-    x5c: Vec<String>,
-    #[serde(rename = "x5t#S256")]
-    thumbprint: String,
-}
-
 impl ApprovalHeader {
     /// The header for signatures of `scheme` by the first certificate of `chain`.
     pub fn new(scheme: Scheme, chain: &[Certificate]) -> Result<Self, serde_json::Error> {
-        let header = Header {
-            typ: TYPE.to_owned(),
-            alg: scheme,
-            x5c: chain
-                .iter()
-                .map(|certificate| base64(certificate.der()))
-                .collect(),
-            thumbprint: chain
-                .first()
-                .map(|leaf| base64url(&leaf.fingerprint()))
-                .unwrap_or_default(),
-        };
-        Ok(Self(base64url(&serde_json::to_vec(&header)?)))
+        Ok(Self(certified::header(TYPE, scheme, chain)?))
     }
 }
 
@@ -234,6 +213,17 @@ pub enum ApprovalError {
     Signature(#[from] KeyError),
 }
 
+impl From<CertifiedError> for ApprovalError {
+    fn from(error: CertifiedError) -> Self {
+        match error {
+            CertifiedError::Jose(error) => Self::Jose(error),
+            CertifiedError::Certificate(error) => Self::Certificate(error),
+            CertifiedError::Thumbprint => Self::Thumbprint,
+            CertifiedError::Signature(error) => Self::Signature(error),
+        }
+    }
+}
+
 impl Approval {
     /// Longest compact form, in bytes.
     pub const MAX: usize = 64 * 1024;
@@ -246,28 +236,8 @@ impl Approval {
         crl: Option<(&Crl, StaleCrl)>,
         now: Timestamp,
     ) -> Result<Self, ApprovalError> {
-        let jws = Jws::parse(compact, Self::MAX)?;
-        let header: Header = jws.header(TYPE)?;
-        let expected = JoseError::Header { expected: TYPE };
-        if header.x5c.is_empty() || header.x5c.len() > 4 {
-            return Err(expected.into());
-        }
-        let chain = header
-            .x5c
-            .iter()
-            .map(|text| {
-                let der = from_base64(text.as_bytes()).ok_or_else(|| expected.clone())?;
-                Ok(Certificate::from_der(&der)?)
-            })
-            .collect::<Result<Vec<_>, ApprovalError>>()?;
-        let (leaf, intermediates) = chain.split_first().ok_or(expected)?;
-        if header.thumbprint != base64url(&leaf.fingerprint()) {
-            return Err(ApprovalError::Thumbprint);
-        }
-        verify_operating_certificate(leaf, intermediates, anchors, crl, now)?;
-        leaf.public_key()
-            .verify(header.alg, jws.signing_input.as_bytes(), &jws.signature)?;
-        Self::read(&jws.payload, leaf.clone())
+        let (payload, leaf) = certified::open(compact, TYPE, Self::MAX, anchors, crl, now)?;
+        Self::read(&payload, leaf)
     }
 
     fn read(payload: &[u8], certificate: Certificate) -> Result<Self, ApprovalError> {

@@ -6,6 +6,7 @@
 //! does input or output, and time is an argument.
 
 pub mod approval;
+pub mod certified;
 pub mod challenge;
 pub mod key_set;
 pub mod kinds;
@@ -14,6 +15,7 @@ pub mod operation;
 pub mod origin;
 pub mod payees;
 pub mod sealed_secret;
+pub mod secret_request;
 pub mod service;
 pub mod strict;
 pub mod text;
@@ -29,5 +31,6 @@ pub use operation::{Facts, Kind, Language, Statement};
 pub use origin::Origin;
 pub use payees::{Payee, PayeeList, Payees, PayeesDigest};
 pub use sealed_secret::{SealedSecret, SecretKind};
+pub use secret_request::{SecretRequest, SecretRequestClaims, SecretRequestError};
 pub use service::{NoKey, ServiceError};
 pub use ticket::{Ticket, TicketClaims, TicketPurpose};
