@@ -11,10 +11,11 @@ use super::operations::OperationError;
 use super::records::Records;
 use super::requests::{self, RequestError};
 use super::revocation::Revocation;
+use super::secrets::{self, TakeEffectError};
 use super::sms::{Outgoing, Texts};
 use super::store::operations::{Approval, Effect, Operation};
 use super::store::requests::{Decision, RequestState};
-use super::store::{Tx, certificates, codes, requests as store_requests};
+use super::store::{Tx, certificates, codes, requests as store_requests, secrets as store_secrets};
 use crate::base::ids::{Jti, RequestId};
 
 /// What effects need of the service.
@@ -101,6 +102,31 @@ pub(super) async fn apply(
                 Err(_) => Err(OperationError::Effect {
                     reason: "the request was decided meanwhile",
                 }),
+            }
+        }
+        Effect::SetSecret => {
+            let gone = OperationError::Effect {
+                reason: "the secret was withdrawn or replaced meanwhile",
+            };
+            store_secrets::take_turn(tx, account).await?;
+            let Some(secret) = store_secrets::waiting(tx, on, now).await? else {
+                return Err(gone);
+            };
+            let taken = secrets::take_effect(
+                tx,
+                context.records,
+                context.texts,
+                &secret,
+                Some(&operation.id),
+                now,
+                request,
+            )
+            .await;
+            match taken {
+                Ok(Some((_, texts))) => Ok(texts),
+                Ok(None) => Err(gone),
+                Err(TakeEffectError::Audit(error)) => Err(error.into()),
+                Err(TakeEffectError::Store(error)) => Err(error.into()),
             }
         }
     }

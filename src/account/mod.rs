@@ -12,6 +12,7 @@
 //! | [`enrolment`] | a code becomes a ticket, a ticket a certificate |
 //! | [`manage`], [`revocation`] | what people see of their account, and delete |
 //! | [`requests`] | ways back in after a loss of number or computer |
+//! | [`secrets`], [`vault`] | API secrets: set once, sealed, given to computers |
 //! | [`issuing`], [`ocsp`] | the authority: certificate profile, revocation lists, OCSP answers |
 //! | [`operations`], [`effects`] | sensitive operations, their challenges and approvals |
 //! | [`idempotency`] | answers kept for requests that are repeated |
@@ -47,12 +48,14 @@ pub mod requests;
 pub mod revocation;
 pub mod routes;
 pub mod seal;
+pub mod secrets;
 pub mod serve;
 pub mod service;
 pub mod sessions;
 pub mod signer;
 pub mod sms;
 pub mod store;
+pub mod vault;
 pub mod webhooks;
 
 pub use admin::{command, main};

@@ -886,7 +886,8 @@ impl Operations {
 }
 
 /// How many operators must approve: by the account's rules for what the platform asks, by its
-/// quorum for what replaces a business representative's decision.
+/// quorum for what replaces a business representative's decision, by the rule for its kind for a
+/// secret.
 async fn needed(tx: &mut Tx<'_>, operation: &Operation) -> Result<i64, StoreError> {
     let statement = &operation.statement;
     match operation.creator {
@@ -897,6 +898,10 @@ async fn needed(tx: &mut Tx<'_>, operation: &Operation) -> Result<i64, StoreErro
             };
             let kind = statement.kind().name();
             accounts::approvals_needed(tx, statement.account(), kind, currency, amount).await
+        }
+        Creator::Service(Effect::SetSecret, _) => {
+            let kind = statement.kind().name();
+            accounts::approvals_needed(tx, statement.account(), kind, "", 0).await
         }
         Creator::Service(Effect::DecideRequest, _) => {
             Ok(accounts::account(tx, statement.account())
@@ -925,11 +930,8 @@ async fn may_approve(
             operator: operator.clone(),
         });
     }
-    // What replaces a representative's decision is for any administrator, however many it takes.
-    let shared = matches!(
-        operation.creator,
-        Creator::Service(Effect::DecideRequest, _)
-    );
+    // Some things are for any administrator, however many it takes.
+    let shared = matches!(operation.creator, Creator::Service(effect, _) if effect.is_shared());
     if operation.needed == 1 && !shared && operation.statement.operator() != operator {
         return Err(OperationError::OtherOperator);
     }

@@ -15,7 +15,7 @@ use super::operations::OperationError;
 use super::outgoing::EndpointError;
 use super::service::{Service, StartError};
 use super::sms::Gateway;
-use super::store::{StoreError, messages, operations, sessions};
+use super::store::{StoreError, messages, operations, secrets, sessions};
 use super::{routes, webhooks};
 use crate::base::Clock;
 use crate::base::files::{FileError, Readers, read_checked};
@@ -159,8 +159,11 @@ async fn wait(stop: &mut Signal, interrupt: &mut Signal) {
 /// How long rows of texts are kept.
 const TEXTS_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
+/// How long keys of computers are kept that another key took the place of.
+const KEYS_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
 /// Marks operations whose time is over, and drops what is too old to matter: kept answers, ended
-/// sessions, counts of failed log-ins, rows of texts.
+/// sessions, counts of failed log-ins, rows of texts, secrets whose overlap is over.
 async fn sweep(service: Service) {
     let mut turns = tokio::time::interval(SWEEP);
     turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -194,6 +197,13 @@ async fn sweep_once(service: &Service) -> Result<(u64, u64), OperationError> {
             error!(error = %crate::telemetry::Chain(&error), "cannot destroy old papers");
         }
     }
+    match service.secrets().destroy_ended().await {
+        Ok(0) => (),
+        Ok(destroyed) => info!(destroyed, "secrets whose overlap is over were destroyed"),
+        Err(error) => {
+            error!(error = %crate::telemetry::Chain(&error), "cannot destroy old secrets");
+        }
+    }
     let (failures, sources) = logins::forgettable(now);
     let forgotten = service
         .store()
@@ -202,7 +212,8 @@ async fn sweep_once(service: &Service) -> Result<(u64, u64), OperationError> {
                 let answers = operations::forget_answers(tx, now - ANSWERS_KEPT).await?;
                 let people = sessions::forget(tx, now, failures, sources).await?;
                 let texts = messages::forget(tx, now - TEXTS_KEPT).await?;
-                Ok::<_, StoreError>(answers + people + texts)
+                let keys = secrets::forget_recipients(tx, now - KEYS_KEPT).await?;
+                Ok::<_, StoreError>(answers + people + texts + keys)
             })
         })
         .await?;

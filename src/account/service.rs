@@ -19,15 +19,18 @@ use super::portal::config::Portal;
 use super::records::Records;
 use super::requests::Requests;
 use super::seal::Sealer;
+use super::secrets::Secrets;
 use super::sessions::Sessions;
 use super::signer::{ChallengeKey, Signer};
 use super::sms::{Gateway, Texts};
 use super::store::keys::{self, KeyPurpose, ServiceKey};
 use super::store::{Store, StoreError};
+use super::vault::Vault;
 use crate::audit::{Audit, AuditError, Checkpointer};
 use crate::base::Clock;
 use crate::base::files::{FileError, Readers, read_checked};
 use crate::base::jose::InvalidJwk;
+use crate::base::jwe::JweError;
 use crate::base::secret::SecretBytes;
 use crate::base::x509::{Certificate, X509Error};
 use crate::device::{DeviceError, Devices};
@@ -65,6 +68,9 @@ pub enum StartError {
     /// The challenge key is not P-256.
     #[error("the challenge key cannot be published")]
     ChallengeKey(#[from] InvalidJwk),
+    /// The sealing key is not RSA.
+    #[error("the sealing key cannot be used")]
+    SealingKey(#[from] JweError),
     /// The authority's certificate is malformed.
     #[error("the certificate of the issuing authority cannot be read")]
     Authority(#[from] X509Error),
@@ -96,6 +102,7 @@ struct Inner {
     sessions: Sessions,
     manage: Manage,
     requests: Requests,
+    secrets: Secrets,
     records: Records,
     sealer: Arc<Sealer>,
     portal: Portal,
@@ -184,6 +191,24 @@ impl Service {
             sealer: sealer.clone(),
             delay: Duration::from_secs(config.recovery.delay_seconds),
         };
+        let vault = Vault::new(
+            devices.clone(),
+            clock.clone(),
+            keys.sealing.key,
+            &keys.sealing.public_key,
+            sealer.clone(),
+        )?;
+        let secrets = Secrets {
+            store: store.clone(),
+            clock: clock.clone(),
+            records: records.clone(),
+            codes: codes.clone(),
+            vault,
+            challenge_key: challenge_key.clone(),
+            issuer: issuer.clone(),
+            operations: operations.clone(),
+            texts: texts.clone(),
+        };
         let manage = Manage {
             store: store.clone(),
             clock: clock.clone(),
@@ -217,6 +242,7 @@ impl Service {
             sessions,
             manage,
             requests,
+            secrets,
             records,
             sealer,
             portal: config.portal.clone(),
@@ -295,6 +321,11 @@ impl Service {
         &self.0.requests
     }
 
+    /// The accounts' API secrets.
+    pub fn secrets(&self) -> &Secrets {
+        &self.0.secrets
+    }
+
     /// The audit trail, for what is done beside the services here.
     pub fn records(&self) -> &Records {
         &self.0.records
@@ -348,17 +379,19 @@ fn read_code_key(state_directory: &Path) -> Result<SecretBytes, StartError> {
 struct Keys {
     issuing: ServiceKey,
     challenge: ServiceKey,
+    sealing: ServiceKey,
     earlier_challenge: Vec<ServiceKey>,
     earlier_authorities: Vec<Certificate>,
 }
 
 async fn find_keys(store: &Store, now: jiff::Timestamp) -> Result<Keys, StartError> {
-    let (issuing, challenge, earlier_issuing, earlier_challenge) = store
+    let (issuing, challenge, sealing, earlier_issuing, earlier_challenge) = store
         .read("find keys", move |tx| {
             Box::pin(async move {
                 Ok::<_, StoreError>((
                     keys::current(tx, KeyPurpose::Issuing).await?,
                     keys::current(tx, KeyPurpose::Challenge).await?,
+                    keys::current(tx, KeyPurpose::Sealing).await?,
                     keys::retired(tx, KeyPurpose::Issuing, now).await?,
                     keys::retired(tx, KeyPurpose::Challenge, now).await?,
                 ))
@@ -373,6 +406,7 @@ async fn find_keys(store: &Store, now: jiff::Timestamp) -> Result<Keys, StartErr
     Ok(Keys {
         issuing: issuing.ok_or(StartError::KeyMissing { what: "issuing" })?,
         challenge: challenge.ok_or(StartError::KeyMissing { what: "challenge" })?,
+        sealing: sealing.ok_or(StartError::KeyMissing { what: "sealing" })?,
         earlier_challenge,
         earlier_authorities,
     })

@@ -23,6 +23,7 @@ use super::store::{Store, StoreError, Tx};
 use crate::base::Clock;
 use crate::base::ids::{AccountId, Jti};
 use crate::base::secret::SecretText;
+use crate::statement::SecretKind;
 
 /// The first delay of the webhook gateway, doubled after each try.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
@@ -119,14 +120,9 @@ pub fn code_text(
                 CodeUse::Install { computer_name, .. } => {
                     format!("您正在电脑“{computer_name}”上为商户 {account} 安装操作证书")
                 }
-                CodeUse::SecretChange { subject } => format!(
-                    "您正在修改商户 {account} 的{}",
-                    if subject == "apiv3" {
-                        "APIv3 密钥"
-                    } else {
-                        "API 密钥"
-                    }
-                ),
+                CodeUse::SecretChange { subject } => {
+                    format!("您正在修改商户 {account} 的{}", secret_name_zh(subject))
+                }
                 CodeUse::Recovery { .. } => format!("您正在申请恢复商户 {account} 的操作权限"),
             };
             format!("opcert 验证码 {code}。{what}，{minutes} 分钟内有效，请勿告诉任何人。")
@@ -142,6 +138,14 @@ fn secret_name(subject: &str) -> &'static str {
     }
 }
 
+fn secret_name_zh(subject: &str) -> &'static str {
+    if subject == "apiv3" {
+        "APIv3 密钥"
+    } else {
+        "API 密钥"
+    }
+}
+
 /// Something a person is told by SMS, without a code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
@@ -153,6 +157,16 @@ pub enum News {
     /// A certificate was deleted.
     Deleted {
         /// On this computer.
+        computer_name: String,
+    },
+    /// A secret was set.
+    SecretSet {
+        /// Which.
+        kind: SecretKind,
+    },
+    /// A computer asks for the secrets of the account.
+    SecretsAsked {
+        /// What its operators call it.
         computer_name: String,
     },
     /// A new mobile number, or a new computer after a loss, was granted; until then it can be
@@ -180,6 +194,22 @@ pub fn news_text(news: &News, account: &AccountId, language: Language) -> Secret
         (Language::Zh, News::Deleted { computer_name }) => {
             format!("opcert：商户 {account} 在电脑“{computer_name}”上的操作证书已删除。")
         }
+        (Language::En, News::SecretSet { kind }) => format!(
+            "opcert: the {} of account {account} was changed. If nobody of yours did that, log in \
+             and look at API Security at once.",
+            secret_name(kind.as_str())
+        ),
+        (Language::Zh, News::SecretSet { kind }) => format!(
+            "opcert：商户 {account} 的{}已修改。如非本人操作，请立即登录并查看“API 安全”。",
+            secret_name_zh(kind.as_str())
+        ),
+        (Language::En, News::SecretsAsked { computer_name }) => format!(
+            "opcert: computer \"{computer_name}\" asks for the API secrets of account {account}. \
+             The super administrator decides about it under API Security."
+        ),
+        (Language::Zh, News::SecretsAsked { computer_name }) => format!(
+            "opcert：电脑“{computer_name}”申请获取商户 {account} 的 API 密钥，请超级管理员在“API 安全”中处理。"
+        ),
         (Language::En, News::Granted { at }) => format!(
             "opcert: somebody lost access to account {account} and it will be given again at {at}. \
              If that was not you, log in and withdraw the request before then."

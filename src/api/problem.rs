@@ -181,6 +181,7 @@ codes! {
     RenewalTooEarly "renewal-too-early" 409 "The certificate cannot be renewed yet" "Renew it in the last third of its validity.";
     RequestState "request-state" 409 "The request is not in a state for this" "See its state in GET /v1/requests/{id}.";
     PaperRefused "paper-refused" 422 "The paper is refused" "Send a picture (JPEG or PNG), a PDF or, for the document, a DOCX, of at most 5 MiB.";
+    SecretRequestInvalid "secret-request-invalid" 422 "The request for secrets is refused" "Run `opcert sync` again on that computer; `opcert doctor` checks its clock and certificate.";
     TicketSpent "ticket-spent" 409 "The ticket was already used" "Ask for a new SMS code and ticket.";
     QuotaComputers "quota-computers" 409 "The account has as many computers as it may" "Delete the certificates of a computer that is no longer used.";
     QuotaCertificates "quota-certificates" 409 "The account has as many certificates as it may" "Delete a certificate that is no longer used.";

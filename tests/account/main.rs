@@ -11,3 +11,4 @@ mod main_path;
 mod people;
 mod pki;
 mod scene;
+mod secrets;

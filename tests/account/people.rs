@@ -261,7 +261,7 @@ async fn what_the_command_line_and_time_do_is_told_to_administrators() {
     scene.end().await;
 }
 
-fn administrator(scene: &Scene, operator: &str, role: &str) {
+pub(crate) fn administrator(scene: &Scene, operator: &str, role: &str) {
     let set = [
         "operator",
         "set",

@@ -21,9 +21,9 @@ use crate::base::Clock;
 use crate::base::files::{private_directory, write_new};
 use crate::base::ids::random;
 use crate::base::key::KeySpec;
-use crate::base::pkcs11::{KeyId, KeyRef, TokenUri};
+use crate::base::pkcs11::{KeyId, KeyRef, TokenId, TokenUri};
 use crate::base::x509::Certificate;
-use crate::device::{DeviceError, Devices};
+use crate::device::{DeviceError, Devices, KeyUse};
 use crate::statement::Origin;
 use crate::statement::text::Text;
 
@@ -172,8 +172,14 @@ async fn make(
 
     let devices = Devices::start(config.devices(), state, clock.clone()).await?;
     made.devices = Some(devices.clone());
-    let issuing = generate(&devices, &config.token, "opcert issuing authority", made).await?;
-    let challenge = generate(&devices, &config.token, "opcert challenges", made).await?;
+    let (sign, decrypt) = (
+        (KeySpec::P256, KeyUse::Sign),
+        (KeySpec::Rsa2048, KeyUse::Decrypt),
+    );
+    let token = devices.select(&config.token).await?;
+    let issuing = generate(&devices, &token, sign, "opcert issuing authority", made).await?;
+    let challenge = generate(&devices, &token, sign, "opcert challenges", made).await?;
+    let sealing = generate(&devices, &token, decrypt, "opcert secrets", made).await?;
     let signer = Signer::new(
         devices.clone(),
         issuing.key.clone(),
@@ -217,11 +223,13 @@ async fn make(
     };
     let issuing = &row(issuing, Some(authority.der().to_vec()));
     let challenge = &row(challenge, None);
+    let sealing = &row(sealing, None);
     store
         .transaction("name the keys", move |tx| {
             Box::pin(async move {
                 keys::insert(tx, KeyPurpose::Issuing, issuing).await?;
                 keys::insert(tx, KeyPurpose::Challenge, challenge).await?;
+                keys::insert(tx, KeyPurpose::Sealing, sealing).await?;
                 Ok::<_, StoreError>(())
             })
         })
@@ -237,13 +245,13 @@ struct Generated {
 
 async fn generate(
     devices: &Devices,
-    token: &TokenUri,
+    token: &TokenId,
+    (spec, r#use): (KeySpec, KeyUse),
     label: &str,
     made: &mut Made,
 ) -> Result<Generated, DeviceError> {
-    let token = devices.select(token).await?;
     let generated = devices
-        .generate(&token, KeySpec::P256, &KeyId::random(), label)
+        .generate_for(token, spec, r#use, &KeyId::random(), label)
         .await?;
     made.keys.push(generated.key.clone());
     Ok(Generated {
@@ -288,7 +296,7 @@ fn config_text(arguments: &Arguments, state: &Path) -> String {
          origin = {origin}\n\
          listen = [{listen}]\n\
          {database}\
-         # The token with the keys of the authority and of challenges.\n\
+         # The token with the keys of the authority, of challenges and of secrets.\n\
          token = {token}\n\
          {worker}\
          \n\

@@ -6,6 +6,7 @@
 //! | `/.well-known/est/…` | an EST client with a ticket (RFC 7030) | authority, certificate |
 //! | `/v1/sessions`, `/v1/session`, `/v1/certificates…`, `/v1/computers…`, `/v1/installations…`, `/v1/notices…`, `/v1/events`, `/v1/break-glass` | people, by cookie | their account |
 //! | `/v1/requests…` | people, by cookie | ways back in after a loss |
+//! | `/v1/secrets…` | administrators, by cookie; a computer's request vouches for itself | API secrets |
 //! | `/v1/webhooks…` | the platform, with its key | who is told of operations |
 //! | `/v1/operations…` | the platform, with its key; an approval vouches for itself | operations |
 //! | `/.well-known/jwks.json`, `/pki/issuing.crl`, `/ocsp` | anybody | keys, revocation |
@@ -21,6 +22,7 @@ pub mod people;
 pub mod problem;
 pub mod published;
 pub mod requests;
+pub mod secrets;
 pub mod webhooks;
 
 use axum::Router;
@@ -137,6 +139,14 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(requests::decide))
         .routes(routes!(requests::ask_administrators))
         .routes(routes!(requests::withdraw))
+        .routes(routes!(secrets::show))
+        .routes(routes!(secrets::set))
+        .routes(routes!(secrets::send_code))
+        .routes(routes!(secrets::ask_administrators))
+        .routes(routes!(secrets::withdraw))
+        .routes(routes!(secrets::admit))
+        .routes(routes!(secrets::dismiss))
+        .routes(routes!(secrets::give))
         .routes(routes!(webhooks::subscribe, webhooks::subscriptions))
         .routes(routes!(webhooks::unsubscribe))
         .routes(routes!(webhooks::deliveries))
@@ -172,6 +182,8 @@ mod tests {
             "/v1/sessions",
             "/v1/certificates",
             "/v1/operations",
+            "/v1/secrets",
+            "/v1/secrets/requests",
             "/v1/operations/{id}",
             "/v1/operations/{id}/challenges",
             "/v1/operations/{id}/approvals",

@@ -105,7 +105,7 @@ impl FromRequestParts<Service> for SignedIn {
 
 impl SignedIn {
     /// The operator; a business representative has no account.
-    fn operator(&self) -> Result<&Operator, Problem> {
+    pub(super) fn operator(&self) -> Result<&Operator, Problem> {
         self.0
             .person
             .operator()

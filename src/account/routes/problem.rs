@@ -16,13 +16,18 @@ use crate::account::manage::ManageError;
 use crate::account::operations::OperationError;
 use crate::account::passwords::PasswordError;
 use crate::account::requests::RequestError;
+use crate::account::secrets::SecretError;
 use crate::account::sessions::SessionError;
 use crate::account::signer::SignError;
 use crate::account::store::StoreError;
 use crate::account::store::certificates::Certificate;
+use crate::account::vault::VaultError;
 use crate::api::problem::{Code, Problem};
 use crate::audit::AuditError;
+use crate::base::x509::{PathError, X509Error};
 use crate::device::DeviceError;
+use crate::statement::SecretRequestError;
+use crate::statement::certified::CertifiedError;
 
 /// A refusal: a problem and, where credentials are missing, what to send.
 #[derive(Debug)]
@@ -95,23 +100,44 @@ impl From<PasswordError> for Problem {
     }
 }
 
+/// What a fault of the service's token is to the outside.
+fn device_code(error: &DeviceError) -> Code {
+    match error {
+        DeviceError::Busy { .. } => Code::Busy,
+        DeviceError::Timeout { .. } => Code::TokenTimeout,
+        DeviceError::BadSignature { .. } => Code::SignatureInvalid,
+        _ => Code::TokenDown,
+    }
+}
+
+/// A fault of the service's token that may be over soon.
+fn token_fault(
+    code: Code,
+    detail: &'static str,
+    error: &(dyn std::error::Error + 'static),
+) -> Problem {
+    fault(code, detail, error)
+        .with_action("Try again shortly; the operator of the service finds the cause in its log.")
+        .with_retry_after(5)
+}
+
 impl From<SignError> for Problem {
     fn from(error: SignError) -> Self {
-        const DETAIL: &str = "the service could not sign";
         let code = match &error {
-            SignError::Device { source } => match source {
-                DeviceError::Busy { .. } => Code::Busy,
-                DeviceError::Timeout { .. } => Code::TokenTimeout,
-                DeviceError::BadSignature { .. } => Code::SignatureInvalid,
-                _ => Code::TokenDown,
-            },
+            SignError::Device { source } => device_code(source),
             SignError::Refused { .. } | SignError::Encode { .. } => Code::Internal,
         };
-        fault(code, DETAIL, &error)
-            .with_action(
-                "Try again shortly; the operator of the service finds the cause in its log.",
-            )
-            .with_retry_after(5)
+        token_fault(code, "the service could not sign", &error)
+    }
+}
+
+impl From<VaultError> for Problem {
+    fn from(error: VaultError) -> Self {
+        let code = match &error {
+            VaultError::Device(source) => device_code(source),
+            VaultError::Refused(_) | VaultError::Jwe(_) | VaultError::Row(_) => Code::Internal,
+        };
+        token_fault(code, "the service could not open a secret", &error)
     }
 }
 
@@ -202,6 +228,51 @@ impl From<RequestError> for Problem {
             RequestError::Operation(error) => error.into(),
             RequestError::Audit(error) => audit(&error),
             RequestError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<SecretError> for Problem {
+    fn from(error: SecretError) -> Self {
+        let text = error.to_string();
+        match error {
+            SecretError::NotSuperAdministrator => Self::new(Code::Forbidden, text)
+                .with_action("Ask the super administrator of the account."),
+            SecretError::NotAdministrator => {
+                Self::new(Code::Forbidden, text).with_action("Ask an administrator of the account.")
+            }
+            SecretError::Form => Self::new(Code::SecretInvalid, text).with_action(
+                "Give the 32 digits and letters that are set on the merchant platform.",
+            ),
+            SecretError::Overlap => Self::new(Code::Malformed, text),
+            SecretError::Code(error) => error.into(),
+            SecretError::NothingWaits { .. } | SecretError::RecipientState { .. } => {
+                Self::new(Code::OperationState, text)
+                    .with_action("See how things stand with GET /v1/secrets.")
+            }
+            SecretError::RecipientUnknown => Self::new(Code::NotFound, text)
+                .with_action("See what there is with GET /v1/secrets."),
+            SecretError::Request(SecretRequestError::Certified(CertifiedError::Certificate(
+                X509Error::Path(PathError::Expired),
+            ))) => Self::new(Code::CertificateExpired, text),
+            SecretError::CertificateRevoked { .. } => Self::new(Code::CertificateRevoked, text),
+            SecretError::Request(_)
+            | SecretError::Audience
+            | SecretError::CertificateUnknown
+            | SecretError::Stale
+            | SecretError::OtherRecipient
+            | SecretError::Version { .. } => Self::new(Code::SecretRequestInvalid, text),
+            SecretError::TooMany { .. } => Self::new(Code::LimitReached, text)
+                .with_action("Remove merchants that are not used on that computer, or wait.")
+                .with_retry_after(3600),
+            SecretError::Seal(error) => {
+                fault(Code::Internal, "the secret could not be sealed", &error)
+            }
+            SecretError::Vault(error) => error.into(),
+            SecretError::Sign(error) => error.into(),
+            SecretError::Operation(error) => error.into(),
+            SecretError::Audit(error) => audit(&error),
+            SecretError::Store(error) => error.into(),
         }
     }
 }

@@ -514,20 +514,32 @@ pub async fn approvals_needed(
     currency: &str,
     amount: i64,
 ) -> Result<i64, StoreError> {
-    let row = tx
-        .optional(
-            sqlx::query(
-                "SELECT approvals FROM approval_rules
+    let rule = approval_rule(tx, account, kind, currency, amount).await?;
+    Ok(rule.unwrap_or(1))
+}
+
+/// How many operators must approve by the account's rules; none where no rule speaks of it.
+pub async fn approval_rule(
+    tx: &mut Tx<'_>,
+    account: &AccountId,
+    kind: &str,
+    currency: &str,
+    amount: i64,
+) -> Result<Option<i64>, StoreError> {
+    tx.optional(
+        sqlx::query(
+            "SELECT approvals FROM approval_rules
                  WHERE account = $1 AND kind = $2 AND currency = $3 AND amount <= $4
                  ORDER BY amount DESC LIMIT 1",
-            )
-            .bind(account.as_str())
-            .bind(kind)
-            .bind(currency)
-            .bind(amount),
         )
-        .await?;
-    row.map_or(Ok(1), |row| row.get(0))
+        .bind(account.as_str())
+        .bind(kind)
+        .bind(currency)
+        .bind(amount),
+    )
+    .await?
+    .map(|row| row.get(0))
+    .transpose()
 }
 
 /// Sets how many must approve from an amount on.

@@ -6,13 +6,15 @@ use super::{Record, StoreError, Tx, millis};
 use crate::base::key::PublicKey;
 use crate::base::pkcs11::{KeyId, KeyRef, TokenId};
 
-/// What a key of the service signs.
+/// What a key of the service is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyPurpose {
     /// Certificates and revocation lists.
     Issuing,
     /// Challenges and tickets.
     Challenge,
+    /// Nothing: secrets are sealed to it.
+    Sealing,
 }
 
 impl KeyPurpose {
@@ -20,6 +22,7 @@ impl KeyPurpose {
         match self {
             Self::Issuing => "issuing",
             Self::Challenge => "challenge",
+            Self::Sealing => "sealing",
         }
     }
 }

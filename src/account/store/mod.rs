@@ -30,6 +30,7 @@ pub mod notices;
 pub mod operations;
 pub mod outbox;
 pub mod requests;
+pub mod secrets;
 pub mod sessions;
 
 use std::future::Future;

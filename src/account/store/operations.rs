@@ -69,6 +69,8 @@ pub enum Effect {
     ReleaseTicket,
     /// Grants a request, by its id.
     DecideRequest,
+    /// Makes a secret that waits the current one, by its id.
+    SetSecret,
 }
 
 impl Effect {
@@ -79,12 +81,18 @@ impl Effect {
             Self::RenewCertificate => "renew-certificate",
             Self::ReleaseTicket => "release-ticket",
             Self::DecideRequest => "decide-request",
+            Self::SetSecret => "set-secret",
         }
     }
 
     /// Whether only administrators may approve it.
     pub fn is_for_administrators(self) -> bool {
         self != Self::RenewCertificate
+    }
+
+    /// Whether any administrator may approve it, not only the one whom the operation names.
+    pub fn is_shared(self) -> bool {
+        matches!(self, Self::DecideRequest | Self::SetSecret)
     }
 }
 
@@ -96,6 +104,7 @@ impl FromStr for Effect {
             Self::RenewCertificate,
             Self::ReleaseTicket,
             Self::DecideRequest,
+            Self::SetSecret,
         ]
         .into_iter()
         .find(|effect| effect.as_str() == text)
@@ -282,6 +291,29 @@ pub async fn open_effect(
     let sql = format!(
         "{SELECT} WHERE state = 'created' AND effect = $1 AND effect_on = $2
          AND expires_at > $3 ORDER BY created_at DESC, id LIMIT 1"
+    );
+    tx.optional(
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(effect.as_str())
+            .bind(on)
+            .bind(millis(now)),
+    )
+    .await?
+    .map(|row| operation(&row))
+    .transpose()
+}
+
+/// An operation of the service that still waits for any administrators, if there is one to this
+/// end.
+pub async fn open_shared_effect(
+    tx: &mut Tx<'_>,
+    effect: Effect,
+    on: &str,
+    now: Timestamp,
+) -> Result<Option<Operation>, StoreError> {
+    let sql = format!(
+        "{SELECT} WHERE state = 'created' AND effect = $1 AND effect_on = $2 AND expires_at > $3
+         ORDER BY created_at DESC, id LIMIT 1"
     );
     tx.optional(
         sqlx::query(sqlx::AssertSqlSafe(sql))

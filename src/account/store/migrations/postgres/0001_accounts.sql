@@ -269,8 +269,8 @@ CREATE TABLE crls (
 CREATE TABLE service_keys (
     -- SHA-256 of the SubjectPublicKeyInfo; the kid of a challenge key.
     fingerprint TEXT   NOT NULL PRIMARY KEY,
-    -- What it signs: certificates and CRLs, or challenges and tickets.
-    purpose     TEXT   NOT NULL CHECK (purpose IN ('issuing', 'challenge')),
+    -- What it is for: certificates and CRLs, challenges and tickets, or secrets sealed to it.
+    purpose     TEXT   NOT NULL CHECK (purpose IN ('issuing', 'challenge', 'sealing')),
     -- Where it is: module, label and serial number of the token, and CKA_ID (hexadecimal).
     module      TEXT   NOT NULL,
     label       TEXT   NOT NULL,
@@ -341,7 +341,7 @@ CREATE TABLE operations (
     platform_key TEXT   REFERENCES platform_keys (name),
     -- What the service itself does once it is approved, and to what.
     effect       TEXT   CHECK (effect IN ('delete-certificate', 'renew-certificate',
-                                          'release-ticket', 'decide-request')),
+                                          'release-ticket', 'decide-request', 'set-secret')),
     effect_on    TEXT,
     -- Events told of it so far: their order.
     events       BIGINT NOT NULL DEFAULT 0,
@@ -541,3 +541,82 @@ CREATE TABLE attachments (
     created_at BIGINT NOT NULL,
     UNIQUE (request, kind)
 );
+
+-- An API secret of an account: one version of one kind, or one that waits for approvals.
+CREATE TABLE secrets (
+    -- Random; what is sealed opens only in the row of this id.
+    id              TEXT   NOT NULL PRIMARY KEY,
+    -- Whose, and which.
+    account         TEXT   NOT NULL REFERENCES accounts (id),
+    kind            TEXT   NOT NULL CHECK (kind IN ('api', 'apiv3')),
+    -- Counts up for each kind as they take effect; none while it waits.
+    version         BIGINT CHECK (version >= 1),
+    -- A JWE for the sealing key on the token of the service, sealed once more with the key in the
+    -- state directory. Gone once it was destroyed.
+    sealed          BYTEA,
+    -- Who set it, and when.
+    set_by          TEXT   NOT NULL,
+    set_at          BIGINT NOT NULL,
+    -- For how many seconds the one before it is still read.
+    overlap_seconds BIGINT NOT NULL CHECK (overlap_seconds >= 0),
+    -- When it took effect.
+    effective_at    BIGINT,
+    -- When it is to be destroyed: one that was replaced at the end of the overlap, one that waits
+    -- when nobody approved it. The current one has no end.
+    ends_at         BIGINT,
+    destroyed_at    BIGINT,
+    CHECK ((version IS NULL) = (effective_at IS NULL)),
+    CHECK ((sealed IS NULL) = (destroyed_at IS NOT NULL)),
+    UNIQUE (account, kind, version),
+    FOREIGN KEY (account, set_by) REFERENCES operators (account, id)
+);
+CREATE UNIQUE INDEX secrets_current ON secrets (account, kind)
+    WHERE version IS NOT NULL AND ends_at IS NULL;
+CREATE UNIQUE INDEX secrets_waiting ON secrets (account, kind)
+    WHERE version IS NULL AND destroyed_at IS NULL;
+CREATE INDEX secrets_ending ON secrets (ends_at) WHERE destroyed_at IS NULL AND ends_at IS NOT NULL;
+
+-- A key on the token of a computer that secrets are sealed to, as an operating certificate of
+-- that computer vouched for it.
+CREATE TABLE secret_recipients (
+    -- Whose secrets it asks for, and the RFC 7638 thumbprint of the key.
+    account    TEXT   NOT NULL,
+    kid        TEXT   NOT NULL,
+    -- The computer, and the merchant on it that needs them.
+    computer   TEXT   NOT NULL,
+    merchant   TEXT   NOT NULL,
+    -- The operator whose certificate vouched for it first.
+    operator   TEXT   NOT NULL,
+    -- Whether it gets any: not before the super administrator has let it, and not after its end.
+    state      TEXT   NOT NULL CHECK (state IN ('waiting', 'active', 'ended')),
+    -- When it first asked; when its newest request was signed.
+    asked_at   BIGINT NOT NULL,
+    seen_at    BIGINT NOT NULL,
+    -- Who let it have secrets or ended it, and when. No name where another key took its place.
+    decided_by TEXT,
+    decided_at BIGINT,
+    -- The highest versions it said to have.
+    held_api   BIGINT NOT NULL DEFAULT 0 CHECK (held_api >= 0),
+    held_apiv3 BIGINT NOT NULL DEFAULT 0 CHECK (held_apiv3 >= 0),
+    PRIMARY KEY (account, kid),
+    FOREIGN KEY (account, computer) REFERENCES computers (account, id)
+);
+CREATE UNIQUE INDEX secret_recipients_in_use ON secret_recipients (account, computer, merchant)
+    WHERE state <> 'ended';
+
+-- A secret as it was sealed for a recipient and signed.
+CREATE TABLE secret_deliveries (
+    -- What, and for whom.
+    secret          TEXT   NOT NULL REFERENCES secrets (id),
+    account         TEXT   NOT NULL,
+    kid             TEXT   NOT NULL,
+    -- The signed statement, JWS compact, and the kid of the challenge key that signed it.
+    statement       TEXT   NOT NULL,
+    signed_by       TEXT   NOT NULL,
+    -- When it was made for a courier, and when the computer said that it has it.
+    sealed_at       BIGINT NOT NULL,
+    acknowledged_at BIGINT,
+    PRIMARY KEY (secret, kid),
+    FOREIGN KEY (account, kid) REFERENCES secret_recipients (account, kid)
+);
+CREATE INDEX secret_deliveries_by_recipient ON secret_deliveries (account, kid);
