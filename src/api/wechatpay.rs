@@ -394,6 +394,14 @@ pub struct SealedSecret {
     pub signed: Option<String>,
 }
 
+/// Which account service is to be asked for secrets.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AskForSecrets {
+    /// Its origin, `https://host[:port]`.
+    pub service: String,
+}
+
 /// The bytes of `body` or `body_base64`; none if both are absent.
 pub(super) fn body_bytes(
     body: Option<String>,

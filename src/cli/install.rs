@@ -12,7 +12,7 @@ use super::input::{Question, Source, secret};
 use super::list::describe;
 use super::output::Output;
 use super::service::{Address, CodeRequest, Computer, Service};
-use super::sync::{self, carry_revocations};
+use super::sync::{self, carry_revocations, carry_secrets};
 use super::{Global, daemon};
 use crate::api::client::Client;
 use crate::api::types::{
@@ -97,6 +97,19 @@ pub(super) async fn run(
     let mut service = Service::connect(&arguments.service).await?;
     let taken = carry_revocations(&mut service, &mut daemon).await?;
     output.done(&sync::describe(&taken));
+    let origin = arguments.service.origin();
+    let secrets = carry_secrets(&mut service, &mut daemon, origin, output).await;
+    match secrets {
+        Ok(secrets) => {
+            for set in &secrets {
+                output.done(&sync::describe_secret(set));
+            }
+        }
+        // The certificate is installed all the same.
+        Err(error) => output.note(&format!(
+            "Secrets could not be fetched: {error}. Run `opcert sync` later."
+        )),
+    }
     output.result(&installed, |output| describe(&installed, output))?;
     Ok(EX_OK)
 }
@@ -242,7 +255,7 @@ async fn begin(
                 token: arguments.token.as_ref().map(TokenUri::to_string),
                 key_type: arguments.key_type,
                 service: ServiceDescription {
-                    origin: arguments.service.url.trim_end_matches('/').to_owned(),
+                    origin: arguments.service.origin().to_owned(),
                     keys,
                     ca: authorities.iter().map(|der| base64(der)).collect(),
                 },

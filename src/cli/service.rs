@@ -1,4 +1,5 @@
-//! The account service as the courier sees it: codes, tickets, EST (RFC 7030), key set, CRL.
+//! The account service as the courier sees it: codes, tickets, EST (RFC 7030), key set, CRL,
+//! sealed secrets.
 
 use std::path::Path;
 
@@ -37,6 +38,13 @@ pub(super) struct Address {
     /// Authorities of the service's TLS certificate (PEM); otherwise those of the system.
     #[arg(long = "service-ca", value_name = "FILE")]
     pub(super) ca: Option<std::path::PathBuf>,
+}
+
+impl Address {
+    /// The service's origin, as tickets and secrets name it.
+    pub(super) fn origin(&self) -> &str {
+        self.url.trim_end_matches('/')
+    }
 }
 
 /// A connection to the account service.

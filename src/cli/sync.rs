@@ -1,6 +1,13 @@
 //! `opcert sync`: carries what the daemon cannot fetch itself, as it opens no connection.
+//!
+//! Secrets take two rounds: the daemon's requests bring what is newer than what it has, and once
+//! it has taken that, its next requests say so.
 
 use std::path::{Path, PathBuf};
+
+use http::Method;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::error::Error;
 use super::output::Output;
@@ -11,12 +18,15 @@ use crate::api::types::CrlTaken;
 use crate::base::files::{FileError, write_atomic};
 use crate::base::sysexits::EX_OK;
 use crate::base::x509::Certificate;
+use crate::merchants::{SecretRequests, SecretSet};
+use crate::wechatpay::MerchantId;
 
 #[derive(Debug, clap::Args)]
 #[command(
-    long_about = "Fetches the revocation list from the account service and hands it to the \
-                  daemon, which checks it. Meant for a timer. With --save, what `opcert verify` \
-                  needs is left in a directory too.",
+    long_about = "Fetches the revocation list from the account service, and the API secrets of \
+                  merchants that take theirs from it, and hands them to the daemon, which checks \
+                  them. Meant for a timer. With --save, what `opcert verify` needs is left in a \
+                  directory too.",
     after_help = "Examples:\n  \
         opcert sync --service https://accounts.example\n  \
         opcert sync --service https://accounts.example --save published"
@@ -49,7 +59,9 @@ pub(super) async fn run(
 ) -> Result<u8, Error> {
     let mut daemon = daemon::control(global).await?;
     let mut service = Service::connect(&arguments.service).await?;
-    let taken = carry_revocations(&mut service, &mut daemon).await?;
+    let revocations = carry_revocations(&mut service, &mut daemon).await?;
+    let origin = arguments.service.origin();
+    let secrets = carry_secrets(&mut service, &mut daemon, origin, output).await?;
     if let Some(folder) = &arguments.save {
         save(&mut service, folder).await?;
         output.done(&format!(
@@ -57,8 +69,110 @@ pub(super) async fn run(
             folder.display()
         ));
     }
-    output.result(&taken, |_| describe(&taken))?;
+    let carried = Carried {
+        revocations,
+        secrets,
+    };
+    output.result(&carried, |_| {
+        let mut lines = vec![describe(&carried.revocations)];
+        lines.extend(carried.secrets.iter().map(describe_secret));
+        lines.join("\n")
+    })?;
     Ok(EX_OK)
+}
+
+/// What was handed to the daemon.
+#[derive(Debug, Serialize)]
+struct Carried {
+    #[serde(flatten)]
+    revocations: CrlTaken,
+    secrets: Vec<SecretSet>,
+}
+
+/// A secret that was taken, in a few words.
+pub(super) fn describe_secret(set: &SecretSet) -> String {
+    let version = set.secret.version.unwrap_or_default();
+    format!(
+        "{} secret of merchant {} handed to the daemon: version {version}",
+        set.secret.kind, set.merchant
+    )
+}
+
+/// What the service gives for a request.
+#[derive(Debug, Deserialize)]
+struct Given {
+    state: String,
+    secrets: Vec<String>,
+}
+
+/// Carries the daemon's requests for secrets to the service and what comes of them back, until
+/// nothing is new. Gives what the daemon took.
+pub(super) async fn carry_secrets(
+    service: &mut Service,
+    daemon: &mut Client,
+    origin: &str,
+    output: &Output,
+) -> Result<Vec<SecretSet>, Error> {
+    let mut taken = Vec::new();
+    let first = ask_round(service, daemon, origin, &mut taken).await?;
+    for merchant in &first.without_certificate {
+        output.note(&format!(
+            "Merchant {merchant} takes its secrets from an account that has no operating \
+             certificate here; install one with `opcert install`."
+        ));
+    }
+    for (merchant, state) in &first.without_secrets {
+        output.note(&match state.as_str() {
+            "waiting" => format!(
+                "Merchant {merchant} waits for its secrets: the super administrator has to let \
+                 this computer have them, in the portal under API Security."
+            ),
+            _ => format!("Merchant {merchant} gets no secrets: its key here is {state}."),
+        });
+    }
+    if !taken.is_empty() {
+        ask_round(service, daemon, origin, &mut taken).await?;
+    }
+    Ok(taken)
+}
+
+/// What came of one round of requests.
+struct Round {
+    without_certificate: Vec<MerchantId>,
+    /// Merchants that the service gives nothing, and why.
+    without_secrets: Vec<(MerchantId, String)>,
+}
+
+async fn ask_round(
+    service: &mut Service,
+    daemon: &mut Client,
+    origin: &str,
+    taken: &mut Vec<SecretSet>,
+) -> Result<Round, Error> {
+    let asked: SecretRequests = daemon
+        .wechatpay(
+            Method::POST,
+            "secrets/requests",
+            &json!({ "service": origin }),
+        )
+        .await?;
+    let mut round = Round {
+        without_certificate: asked.without_certificate,
+        without_secrets: Vec::new(),
+    };
+    for asked in asked.requests {
+        let given: Given = service
+            .submit("/v1/secrets/requests", asked.request)
+            .await?;
+        for signed in given.secrets {
+            let body = json!({ "signed": signed });
+            taken.push(daemon.wechatpay(Method::POST, "secrets", &body).await?);
+        }
+        if given.state != "active" {
+            round.without_secrets.push((asked.merchant, given.state));
+        }
+    }
+    Ok(round)
 }
 
 /// Leaves what the service publishes in a directory.

@@ -10,6 +10,9 @@
 //! it and wipes it. When the current one does not fit and the one before is still in its overlap,
 //! that is opened too, by a permit of its own.
 //!
+//! FROM AN ACCOUNT SERVICE they come by a courier: [`requests`] asks, [`Merchants::take_secret`]
+//! takes what the service signed, if its version is higher than the one here.
+//!
 //! EVERY CALL goes the same way: find the merchant, ask policy (a [`Permit`]), build or parse the
 //! message by `wechatpay`, write the record, use the token, wait until the record is durable,
 //! answer. Nothing ready-made is signed: a caller gives the parts, the string is built here.
@@ -23,6 +26,7 @@ mod admin;
 mod error;
 mod memory;
 mod record;
+mod requests;
 mod uses;
 
 use std::collections::BTreeMap;
@@ -52,6 +56,7 @@ pub use error::{MerchantError, Missing};
 use memory::Memory;
 pub use record::{KeyOrigin, Link};
 use record::{Merchant, Table};
+pub use requests::{MerchantSecretRequest, SecretRequests};
 pub use uses::{
     Authorization, CertificatesTaken, Checked, EncryptedFields, Opened, PaySigned, PaymentToStart,
     RequestToSign, SignedV2, V2Message,

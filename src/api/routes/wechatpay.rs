@@ -12,11 +12,11 @@ use crate::api::caller::{Administrator, Identified};
 use crate::api::extract::{Json, Path};
 use crate::api::problem::{Code, Problem};
 use crate::api::wechatpay::{
-    AddMerchant, AddMerchantKey, DecryptFields, DecryptedFields, EncryptFields, EncryptedFields,
-    FieldsV2, InstallMerchantCertificate, MerchantList, MessageV2, OpenRefund, OpenedNotification,
-    Pairs, PinPlatformKey, PlatformKeysTaken, Received, ReceivedCertificates, RetirePlatformKey,
-    SealedSecret, SignPayment, SignRequest, SignedMessageV2, SignedPayment, SignedRequest,
-    TrustAuthorities, Verified, body_bytes,
+    AddMerchant, AddMerchantKey, AskForSecrets, DecryptFields, DecryptedFields, EncryptFields,
+    EncryptedFields, FieldsV2, InstallMerchantCertificate, MerchantList, MessageV2, OpenRefund,
+    OpenedNotification, Pairs, PinPlatformKey, PlatformKeysTaken, Received, ReceivedCertificates,
+    RetirePlatformKey, SealedSecret, SignPayment, SignRequest, SignedMessageV2, SignedPayment,
+    SignedRequest, TrustAuthorities, Verified, body_bytes,
 };
 use crate::base::ids::RequestId;
 use crate::base::pkcs11::{KeyId, TokenUri};
@@ -25,7 +25,7 @@ use crate::base::x509::Certificate;
 use crate::device::RsaPrivateKey;
 use crate::merchants::{
     Adding, Ask, Link, MerchantError, MerchantView, Merchants, NewKey, PaymentToStart, PlatformPin,
-    RequestToSign, SecretSet, V2Message,
+    RequestToSign, SecretRequests, SecretSet, V2Message,
 };
 use crate::policy::{Caller, NO_PAGES};
 use crate::wechatpay::v2::Fields;
@@ -56,6 +56,7 @@ pub(super) fn documented() -> OpenApiRouter<App> {
         .routes(routes!(retire_platform_key))
         .routes(routes!(trust_authorities))
         .routes(routes!(take_secret))
+        .routes(routes!(ask_for_secrets))
 }
 
 /// Merchants' keys are for programs: a page is refused, whichever door it came by.
@@ -672,6 +673,33 @@ pub(super) async fn take_secret(
         }
     };
     Ok(Json(set))
+}
+
+/// Makes requests for the secrets that an account service has for merchants here.
+///
+/// A courier carries them to its `POST /v1/secrets/requests`. Control socket only.
+#[utoipa::path(
+    post,
+    path = "/v1/wechatpay/secrets/requests",
+    tag = "merchants",
+    request_body = AskForSecrets,
+    responses((status = 200, description = "The requests.", body = SecretRequests))
+)]
+pub(super) async fn ask_for_secrets(
+    State(app): State<App>,
+    administrator: Administrator,
+    Extension(request_id): Extension<RequestId>,
+    Json(ask): Json<AskForSecrets>,
+) -> Result<Json<SecretRequests>, Problem> {
+    let service = ask
+        .service
+        .parse()
+        .map_err(|error| Problem::new(Code::Malformed, format!("service: {error}")))?;
+    let by = caller(&administrator);
+    let made = merchants(&app)
+        .ask_for_secrets(&request_id, &by, &service)
+        .await?;
+    Ok(Json(made))
 }
 
 fn caller(administrator: &Administrator) -> Caller {
