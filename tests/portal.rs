@@ -676,3 +676,108 @@ async fn a_lost_number_is_replaced_on_paper_and_papers_are_never_shown_inline() 
     assert!(bob.get(&path).await.body.contains("Withdrawn"));
     scene.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_is_set_on_its_page_and_never_shown() {
+    const SECRET: &str = "a7cde1ZJB1kG2e7VfTs3jQzaWizur8Gb";
+    let scene = Scene::new().await;
+    let mut bob = scene.logged_in("bob").await;
+    for path in ["/security", "/security/api", "/security/apiv3"] {
+        let answer = bob.get(path).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{path}");
+    }
+    assert!(!bob.get("/").await.body.contains("/security"));
+    let refused = bob.submit("/", "/security/api/code", &[]).await;
+    assert_eq!(refused.status, StatusCode::FORBIDDEN);
+
+    // First the code, then the secret; without a script.
+    let mut alice = scene.logged_in("alice").await;
+    let page = alice.get("/security").await;
+    assert_eq!(page.status, StatusCode::OK);
+    assert!(page.body.contains("API Security") && page.body.contains("Not set"));
+    assert!(page.body.contains("No computer has asked for secrets."));
+    let draft = "/security/apiv3";
+    assert!(alice.get(draft).await.body.contains("+86*******0001"));
+    let sent = alice.submit(draft, "/security/apiv3/code", &[]).await;
+    assert_eq!(sent.status, StatusCode::SEE_OTHER, "{}", sent.body);
+    let form = sent.header("location").to_owned();
+    let code_id = form.split_once("?code=").unwrap().1.to_owned();
+    let text = scene.texts.try_recv().unwrap().expose().to_owned();
+    assert!(text.contains("Change the APIv3 secret of account acme"));
+    let code = text.split("opcert code ").nth(1).unwrap()[..6].to_owned();
+    let page = alice.get(&form).await;
+    assert!(page.body.contains(&format!("value=\"{code_id}\"")));
+    assert!(page.body.contains("type=\"password\""));
+    let again = alice.submit(draft, "/security/apiv3/code", &[]).await;
+    assert_eq!(again.status, StatusCode::TOO_MANY_REQUESTS);
+    assert!(again.body.contains("A code was sent a moment ago."));
+
+    // What is wrong is told; what was typed is not repeated, and the code stays good.
+    let typed = |secret: &str, again: &str, password: &str| {
+        [
+            ("code_id", code_id.clone()),
+            ("secret", secret.to_owned()),
+            ("again", again.to_owned()),
+            ("overlap", "3600".to_owned()),
+            ("code", code.clone()),
+            ("password", password.to_owned()),
+        ]
+    };
+    for (fields, status, said) in [
+        (
+            typed(SECRET, &SECRET.to_lowercase(), PASSWORD),
+            StatusCode::BAD_REQUEST,
+            "The two fields differ.",
+        ),
+        (
+            typed(&SECRET[1..], &SECRET[1..], PASSWORD),
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "The new secret is not allowed.",
+        ),
+        (
+            typed(SECRET, SECRET, "wrong horse"),
+            StatusCode::UNAUTHORIZED,
+            "password is wrong",
+        ),
+    ] {
+        let fields: Vec<_> = fields
+            .iter()
+            .map(|(name, text)| (*name, text.as_str()))
+            .collect();
+        let answer = alice.submit(&form, draft, &fields).await;
+        assert_eq!(answer.status, status, "{}", answer.body);
+        assert!(answer.body.contains(said), "{}", answer.body);
+        assert!(answer.body.contains(&format!("value=\"{code_id}\"")));
+        assert!(!answer.body.contains(&SECRET[1..]) && !answer.body.contains("horse"));
+    }
+    let good = typed(SECRET, SECRET, PASSWORD);
+    let good: Vec<_> = good
+        .iter()
+        .map(|(name, text)| (*name, text.as_str()))
+        .collect();
+    let forged = alice.post(draft, &good).await;
+    assert_eq!(forged.status, StatusCode::FORBIDDEN);
+    alice.submit(&form, draft, &good).await.goes_to("/security");
+    let page = alice.get("/security").await;
+    assert!(page.body.contains("The secret is set."), "{}", page.body);
+    assert!(page.body.contains("Set by") && !page.body.contains(SECRET));
+    // A code is good for one.
+    let spent = alice.submit(&form, draft, &good).await;
+    assert!(
+        spent.body.contains("The SMS code is used up."),
+        "{}",
+        spent.body
+    );
+    assert!(spent.body.contains("/security/apiv3/code"));
+    for path in ["/security", "/notices", "/trail", draft] {
+        let page = alice.get(path).await;
+        assert_eq!(page.status, StatusCode::OK, "{path}");
+        assert!(!page.body.contains(SECRET), "{path}");
+    }
+    alice.language = "zh-CN";
+    let page = alice.get("/security").await;
+    assert!(page.body.contains("API 安全") && page.body.contains("已设置"));
+    let missing = alice.get("/security/computers/none").await;
+    assert_eq!(missing.status, StatusCode::NOT_FOUND);
+    scene.end().await;
+}

@@ -28,6 +28,9 @@ const PAGES = {
     "/operations",
     "/operations/new",
     "/number",
+    "/security",
+    "/security/api",
+    "/security/apiv3?code=none",
     "/operators",
     "/installations",
     "/notices",
@@ -66,10 +69,10 @@ for (const [who, paths] of Object.entries(PAGES)) {
   for (const look of LOOKS) await see(who, links, look);
 }
 
-/** A page of one certificate and of each state of an operation. */
+/** A page of one certificate, of each state of an operation, and of a computer with secrets. */
 async function details() {
   const found = new Set();
-  for (const list of ["/certificates", "/operations"]) {
+  for (const list of ["/certificates", "/operations", "/security"]) {
     await page.goto(portal + list);
     const hrefs = await page
       .locator("tbody a")
@@ -90,7 +93,7 @@ async function see(who, paths, look) {
   for (const path of paths) {
     await page.goto(portal + path);
     await settled();
-    const name = `${who}${path.replaceAll("/", "_").slice(0, 40)}`.replace(/_$/, "_home");
+    const name = `${who}${path.replaceAll(/[/?=]/g, "_").slice(0, 40)}`.replace(/_$/, "_home");
     await page.screenshot({ path: join(pictures, `${name}.${look.name}.png`), fullPage: true });
     const overflow = await page.evaluate(
       () => document.documentElement.scrollWidth - document.documentElement.clientWidth,

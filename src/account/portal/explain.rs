@@ -37,6 +37,7 @@ pub fn explain(t: Texts, code: Code) -> (&'static str, &'static str) {
         Code::QuotaCertificates => (t.error_quota_certificates(), t.error_quota_remedy()),
         Code::TicketInvalid | Code::TicketSpent => (t.error_ticket(), t.error_ticket_remedy()),
         Code::CsrInvalid => (t.error_csr(), t.error_csr_remedy()),
+        Code::SecretInvalid => (t.error_secret(), t.error_secret_remedy()),
         Code::RequestState => (t.error_request_state(), t.error_operation_state_remedy()),
         Code::PaperRefused => (t.error_paper(), t.error_paper_remedy()),
         Code::ApprovalInvalid => (t.error_approval(), t.error_approval_remedy()),

@@ -19,6 +19,8 @@ pub enum Here {
     Certificates,
     /// Mobile number and recovery.
     Number,
+    /// API secrets.
+    Security,
     /// Requests that wait for a representative.
     Requests,
     /// Notices.
@@ -179,6 +181,9 @@ fn navigation(t: Texts, identity: &Identity, here: Here) -> Markup {
                             ul {
                                 (item(Here::Certificates, "/certificates", t.operating_certificate(), 0))
                                 (item(Here::Number, "/number", t.mobile_number(), 0))
+                                @if identity.manages() {
+                                    (item(Here::Security, "/security", t.api_security(), 0))
+                                }
                             }
                         }
                         @if identity.manages() {

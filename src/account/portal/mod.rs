@@ -43,7 +43,9 @@ use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn_with_state, map_response_with_state};
 use axum::routing::{get, post};
 
-use self::pages::{certificates, home, login, notices, operations, operators, requests};
+use self::pages::{
+    certificates, home, login, notices, operations, operators, requests, security as secrets,
+};
 use super::config::host_and_port;
 use super::service::Service;
 use crate::api::problem::not_found;
@@ -91,6 +93,14 @@ pub fn router(service: &Service) -> Router<Service> {
         .route("/installations", get(operators::installations))
         .route("/installations/{ticket}", post(operators::release))
         .route("/number", get(requests::number).post(requests::make))
+        .route("/security", get(secrets::list))
+        .route("/security/{kind}", get(secrets::draft).post(secrets::set))
+        .route("/security/{kind}/code", post(secrets::send_code))
+        .route("/security/{kind}/approve", post(secrets::approve))
+        .route("/security/{kind}/withdraw", post(secrets::withdraw))
+        .route("/security/computers/{key}", get(secrets::computer))
+        .route("/security/computers/{key}/admit", post(secrets::admit))
+        .route("/security/computers/{key}/dismiss", post(secrets::dismiss))
         .route("/requests", get(requests::list))
         .route("/requests/{id}", get(requests::show))
         .route("/requests/{id}/submit", post(requests::submit))

@@ -70,6 +70,11 @@ flashes! {
     RequestWithdrawn "request-withdrawn" flash_request_withdrawn;
     RequestDecided "request-decided" flash_request_decided;
     NoticesRead "notices-read" flash_notices_read;
+    SecretSet "secret-set" flash_secret_set;
+    SecretWaits "secret-waits" flash_secret_waits;
+    SecretWithdrawn "secret-withdrawn" flash_secret_withdrawn;
+    ComputerAdmitted "computer-admitted" flash_computer_admitted;
+    ComputerDismissed "computer-dismissed" flash_computer_dismissed;
 }
 
 /// Whoever made the request.

@@ -119,6 +119,9 @@ fn content(t: Texts, overview: &Overview) -> Markup {
                 li { a href="/operations" { (t.do_operations()) } }
                 li { a href="/certificates" { (t.do_certificates()) } }
                 li { a href="/number" { (t.do_number()) } }
+                @if overview.role.manages() {
+                    li { a href="/security" { (t.do_security()) } }
+                }
             }
         }
     }

@@ -8,3 +8,4 @@ pub mod notices;
 pub mod operations;
 pub mod operators;
 pub mod requests;
+pub mod security;
