@@ -18,7 +18,8 @@ pub use super::problem::ProblemDocument;
 pub use super::types::{
     AddClient, AddedClient, Approval, BeginEnrolment, ClientList, CompleteEnrolment, CrlTaken,
     Enrolment, Enrolments, ExplainPolicy, KeysTaken, OperatingCertificate, OperatingCertificates,
-    Policy, PolicyExplained, PolicyReloaded, RequestApproval, Status, Tokens, Unlocked,
+    Policy, PolicyExplained, PolicyReloaded, RequestApproval, Status, TestToken, TokenTested,
+    Tokens, Unlocked,
 };
 use super::wechatpay::MerchantList;
 use crate::base::ids::{ClientName, EnrolmentId, Jti};
@@ -144,6 +145,14 @@ impl Client {
         let body = json!({ "uri": token, "pin": pin.expose(), "last_try": last_try });
         let unlocked: Unlocked = self.json(Method::POST, "/v1/tokens/unlock", &body).await?;
         Ok(unlocked.outcome)
+    }
+
+    /// `POST /v1/tokens/test`.
+    pub async fn test_token(&mut self, uri: &TokenUri) -> Result<TokenTested, CallError> {
+        let body = TestToken {
+            uri: uri.to_string(),
+        };
+        self.json(Method::POST, "/v1/tokens/test", &body).await
     }
 
     /// `GET /v1/certificates`.

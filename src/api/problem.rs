@@ -739,6 +739,19 @@ impl From<crate::signing::SigningError> for Problem {
     }
 }
 
+impl From<crate::signing::token_test::TokenTestError> for Problem {
+    fn from(error: crate::signing::token_test::TokenTestError) -> Self {
+        use crate::signing::token_test::TokenTestError as E;
+        match error {
+            E::Device(error) => error.into(),
+            E::Policy(refusal) => refusal.into(),
+            E::Audit(error) => error.into(),
+            E::TooMany { .. } => Self::new(Code::TooLarge, error.to_string())
+                .with_action("Name one key by `id` or `object` in the URI."),
+        }
+    }
+}
+
 fn signing_code(error: &crate::signing::SigningError) -> Code {
     use crate::enrol::Standing;
     use crate::signing::SigningError as E;

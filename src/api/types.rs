@@ -7,14 +7,17 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::clients::ClientKind;
+use super::problem::Code;
 use crate::base::ids::{AccountId, ClientName, ComputerId, EnrolmentId, Jti, OperatorId};
 use crate::base::jose::JwkSet;
-use crate::base::key::KeySpec;
+use crate::base::key::{KeySpec, Scheme};
+use crate::base::pkcs11::TokenId;
 use crate::base::secret::Pin;
 use crate::device::{ModuleStatus, TokenStatus, UnlockOutcome};
 use crate::policy::explain::Explanation;
 use crate::policy::rules::Rule;
 use crate::policy::{Changes, ClientPolicy, ConsentRule, Finding};
+use crate::signing::token_test::KeyOutcome;
 use crate::statement::{Kind, Payee};
 
 /// The daemon in a few numbers.
@@ -113,6 +116,58 @@ pub struct Unlock {
 pub struct Unlocked {
     /// Whether the token looked at it.
     pub outcome: UnlockOutcome,
+}
+
+/// Has keys of a token sign a fixed text.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TestToken {
+    /// Which token: a PKCS#11 URI (RFC 7512) that selects exactly one. With `id` or `object` only
+    /// the keys that these select are tested, otherwise all.
+    pub uri: String,
+}
+
+/// How the keys of a token did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TokenTested {
+    /// The token.
+    pub token: TokenId,
+    /// Its keys, in the order of the token.
+    pub keys: Vec<KeyTested>,
+}
+
+/// How a key did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeyTested {
+    /// Its URI; without `id` where its `CKA_ID` names no key.
+    pub uri: String,
+    /// `CKA_LABEL`.
+    pub label: String,
+    /// What it is; absent for what is not used here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_type: Option<KeySpec>,
+    /// How it was to sign.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<Scheme>,
+    /// How it did.
+    pub outcome: KeyOutcome,
+    /// From the request to the verified signature, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub microseconds: Option<u64>,
+    /// What went wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<KeyProblem>,
+}
+
+/// What went wrong with a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeyProblem {
+    /// The stable code.
+    pub code: Code,
+    /// What happened.
+    pub detail: String,
+    /// What to do.
+    pub action: String,
 }
 
 /// An account service as the courier met it; pinned by the first enrolment.

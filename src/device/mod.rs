@@ -596,14 +596,19 @@ impl Devices {
 
     /// The private keys on a token.
     pub async fn keys(&self, token: &TokenId) -> Result<Vec<KeyInfo>, DeviceError> {
-        let read = async |cursor| {
+        let _turn = turn(&self.module(&token.module)?.lists).await?;
+        let (mut entries, mut cursor) = (Vec::new(), None);
+        loop {
             let verb = |token| Verb::Keys { token, cursor };
-            match self.list_call(token, Need::Login, verb).await? {
-                Answer::Keys(entries, next) => Ok((entries, next)),
-                _ => Err(unexpected(&token.module)),
+            let Answer::Keys(page, next) = self.list_call(token, Need::Login, verb).await? else {
+                return Err(unexpected(&token.module));
+            };
+            entries.extend(page);
+            cursor = next;
+            if cursor.is_none() {
+                break;
             }
-        };
-        let entries = self.pages(token, read).await?;
+        }
         Ok(entries
             .into_iter()
             .map(|entry| KeyInfo {
@@ -672,14 +677,20 @@ impl Devices {
         &self,
         token: &TokenId,
     ) -> Result<Vec<TokenCertificate>, DeviceError> {
-        let read = async |cursor| {
+        let _turn = turn(&self.module(&token.module)?.lists).await?;
+        let (mut entries, mut cursor) = (Vec::new(), None);
+        loop {
             let verb = |token| Verb::Certificates { token, cursor };
-            match self.list_call(token, Need::Presence, verb).await? {
-                Answer::Certificates(entries, next) => Ok((entries, next)),
-                _ => Err(unexpected(&token.module)),
+            let answer = self.list_call(token, Need::Presence, verb).await?;
+            let Answer::Certificates(page, next) = answer else {
+                return Err(unexpected(&token.module));
+            };
+            entries.extend(page);
+            cursor = next;
+            if cursor.is_none() {
+                break;
             }
-        };
-        let entries = self.pages(token, read).await?;
+        }
         Ok(entries
             .into_iter()
             .filter_map(|entry| {
@@ -945,26 +956,6 @@ impl Devices {
     ) -> Result<Answer, DeviceError> {
         let budget = self.module(&token.module)?.config.call_timeout;
         self.call(token, None, need, budget, verb).await
-    }
-
-    /// Reads a list page by page.
-    async fn pages<T>(
-        &self,
-        token: &TokenId,
-        read: impl AsyncFn(Option<u32>) -> Result<(Vec<T>, Option<u32>), DeviceError>,
-    ) -> Result<Vec<T>, DeviceError> {
-        let module = self.module(&token.module)?;
-        let _turn = turn(&module.lists).await?;
-        let mut list = Vec::new();
-        let mut cursor = None;
-        loop {
-            let (entries, next) = read(cursor).await?;
-            list.extend(entries);
-            if next.is_none() {
-                return Ok(list);
-            }
-            cursor = next;
-        }
     }
 
     fn remember(

@@ -50,7 +50,7 @@ pub use client::{
 };
 pub use limits::{Limit, LimitError};
 pub use live::Policies;
-pub use purpose::{Purpose, SELF_TEST_PREFIX};
+pub use purpose::{Purpose, SELF_TEST_PREFIX, TOKEN_TEST_MESSAGE};
 use question::{Question, Unfit, Verdict, View};
 use remembered::{Asked, Outcome};
 pub use rules::{Changes, Defaults, Finding, PolicyErrors, PolicySet, Settings, Source};
@@ -460,9 +460,10 @@ pub fn decide_own(caller: &Caller, key: &KeyRef, purpose: Purpose) -> Decision {
             "a WeChat Pay key is used only for a client that may use it",
         ),
         (_, Caller::Itself) => granted("own"),
-        (Purpose::CertificateRequest | Purpose::SelfTest, Caller::Unix { .. }) => {
-            granted("administrator")
-        }
+        (
+            Purpose::CertificateRequest | Purpose::SelfTest | Purpose::TokenTest,
+            Caller::Unix { .. },
+        ) => granted("administrator"),
         // A page asks through its browser; the person before the screen decides.
         (Purpose::CertificateRequest, Caller::Client(_)) => Decision::Granted(Grant {
             key: key.clone(),

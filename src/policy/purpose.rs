@@ -30,6 +30,8 @@ pub enum Purpose {
     AuditCheckpoint,
     /// The self-test of a token: a fixed text behind [`SELF_TEST_PREFIX`].
     SelfTest,
+    /// The test of a key that an administrator asked for: [`TOKEN_TEST_MESSAGE`] and nothing else.
+    TokenTest,
     /// A request to WeChat Pay's interface version 3 ([`RequestMessage`]).
     WechatPayRequest,
     /// The parameters that start a WeChat payment ([`PaySign`]).
@@ -44,6 +46,10 @@ pub enum Purpose {
 
 /// Begins every self-test message; no other signed format can begin so.
 pub const SELF_TEST_PREFIX: &[u8] = b"opcert-self-test\0";
+
+/// All that a key signs when an administrator has it tested; no other signed format can begin so.
+pub const TOKEN_TEST_MESSAGE: &[u8] =
+    b"opcert-token-test\0This signature shows that a key signs. It approves nothing.";
 
 impl Purpose {
     /// Its name in logs, metrics and records.
@@ -60,6 +66,7 @@ impl Purpose {
             Self::Ocsp => "ocsp",
             Self::AuditCheckpoint => "audit-checkpoint",
             Self::SelfTest => "self-test",
+            Self::TokenTest => "token-test",
             Self::WechatPayRequest => "wechat-pay-request",
             Self::WechatPayStart => "wechat-pay-start",
             Self::WechatPayDecrypt => "wechat-pay-decrypt",
@@ -82,6 +89,7 @@ impl Purpose {
             | Self::Crl
             | Self::Ocsp
             | Self::SelfTest
+            | Self::TokenTest
             | Self::WechatPayRequest
             | Self::WechatPayStart
             | Self::WechatPayDecrypt
@@ -95,8 +103,9 @@ impl Purpose {
     ///
     /// A JWS signing input begins with the base64url of `{"typ":"…"`, which our headers all
     /// start with; signed CMS attributes are a DER SET (0x31), the other X.509 structures a DER
-    /// SEQUENCE (0x30), the self-test its prefix. WeChat Pay's messages are lines: a request begins
-    /// with an HTTP method, a payment with an appid (`wx`, `ww`), and a JWS has no line end.
+    /// SEQUENCE (0x30), the self-test its prefix, the test of a key one text. WeChat Pay's messages
+    /// are lines: a request begins with an HTTP method, a payment with an appid (`wx`, `ww`), and a
+    /// JWS has no line end.
     pub fn admits(self, message: &[u8]) -> bool {
         match self {
             Self::Approval
@@ -118,6 +127,7 @@ impl Purpose {
                 message.first() == Some(&0x30)
             }
             Self::SelfTest => message.starts_with(SELF_TEST_PREFIX),
+            Self::TokenTest => message == TOKEN_TEST_MESSAGE,
             Self::WechatPayRequest => RequestMessage::admits(message),
             Self::WechatPayStart => PaySign::admits(message),
             Self::WechatPayDecrypt | Self::WechatPayCheck | Self::SecretOpening => false,
@@ -150,6 +160,7 @@ mod tests {
             (Purpose::ApprovalCms, vec![0x31, 0]),
             (Purpose::Certificate, vec![0x30, 0]),
             (Purpose::SelfTest, [SELF_TEST_PREFIX, b"x"].concat()),
+            (Purpose::TokenTest, TOKEN_TEST_MESSAGE.to_vec()),
             (
                 Purpose::WechatPayRequest,
                 b"POST\n/v3/pay/transactions/jsapi\n1554208460\nN\n{\"a\":\"wx1\\n\"}\n".into(),
@@ -178,6 +189,7 @@ mod tests {
             assert!(!purpose.admits(&[7; 32]), "a caller's hash");
             assert!(!purpose.admits(b""));
         }
+        assert!(!Purpose::TokenTest.admits(&[TOKEN_TEST_MESSAGE, b"x"].concat()));
         for (_, message) in &messages {
             assert!(!Purpose::WechatPayDecrypt.admits(message));
         }

@@ -420,7 +420,12 @@ fn nobody_signs_an_approval_without_a_statement() {
     }
     let root = Caller::Unix { uid: 0 };
     assert_eq!(rule(root.clone(), Purpose::Certificate), "not-yours");
-    assert_eq!(rule(root, Purpose::CertificateRequest), "administrator");
+    assert_eq!(
+        rule(root.clone(), Purpose::CertificateRequest),
+        "administrator"
+    );
+    assert_eq!(rule(root, Purpose::TokenTest), "administrator");
+    assert_eq!(rule(client("till"), Purpose::TokenTest), "not-yours");
     assert_eq!(rule(client("till"), Purpose::CertificateRequest), "page");
     let Decision::Granted(grant) = decide_own(&client("till"), &key(), Purpose::CertificateRequest)
     else {

@@ -13,6 +13,7 @@
 
 mod counted;
 mod memory;
+pub mod token_test;
 
 use std::sync::Arc;
 

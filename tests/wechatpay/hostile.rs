@@ -101,7 +101,7 @@ proptest! {
     fn whatever_the_body_a_request_is_a_request(body in proptest::collection::vec(any::<u8>(), 0..200), target in "/[!-~]{0,60}") {
         let Ok(target) = target.parse::<Target>() else { return Ok(()); };
         let message = RequestMessage::new(Method::Post, &target, at(NOW), Nonce::random(), &body, at(NOW)).unwrap();
-        for purpose in [Purpose::WechatPayStart, Purpose::Approval, Purpose::ApprovalCms, Purpose::Challenge, Purpose::Ticket, Purpose::KeySet, Purpose::Certificate, Purpose::SelfTest, Purpose::WechatPayDecrypt] {
+        for purpose in [Purpose::WechatPayStart, Purpose::Approval, Purpose::ApprovalCms, Purpose::Challenge, Purpose::Ticket, Purpose::KeySet, Purpose::Certificate, Purpose::SelfTest, Purpose::TokenTest, Purpose::WechatPayDecrypt] {
             prop_assert!(!purpose.admits(message.to_sign()), "{:?}", purpose);
         }
         prop_assert!(Purpose::WechatPayRequest.admits(message.to_sign()));

@@ -166,6 +166,7 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(status::get_status))
         .routes(routes!(tokens::list_tokens))
         .routes(routes!(tokens::unlock_token))
+        .routes(routes!(tokens::test_token))
         .routes(routes!(events::watch_events))
         .routes(routes!(certificates::list_certificates))
         .routes(routes!(

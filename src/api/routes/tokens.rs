@@ -1,4 +1,4 @@
-//! `/v1/tokens`: the configured tokens; unlocking is for the control socket.
+//! `/v1/tokens`: the configured tokens; what changes or tries one is for the control socket.
 
 use axum::extract::{Extension, State};
 use serde_json::json;
@@ -7,11 +7,13 @@ use super::App;
 use crate::api::caller::{Administrator, Identified};
 use crate::api::extract::Json;
 use crate::api::problem::{Code, Problem};
-use crate::api::types::{Tokens, Unlock, Unlocked};
+use crate::api::types::{KeyProblem, KeyTested, TestToken, TokenTested, Tokens, Unlock, Unlocked};
 use crate::audit::Event;
 use crate::base::ids::RequestId;
-use crate::base::pkcs11::TokenUri;
+use crate::base::pkcs11::{KeyRef, TokenId, TokenUri};
 use crate::device::LastTry;
+use crate::policy::Caller;
+use crate::signing::token_test::{self, KeyTest};
 
 /// The configured tokens and modules as they are now.
 #[utoipa::path(
@@ -43,9 +45,7 @@ pub(super) async fn unlock_token(
     Extension(request_id): Extension<RequestId>,
     Json(Unlock { uri, pin, last_try }): Json<Unlock>,
 ) -> Result<Json<Unlocked>, Problem> {
-    let uri: TokenUri = uri
-        .parse()
-        .map_err(|error| Problem::new(Code::Malformed, format!("uri: {error}")))?;
+    let uri = parse(&uri)?;
     let token = app.0.devices.select(&uri).await?;
     let last_try = if last_try {
         LastTry::Use
@@ -65,4 +65,65 @@ pub(super) async fn unlock_token(
     )?;
     app.0.audit.append(event)?.durable().await?;
     Ok(Json(Unlocked { outcome: outcome? }))
+}
+
+/// Has keys of a token sign a fixed text, which approves nothing, and verifies the signatures.
+///
+/// Control socket only.
+#[utoipa::path(
+    post,
+    path = "/v1/tokens/test",
+    tag = "tokens",
+    request_body = TestToken,
+    responses((status = 200, description = "How each key did.", body = TokenTested))
+)]
+pub(super) async fn test_token(
+    State(app): State<App>,
+    administrator: Administrator,
+    Extension(request_id): Extension<RequestId>,
+    Json(TestToken { uri }): Json<TestToken>,
+) -> Result<Json<TokenTested>, Problem> {
+    let uri = parse(&uri)?;
+    let (devices, audit) = (&app.0.devices, &app.0.audit);
+    let token = devices.select(&uri).await?;
+    let caller = Caller::Unix {
+        uid: administrator.uid,
+    };
+    let tests = token_test::run(devices, audit, &caller, &request_id, &token, &uri).await?;
+    let keys = tests.into_iter().map(|test| tested(&token, test)).collect();
+    Ok(Json(TokenTested { token, keys }))
+}
+
+fn parse(uri: &str) -> Result<TokenUri, Problem> {
+    uri.parse()
+        .map_err(|error| Problem::new(Code::Malformed, format!("uri: {error}")))
+}
+
+fn tested(token: &TokenId, test: KeyTest) -> KeyTested {
+    let uri = match test.id {
+        Some(id) => KeyRef {
+            token: token.clone(),
+            id,
+        }
+        .to_string(),
+        None => token.to_string(),
+    };
+    KeyTested {
+        uri,
+        label: test.label,
+        key_type: test.spec,
+        scheme: test.scheme,
+        outcome: test.outcome,
+        microseconds: test
+            .took
+            .map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
+        problem: test.error.map(|error| {
+            let problem = Problem::from(error);
+            KeyProblem {
+                code: problem.code(),
+                detail: problem.detail().to_owned(),
+                action: problem.action().to_owned(),
+            }
+        }),
+    }
 }

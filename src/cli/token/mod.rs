@@ -1,5 +1,9 @@
 //! `opcert token …`: the tokens of this computer.
 
+mod test;
+
+use std::str::FromStr;
+
 use super::error::Error;
 use super::input::{Question, Source, secret};
 use super::output::{Format, Mood, Output, local_time};
@@ -7,7 +11,7 @@ use super::{Global, daemon};
 use crate::api::client::Client;
 use crate::api::events::Happening;
 use crate::base::clock::Clock;
-use crate::base::pkcs11::TokenUri;
+use crate::base::pkcs11::{TokenUri, UriError};
 use crate::base::secret::Pin;
 use crate::base::sysexits::EX_OK;
 use crate::device::{LastTry, TokenState, TokenStatus, UnlockOutcome};
@@ -29,6 +33,37 @@ pub(super) enum Command {
         after_help = "Example:\n  opcert token unlock pkcs11:token=my-token"
     )]
     Unlock(Box<Unlock>),
+    /// Have a token's keys sign a fixed text, and time it.
+    #[command(
+        long_about = "Has each private key of a token, or those that the URI selects by id or \
+                      object, sign a fixed text in a domain of its own, which approves nothing. \
+                      The daemon verifies the signatures and throws them away; each is on record. \
+                      Ends with 0 if a key signed and none failed, with 1 otherwise.",
+        after_help = "Examples:\n  \
+            opcert token test my-token\n  \
+            opcert token test 'pkcs11:token=my-token;id=%4F%1A'"
+    )]
+    Test(test::Arguments),
+}
+
+/// A token as people name it: by its URI or by its label.
+#[derive(Debug, Clone)]
+pub(super) struct Named(TokenUri);
+
+impl FromStr for Named {
+    type Err = UriError;
+
+    fn from_str(text: &str) -> Result<Self, UriError> {
+        if text.starts_with("pkcs11:") {
+            return text.parse().map(Self);
+        }
+        let uri = TokenUri {
+            token: Some(text.to_owned()),
+            ..TokenUri::default()
+        };
+        // It has to be one that the daemon can read.
+        uri.to_string().parse().map(Self)
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -40,9 +75,9 @@ pub(super) struct List {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Unlock {
-    /// The token, by its URI; may be left out where there is only one.
-    #[arg(value_name = "URI")]
-    uri: Option<TokenUri>,
+    /// The token, by its URI or label; may be left out where there is only one.
+    #[arg(value_name = "TOKEN")]
+    token: Option<Named>,
     /// File that holds the PIN, or - for standard input.
     #[arg(long, value_name = "FILE")]
     pin_file: Option<Source>,
@@ -70,10 +105,7 @@ pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> 
             })?;
         }
         Command::Unlock(arguments) => {
-            let uri = match &arguments.uri {
-                Some(uri) => uri.clone(),
-                None => only(tokens)?,
-            };
+            let uri = chosen(arguments.token.as_ref(), tokens)?;
             let known = tokens.iter().find(|token| token.uri == uri.to_string());
             if known.is_some_and(|token| token.state == TokenState::Ready) {
                 return output
@@ -110,8 +142,17 @@ pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> 
                 ),
             })?;
         }
+        Command::Test(arguments) => return test::run(arguments, daemon, tokens, output).await,
     }
     Ok(EX_OK)
+}
+
+/// The token that is named, or the only one.
+fn chosen(named: Option<&Named>, tokens: &[TokenStatus]) -> Result<TokenUri, Error> {
+    match named {
+        Some(Named(uri)) => Ok(uri.clone()),
+        None => only(tokens),
+    }
 }
 
 /// Tells of changes until the daemon ends the stream.
