@@ -12,6 +12,7 @@ use opcert::base::x509::Certificate;
 use opcert::statement::Approval;
 use serde_json::{Value, json};
 use support::daemon::{Answer, ClientIdentity, Daemon, csr};
+use support::faulty::Faulty;
 use support::service::{Service, withdrawal};
 use support::softhsm::TestToken;
 
@@ -568,6 +569,62 @@ fn an_enrolment_is_checked_at_every_step() {
     let impostor = Service::new(ORIGIN);
     let ticket = impostor.ticket(&daemon.identity("carol"), |_| ());
     assert_eq!(begin(&daemon, ticket, &impostor).code(), "keys-invalid");
+}
+
+/// What a key did not prove is in the request, in the state of its enrolment and in the records.
+#[test]
+fn an_enrolment_tells_what_was_waived() {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let Some(mut token) = TestToken::softhsm("waived") else {
+        return;
+    };
+    let faulty = Faulty::new(&token);
+    faulty.misreport(cryptoki_sys::CKA_LOCAL, &[0]);
+    token.environment = faulty.environment.clone();
+    token.module = Faulty::module().to_owned();
+    let drop_ins = token.directory().join("opcertd.toml.d");
+    std::fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&drop_ins)
+        .unwrap();
+    let configure = |waive: &str| {
+        let path = drop_ins.join("waive.toml");
+        let text = format!(
+            "[[module]]\nname = \"test\"\nallow = [\"writable-path\"]\n\
+             [[module.token]]\nuri = \"{}\"\nwaive = {waive}\n",
+            token.uri()
+        );
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    configure("[]");
+    let mut daemon = Daemon::start(&token);
+    let service = Service::new(ORIGIN);
+    assert_eq!(
+        daemon.begin(&service, "alice", "p256").code(),
+        "key-not-proven"
+    );
+    configure("[\"local\"]");
+    daemon.crash_and_restart();
+    let begun = daemon.begin(&service, "alice", "p256").ok();
+    let request = csr(&begun);
+    assert!(request.note().unwrap().contains("CKA_LOCAL"));
+    let state = token.directory().join("state/enrolments");
+    let state = state.join(format!("{}.json", begun["id"].as_str().unwrap()));
+    let state: Value = serde_json::from_slice(&std::fs::read(state).unwrap()).unwrap();
+    assert_eq!(state["waived"], json!(["local"]));
+    let certificate = service.issue(&request, &daemon.identity("alice"), 365);
+    daemon.complete(&begun, &certificate).ok();
+    assert_eq!(daemon.stop(), 0);
+    let records: Vec<_> = opcert::audit::read::all(&daemon.audit_directory())
+        .unwrap()
+        .map(|record| record.unwrap())
+        .collect();
+    for kind in ["key-proof-waived", "certificate-installed"] {
+        let record = records.iter().find(|record| record.kind == kind).unwrap();
+        let body: Value = serde_json::from_str(record.body.get()).unwrap();
+        assert_eq!(body["waived"], json!(["local"]), "{kind}");
+    }
 }
 
 #[test]

@@ -9,7 +9,9 @@ use opcert::base::clock::Clock;
 use opcert::base::key::{KeySpec, Scheme};
 use opcert::base::pkcs11::{KeyId, KeyRef, TokenId};
 use opcert::base::secret::Pin;
-use opcert::device::{Config, DeviceError, Devices, KeyUse, LastTry, PinSource, TokenState};
+use opcert::device::{
+    Config, DeviceError, Devices, KeyUse, LastTry, LoginPolicy, PinSource, TokenState,
+};
 use opcert::policy::{Permit, Purpose, SELF_TEST_PREFIX, own};
 
 mod support;
@@ -746,14 +748,25 @@ async fn a_list_of_several_pages_is_complete() {
     for _ in 0..70 {
         made.push(generate(&devices, &id, KeySpec::P256).await);
     }
-    let listed = devices.keys(&id).await.unwrap();
-    for key in &made {
-        let times = listed
-            .iter()
-            .filter(|entry| entry.id.as_ref() == Some(&key.id))
-            .count();
-        assert_eq!(times, 1);
+    devices.shutdown().await;
+    // A list whose login ends with each page is complete, too.
+    for login in [LoginPolicy::PerOperation, LoginPolicy::Session] {
+        let mut config = token.config();
+        config.module[0].token[0].login = login;
+        let devices = start_with(&token, config).await;
+        let listed = devices.keys(&id).await.unwrap();
+        for key in &made {
+            let times = listed
+                .iter()
+                .filter(|entry| entry.id.as_ref() == Some(&key.id))
+                .count();
+            assert_eq!(times, 1);
+        }
+        sign(&devices, &made[0]).await.unwrap();
+        devices.delete_key(&made.remove(0)).await.unwrap();
+        devices.shutdown().await;
     }
+    let devices = start(&token).await;
     for key in made {
         devices.delete_key(&key).await.unwrap();
     }
@@ -772,4 +785,74 @@ fn the_worker_started_by_hand_says_what_it_is() {
             .unwrap()
             .contains("opcertd")
     );
+}
+
+/// SoftHSM2 enforces the attribute itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_want_a_login_for_each_use_sign_and_decrypt() {
+    let Some(token) = TestToken::softhsm("each use") else {
+        return;
+    };
+    for (kind, id) in [("EC:prime256v1", "0a"), ("rsa:2048", "0b")] {
+        let made = Command::new("pkcs11-tool")
+            .args(["--module", &token.module.to_string_lossy()])
+            .args([
+                "--token-label",
+                &token.label,
+                "--login",
+                "--pin",
+                &token.pin,
+            ])
+            .args([
+                "--keypairgen",
+                "--key-type",
+                kind,
+                "--id",
+                id,
+                "--label",
+                "made elsewhere",
+            ])
+            .args(["--usage-sign", "--usage-decrypt", "--always-auth"])
+            .envs(&token.environment)
+            .output()
+            .expect("pkcs11-tool is needed: apt-get install opensc");
+        assert!(
+            made.status.success(),
+            "{}",
+            String::from_utf8_lossy(&made.stderr)
+        );
+    }
+    let devices = start(&token).await;
+    let token_id = select(&devices, &token).await;
+    let usual = generate(&devices, &token_id, KeySpec::P256).await;
+    let [ec, rsa] = [0x0a, 0x0b].map(|id| KeyRef {
+        token: token_id.clone(),
+        id: KeyId::from_bytes(vec![id]).unwrap(),
+    });
+    let listed = devices.keys(&token_id).await.unwrap();
+    assert_eq!(listed.len(), 3);
+    for entry in listed {
+        assert_eq!(
+            entry.always_authenticate,
+            entry.id.as_ref() != Some(&usual.id)
+        );
+    }
+    let mut signing = tokio::task::JoinSet::new();
+    for key in [&ec, &rsa, &usual, &ec, &rsa, &usual, &ec, &rsa] {
+        let (devices, key) = (devices.clone(), key.clone());
+        signing.spawn(async move { sign(&devices, &key).await });
+    }
+    while let Some(signed) = signing.join_next().await {
+        signed.unwrap().unwrap();
+    }
+    let opening = || own(&rsa, Purpose::SecretOpening, Clock::system().now()).unwrap();
+    let refused = devices.decrypt(opening(), &[1; 256]).await;
+    assert!(
+        matches!(refused, Err(DeviceError::Undecryptable { .. })),
+        "{refused:?}"
+    );
+    sign(&devices, &rsa).await.unwrap();
+    let blocks = std::fs::read_to_string(token.directory().join("pin-blocks.json")).unwrap();
+    assert_eq!(blocks.trim(), "[]");
+    devices.shutdown().await;
 }

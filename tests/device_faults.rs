@@ -3,13 +3,18 @@
 use std::time::{Duration, Instant};
 
 use cryptoki_sys::*;
-use opcert::base::key::KeySpec;
+use opcert::base::key::{KeySpec, Scheme};
 use opcert::base::pkcs11::{KeyId, KeyRef, TokenId};
 use opcert::base::secret::Pin;
-use opcert::device::{Config, DeviceError, Devices, LastTry, PinSource, TokenState};
+use opcert::device::{
+    Config, DeviceError, Devices, LastTry, LoginPolicy, PinSource, TokenState, Waiver,
+};
+use opcert::policy::{Caller, ConsentRule, Decision, Permit, Purpose, decide_own};
 
 mod support;
-use support::devices::{eventually, generate, select, sign, start, state, workers};
+use support::devices::{
+    eventually, generate, message, permit, select, sign, start, state, workers,
+};
 use support::faulty::{Faulty, Handles, Slots};
 use support::softhsm::TestToken;
 
@@ -998,4 +1003,589 @@ async fn a_library_that_others_could_replace_is_not_loaded() {
     })
     .await;
     devices.shutdown().await;
+}
+
+// Keys that want a login for each use.
+
+/// A token behind the faulty module with two keys, of which the first wants a login for each use.
+async fn rig_with_always(name: &str) -> Option<(Rig, KeyRef)> {
+    let mut rig = Rig::new(name).await?;
+    let other = generate(&rig.devices, &rig.id, KeySpec::P256).await;
+    rig.faulty.always_authenticate_with(rig.key.id.as_bytes());
+    rig.config.module[0].threads = Some(4);
+    rig.config.module[0].call_timeout = Duration::from_secs(5);
+    rig.restart().await;
+    sign(&rig.devices, &other).await.expect("a signature");
+    assert!(rig.faulty.logins_for_one_use().is_empty());
+    Some((rig, other))
+}
+
+/// The faulty token forgets the login at whatever is asked of it in between, in any session.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_comes_between_the_login_for_one_use_and_its_signature() {
+    let Some((rig, other)) = rig_with_always("one use").await else {
+        return;
+    };
+    let listed = rig.devices.keys(&rig.id).await.expect("keys");
+    let always = |key: &KeyRef| {
+        let entry = listed
+            .iter()
+            .find(|entry| entry.id.as_ref() == Some(&key.id));
+        entry.expect("the key").always_authenticate
+    };
+    assert!(always(&rig.key) && !always(&other));
+    let before = rig.faulty.logins().len();
+    let mut signing = tokio::task::JoinSet::new();
+    for number in 0..60 {
+        let devices = rig.devices.clone();
+        let key = if number % 3 == 0 { &rig.key } else { &other }.clone();
+        let id = rig.id.clone();
+        signing.spawn(async move {
+            sign(&devices, &key).await?;
+            devices.certificates(&id).await.map(drop)
+        });
+    }
+    while let Some(signed) = signing.join_next().await {
+        signed.expect("no panic").expect("a signature");
+    }
+    let logins = rig.faulty.logins_for_one_use();
+    assert_eq!(logins.len(), 20);
+    assert!(logins.iter().all(|login| login.succeeded()));
+    assert_eq!(rig.faulty.logins().len(), before, "no other login");
+    assert_eq!((rig.spent(), rig.starts()), (0, 2));
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_pin_refused_for_one_use_is_tried_once_until_a_person_gives_another() {
+    for lie in [
+        CKR_PIN_INCORRECT,
+        CKR_USER_ALREADY_LOGGED_IN,
+        CKR_GENERAL_ERROR,
+    ] {
+        let Some((mut rig, other)) = rig_with_always("refused use").await else {
+            return;
+        };
+        rig.faulty.lie_of_right_pin(lie);
+        let refused = rig.sign().await;
+        assert!(
+            matches!(refused, Err(DeviceError::PinWrong { .. })),
+            "{refused:?}"
+        );
+        assert_eq!(state(&rig.devices).await.0, TokenState::PinNeeded);
+        for restart in [false, true] {
+            if restart {
+                rig.restart().await;
+            }
+            for key in [&rig.key, &other] {
+                let blocked = sign(&rig.devices, key).await;
+                assert!(
+                    matches!(blocked, Err(DeviceError::PinBlocked { .. })),
+                    "{blocked:?}"
+                );
+            }
+        }
+        assert_eq!(rig.faulty.logins_for_one_use().len(), 1, "{lie:#x}");
+        let logins = rig.faulty.logins().len();
+        rig.faulty.heal();
+        rig.faulty.always_authenticate_with(rig.key.id.as_bytes());
+        let pin = rig.token.pin.clone();
+        rig.unlock(&pin).await.expect("a person's PIN");
+        rig.sign().await.expect("a signature");
+        assert_eq!(rig.faulty.logins().len(), logins + 1);
+        rig.devices.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn the_flags_are_read_before_a_login_for_one_use() {
+    for (spent, expected) in [(2, TokenState::FinalTry), (3, TokenState::LockedOut)] {
+        let Some((rig, _)) = rig_with_always("flags of use").await else {
+            return;
+        };
+        rig.faulty.pin_tries(3, spent);
+        let refused = rig.sign().await;
+        assert!(
+            matches!(
+                refused,
+                Err(DeviceError::PinFinalTry { .. } | DeviceError::PinLocked { .. })
+            ),
+            "{refused:?}"
+        );
+        eventually("the state shows it", async || {
+            state(&rig.devices).await.0 == expected
+        })
+        .await;
+        assert!(rig.faulty.logins_for_one_use().is_empty());
+        rig.devices.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_login_for_one_use_that_is_not_answered_blocks_the_pin_and_a_caller_that_left_does_not() {
+    let Some((mut rig, _)) = rig_with_always("unanswered use").await else {
+        return;
+    };
+    let slow = rig.faulty.on("C_Login").slow(Duration::from_millis(300));
+    let (devices, key) = (rig.devices.clone(), rig.key.clone());
+    let leaving = tokio::spawn(async move { sign(&devices, &key).await });
+    eventually("the login has begun", async || {
+        rig.faulty.logins_for_one_use().len() == 1
+    })
+    .await;
+    leaving.abort();
+    rig.faulty.lift(&slow);
+    rig.sign()
+        .await
+        .expect("what somebody left was seen to its end");
+
+    rig.devices.shutdown().await;
+    rig.config.module[0].call_timeout = Duration::from_millis(500);
+    rig.devices = start(&rig.token, rig.config.clone()).await;
+    let hang = rig.faulty.on("C_Login").skip(1).hangs();
+    let hung = rig.sign().await;
+    assert!(matches!(hung, Err(DeviceError::Timeout { .. })), "{hung:?}");
+    rig.faulty.lift(&hang);
+    for _ in 0..2 {
+        let blocked = rig.sign().await;
+        assert!(
+            matches!(blocked, Err(DeviceError::PinBlocked { .. })),
+            "{blocked:?}"
+        );
+    }
+    assert_eq!(rig.faulty.logins_for_one_use().len(), 3);
+    let pin = rig.token.pin.clone();
+    rig.unlock(&pin).await.expect("a person's PIN");
+    rig.sign().await.expect("a signature");
+    rig.devices.shutdown().await;
+}
+
+/// A PIN that is typed on the device is nobody's to hold, so each use has it typed.
+#[tokio::test]
+async fn a_token_that_asks_for_its_pin_itself_is_given_none_for_one_use() {
+    let Some((mut rig, _)) = rig_with_always("keypad").await else {
+        return;
+    };
+    rig.faulty.keypad(&rig.token.pin);
+    rig.config.module[0].token[0].pin_source = None;
+    rig.restart().await;
+    rig.unlock("is not looked at").await.expect("a login");
+    rig.faulty.keypad("mistyped");
+    let refused = rig.sign().await;
+    assert!(
+        matches!(refused, Err(DeviceError::PinWrong { .. })),
+        "{refused:?}"
+    );
+    rig.faulty.keypad(&rig.token.pin);
+    rig.sign().await.expect("a person may type again");
+    let logins = rig.faulty.logins_for_one_use();
+    assert_eq!(logins.len(), 2);
+    assert!(logins.iter().all(|login| login.pin == 0), "{logins:?}");
+    rig.devices.shutdown().await;
+}
+
+// Logins of single operations.
+
+#[tokio::test]
+async fn a_token_is_logged_in_for_each_operation_where_its_policy_says_so() {
+    let Some(mut rig) = Rig::new("per operation").await else {
+        return;
+    };
+    rig.faulty.always_authenticate_with(rig.key.id.as_bytes());
+    rig.config.module[0].token[0].login = LoginPolicy::PerOperation;
+    let (logins, logouts) = (rig.faulty.logins().len(), rig.faulty.calls("C_Logout"));
+    rig.restart().await;
+    let since = || {
+        let (login, logout) = (rig.faulty.logins().len(), rig.faulty.calls("C_Logout"));
+        (login - logins, logout - logouts)
+    };
+    let other = generate(&rig.devices, &rig.id, KeySpec::P256).await;
+    // One to see that the PIN is right, one for the key.
+    assert_eq!(since(), (2, 2));
+    for _ in 0..2 {
+        sign(&rig.devices, &other).await.expect("a signature");
+        rig.sign().await.expect("a signature");
+    }
+    assert_eq!(rig.devices.keys(&rig.id).await.expect("keys").len(), 2);
+    assert_eq!(since(), (7, 7));
+    assert_eq!(rig.faulty.logins_for_one_use().len(), 2);
+    let looks = rig.faulty.calls("C_GetSlotList");
+    eventually("the slots are looked at", async || {
+        rig.faulty.calls("C_GetSlotList") > looks + 4
+    })
+    .await;
+    assert_eq!(since(), (7, 7), "nobody logs in just to look");
+    assert_eq!(state(&rig.devices).await.0, TokenState::Ready);
+    assert_eq!(rig.spent(), 0);
+
+    rig.faulty.lie_of_right_pin(CKR_PIN_INCORRECT);
+    let refused = rig.sign().await;
+    assert!(
+        matches!(refused, Err(DeviceError::PinWrong { .. })),
+        "{refused:?}"
+    );
+    for _ in 0..2 {
+        let blocked = rig.sign().await;
+        assert!(
+            matches!(blocked, Err(DeviceError::PinBlocked { .. })),
+            "{blocked:?}"
+        );
+    }
+    assert_eq!(rig.spent(), 1);
+    rig.faulty.heal();
+    let pin = rig.token.pin.clone();
+    rig.unlock(&pin).await.expect("a person's PIN");
+    rig.sign().await.expect("a signature");
+    rig.devices.shutdown().await;
+}
+
+// Mechanisms.
+
+#[tokio::test]
+async fn a_token_that_hashes_by_itself_only_is_given_the_message() {
+    let Some(mut rig) = Rig::new("hashes").await else {
+        return;
+    };
+    rig.faulty.hashes();
+    for raw in [CKM_RSA_PKCS, CKM_RSA_PKCS_PSS, CKM_ECDSA] {
+        rig.faulty.hide(raw);
+    }
+    rig.restart().await;
+    for (spec, schemes) in [
+        (KeySpec::Rsa2048, [Scheme::Rs256, Scheme::Ps256].as_slice()),
+        (KeySpec::P256, &[Scheme::Es256]),
+        (KeySpec::P384, &[Scheme::Es384]),
+    ] {
+        let key = generate(&rig.devices, &rig.id, spec).await;
+        for scheme in schemes {
+            // Verified before it comes out.
+            let signed = rig.devices.sign(permit(&key), *scheme, &message("hello"));
+            signed
+                .await
+                .unwrap_or_else(|error| panic!("{scheme}: {error}"));
+            let long = message(&"x".repeat(33 * 1024));
+            let refused = rig.devices.sign(permit(&key), *scheme, &long).await;
+            assert!(
+                matches!(refused, Err(DeviceError::TooLarge { .. })),
+                "{refused:?}"
+            );
+        }
+    }
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_a_token_cannot_do_is_refused_before_it_is_asked() {
+    let Some(mut rig) = Rig::new("lacks").await else {
+        return;
+    };
+    let large = generate(&rig.devices, &rig.id, KeySpec::P384).await;
+    let asked = rig.faulty.calls("C_SignInit");
+    rig.faulty.sizes(CKM_ECDSA, 256, 256);
+    rig.restart().await;
+    let refused = sign(&rig.devices, &large).await;
+    assert!(
+        matches!(refused, Err(DeviceError::Unsupported { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(rig.faulty.calls("C_SignInit"), asked);
+    rig.sign().await.expect("a key of another size");
+    rig.faulty.hide(CKM_ECDSA);
+    rig.restart().await;
+    let signs = rig.devices.tokens().await.remove(0).signs;
+    assert!(!signs.contains(&Scheme::Es256), "{signs:?}");
+    let refused = rig.sign().await;
+    assert!(
+        matches!(refused, Err(DeviceError::Unsupported { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(rig.faulty.calls("C_SignInit"), asked + 1);
+    rig.devices.shutdown().await;
+}
+
+// Fussy vendors.
+
+#[tokio::test]
+async fn what_is_waived_need_not_be_proven_and_is_told() {
+    let Some(mut rig) = Rig::new("waived").await else {
+        return;
+    };
+    rig.faulty.misreport(CKA_LOCAL, &[0]);
+    rig.faulty.misreport(CKA_NEVER_EXTRACTABLE, &[0]);
+    let id = rig.id.clone();
+    let make = async |devices: &Devices| {
+        let made = devices.generate(&id, KeySpec::P256, &KeyId::random(), "");
+        made.await.map(|generated| generated.proof)
+    };
+    for waive in [vec![], vec![Waiver::Local], vec![Waiver::AlwaysSensitive]] {
+        let waives_local = waive.contains(&Waiver::Local);
+        rig.devices.shutdown().await;
+        rig.config.module[0].token[0].waive = waive;
+        rig.devices = start(&rig.token, rig.config.clone()).await;
+        match make(&rig.devices).await {
+            Err(DeviceError::KeyNotProven { attribute, .. }) => assert_eq!(
+                attribute,
+                if waives_local {
+                    "CKA_NEVER_EXTRACTABLE"
+                } else {
+                    "CKA_LOCAL"
+                }
+            ),
+            other => panic!("{other:?}"),
+        }
+    }
+    rig.devices.shutdown().await;
+    rig.config.module[0].token[0].waive =
+        vec![Waiver::NeverExtractable, Waiver::Sensitive, Waiver::Local];
+    rig.devices = start(&rig.token, rig.config.clone()).await;
+    let proof = make(&rig.devices).await.expect("a key");
+    assert_eq!(proof.waived, [Waiver::Local, Waiver::NeverExtractable]);
+    assert!(!proof.local && proof.sensitive && proof.always_sensitive && !proof.never_extractable);
+    // What is proven all the same is no waiver.
+    rig.faulty.heal();
+    let proof = make(&rig.devices).await.expect("a key");
+    assert!(proof.local && proof.waived.is_empty());
+    // That a key can be taken off the token nothing excuses.
+    rig.faulty.misreport(CKA_EXTRACTABLE, &[1]);
+    let made = make(&rig.devices).await;
+    assert!(
+        matches!(made, Err(DeviceError::KeyNotProven { .. })),
+        "{made:?}"
+    );
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_template_that_is_refused_is_tried_again_with_less_in_it() {
+    let Some(rig) = Rig::new("fussy").await else {
+        return;
+    };
+    for (refused, code, tries) in [
+        // No vendor may be told what a key may not do.
+        (CKA_VERIFY, CKR_TEMPLATE_INCONSISTENT, 3),
+        (CKA_PRIVATE, CKR_ATTRIBUTE_TYPE_INVALID, 3),
+        (CKA_DECRYPT, CKR_ATTRIBUTE_VALUE_INVALID, 2),
+        (CKA_SENSITIVE, CKR_ATTRIBUTE_READ_ONLY, 3),
+    ] {
+        rig.faulty.refuse(refused, code);
+        for spec in [KeySpec::P256, KeySpec::Rsa2048] {
+            let before = rig.faulty.calls("C_GenerateKeyPair");
+            let key = generate(&rig.devices, &rig.id, spec).await;
+            let calls = rig.faulty.calls("C_GenerateKeyPair") - before;
+            assert_eq!(calls, tries, "{refused:#x} {spec}");
+            sign(&rig.devices, &key).await.expect("a signature");
+        }
+        rig.faulty.heal();
+    }
+    // Nothing is left out of what must be, and the first refusal is the one that is told.
+    rig.faulty.refuse(CKA_ID, CKR_TEMPLATE_INCONSISTENT);
+    let keys = rig.devices.keys(&rig.id).await.expect("keys").len();
+    let made = rig
+        .devices
+        .generate(&rig.id, KeySpec::P256, &KeyId::random(), "")
+        .await;
+    match made {
+        Err(DeviceError::Pkcs11 { code, .. }) => assert_eq!(code, "CKR_TEMPLATE_INCONSISTENT"),
+        other => panic!("{other:?}"),
+    }
+    rig.faulty.heal();
+    // What a smaller template left to the token is still to be proven.
+    rig.faulty
+        .refuse(CKA_EXTRACTABLE, CKR_TEMPLATE_INCONSISTENT);
+    rig.faulty.misreport(CKA_NEVER_EXTRACTABLE, &[0]);
+    let made = rig
+        .devices
+        .generate(&rig.id, KeySpec::P256, &KeyId::random(), "")
+        .await;
+    assert!(
+        matches!(made, Err(DeviceError::KeyNotProven { .. })),
+        "{made:?}"
+    );
+    rig.faulty.heal();
+    assert_eq!(rig.devices.keys(&rig.id).await.expect("keys").len(), keys);
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn points_and_curves_are_read_in_both_forms() {
+    let Some(mut rig) = Rig::new("forms").await else {
+        return;
+    };
+    for (bare, by_name) in [(true, false), (false, true), (true, true)] {
+        if bare {
+            rig.faulty.bare_points();
+        }
+        if by_name {
+            rig.faulty.edwards_by_name();
+        }
+        let mut keys = vec![rig.key.clone()];
+        for spec in [KeySpec::P256, KeySpec::P384, KeySpec::Ed25519] {
+            keys.push(generate(&rig.devices, &rig.id, spec).await);
+        }
+        // Nothing of it is remembered.
+        rig.restart().await;
+        for key in &keys {
+            sign(&rig.devices, key).await.expect("a signature");
+        }
+        let listed = rig.devices.keys(&rig.id).await.expect("keys");
+        assert!(
+            listed.iter().all(|entry| entry.spec.is_some()),
+            "{listed:?}"
+        );
+        rig.faulty.heal();
+    }
+    rig.devices.shutdown().await;
+}
+
+// Clients and their turns.
+
+/// Leave to sign a test message, for the local user `uid`.
+fn permit_of(uid: u32, key: &KeyRef) -> Permit {
+    match decide_own(&Caller::Unix { uid }, key, Purpose::SelfTest) {
+        Decision::Granted(grant) => grant.permit(ConsentRule::None).expect("a permit"),
+        Decision::Refused(refusal) => panic!("{refusal:?}"),
+    }
+}
+
+async fn sign_as(uid: u32, devices: &Devices, key: &KeyRef) -> Result<(), DeviceError> {
+    let permit = permit_of(uid, key);
+    let signed = devices.sign(permit, Scheme::Es256, &message("hello"));
+    signed.await.map(drop)
+}
+
+/// A rig whose worker signs in one thread, and which waits long.
+async fn slow_rig(name: &str) -> Option<Rig> {
+    let mut rig = Rig::new(name).await?;
+    rig.config.module[0].threads = Some(1);
+    rig.config.module[0].call_timeout = Duration::from_secs(30);
+    rig.restart().await;
+    rig.sign().await.expect("a signature");
+    Some(rig)
+}
+
+/// Starts signatures, and returns once each waits in the daemon or in the worker.
+async fn queue_up(
+    uid: u32,
+    count: usize,
+    rig: &Rig,
+) -> Vec<tokio::task::JoinHandle<Result<(), DeviceError>>> {
+    let tasks = (0..count)
+        .map(|_| {
+            let (devices, key) = (rig.devices.clone(), rig.key.clone());
+            tokio::spawn(async move { sign_as(uid, &devices, &key).await })
+        })
+        .collect();
+    // On this one thread each of them runs until it waits.
+    for _ in 0..8 {
+        tokio::task::yield_now().await;
+    }
+    tasks
+}
+
+#[tokio::test]
+async fn a_client_that_floods_delays_others_by_a_turn() {
+    for always_authenticate in [false, true] {
+        let Some(mut rig) = slow_rig("flood").await else {
+            return;
+        };
+        if always_authenticate {
+            rig.faulty.always_authenticate_with(rig.key.id.as_bytes());
+            rig.restart().await;
+            rig.sign().await.expect("a signature");
+        }
+        let slow = rig.faulty.on("C_Sign").slow(Duration::from_millis(30));
+        let signed = rig.faulty.calls("C_Sign");
+        let flood = queue_up(1, 60, &rig).await;
+        eventually("the flood flows", async || {
+            rig.faulty.calls("C_Sign") > signed + 3
+        })
+        .await;
+        for _ in 0..3 {
+            let before = rig.faulty.calls("C_Sign");
+            let one = sign_as(2, &rig.devices, &rig.key).await;
+            one.expect("a signature");
+            // What was in the worker, and one turn of the other.
+            let between = rig.faulty.calls("C_Sign") - before;
+            assert!(between <= 6, "{between}");
+        }
+        rig.faulty.lift(&slow);
+        for signed in flood {
+            signed.await.expect("no panic").expect("a signature");
+        }
+        rig.devices.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_signed_for_a_client_that_went_away_while_it_waited() {
+    let Some(rig) = slow_rig("went away").await else {
+        return;
+    };
+    let hang = rig.faulty.on("C_Sign").hangs();
+    let signed = rig.faulty.calls("C_Sign");
+    let mut first = queue_up(1, 1, &rig).await;
+    eventually("the worker signs", async || {
+        rig.faulty.calls("C_Sign") == signed + 1
+    })
+    .await;
+    let others = queue_up(1, 20, &rig).await;
+    for other in &others {
+        other.abort();
+    }
+    for other in others {
+        assert!(other.await.expect_err("it went away").is_cancelled());
+    }
+    rig.faulty.lift(&hang);
+    let first = first.remove(0).await;
+    first.expect("no panic").expect("a signature");
+    rig.sign().await.expect("a signature");
+    assert_eq!(rig.faulty.calls("C_Sign"), signed + 2);
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_client_that_takes_all_places_gives_way() {
+    let Some(rig) = slow_rig("places").await else {
+        return;
+    };
+    let hang = rig.faulty.on("C_Sign").hangs();
+    let flood = queue_up(1, 1100, &rig).await;
+    let mut other = queue_up(2, 2, &rig).await;
+    rig.faulty.lift(&hang);
+    for other in other.drain(..) {
+        other.await.expect("no panic").expect("a signature");
+    }
+    let mut refused = 0;
+    for signed in flood {
+        match signed.await.expect("no panic") {
+            Ok(()) => {}
+            Err(DeviceError::Busy { .. }) => refused += 1,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    // 1,024 places, of which two went to the other, and perhaps some to a look at the slots.
+    assert!((78..82).contains(&refused), "{refused}");
+    rig.devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_token_that_is_kept_alive_keeps_its_sessions() {
+    let Some(mut rig) = Rig::new("kept alive").await else {
+        return;
+    };
+    rig.config.module[0].threads = Some(1);
+    rig.config.module[0].token[0].keepalive = Some(Duration::from_millis(200));
+    rig.restart().await;
+    rig.sign().await.expect("a signature");
+    rig.faulty.idle(Duration::from_secs(2));
+    let (sessions, begun) = (rig.faulty.calls("C_OpenSession"), Instant::now());
+    // Twice as long as sessions last that nobody uses; of each there are two.
+    eventually("it is asked for something again and again", async || {
+        begun.elapsed() > Duration::from_secs(4) && rig.faulty.calls("C_GenerateRandom") >= 20
+    })
+    .await;
+    rig.sign().await.expect("a signature");
+    assert_eq!(rig.faulty.calls("C_OpenSession"), sessions);
+    assert_eq!(rig.spent(), 0);
+    rig.devices.shutdown().await;
 }

@@ -106,7 +106,8 @@ end; anything else replaces what was there.
             "opcertd.toml",
             "Of the daemon. Check it with `opcert config check`, see the values in force and who set \
              them with `opcert config show`. `systemctl reload opcertd` (SIGHUP) has it read again: \
-             policy, limits, consent, audit sizes and the log level change at once, and \
+             policy, modules and tokens, limits, consent, audit sizes and checkpoints and the log level \
+             change at once, and \
              `opcert status` names what needs a restart, or why a file was refused."
         ),
         reference::<opcert::account::config::Config>(
@@ -209,6 +210,9 @@ fn what_is_done_about_faults_has_the_tests_it_names() {
         .map(|path| fs::read_to_string(path).unwrap())
         .collect();
     let page = read("docs/devices.md");
+    let (_, page) = page
+        .split_once("## What happens, and what is done about it")
+        .unwrap();
     let rows: Vec<&str> = page
         .lines()
         .filter(|line| line.starts_with("| "))

@@ -324,3 +324,82 @@ fn a_caller_that_is_refused_again_and_again_is_throttled_and_comes_in_once_it_ma
         .native(&client, Method::GET, "/v1/status", &Value::Null)
         .ok();
 }
+
+#[test]
+fn a_reload_takes_modules_in_changes_them_and_lets_them_go() {
+    let (token, second) = (TestToken::new("observe"), TestToken::new("second"));
+    let daemon = Daemon::start(&token);
+    let pin_file = daemon.directory.join("pin");
+    let directory = daemon.directory.join("opcertd.toml.d");
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let drop_in = directory.join("50-site.toml");
+    let write = |text: &str| {
+        std::fs::write(&drop_in, text).unwrap();
+        std::fs::set_permissions(&drop_in, std::fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    let states = || -> Vec<(String, String)> {
+        let list = daemon.control(Method::GET, "/v1/tokens", &Value::Null).ok();
+        let text = |one: &Value, name: &str| one[name].as_str().unwrap().to_owned();
+        list["tokens"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| (text(one, "uri"), text(one, "state")))
+            .collect()
+    };
+    let until_ready = |count: usize| {
+        until("the tokens are ready", || {
+            let now = states();
+            (now.len() == count && now.iter().all(|(_, state)| state == "ready")).then_some(())
+        });
+    };
+    until_ready(1);
+    // Whichever thread of the daemon started them.
+    let workers = |daemon: &Daemon| -> BTreeSet<u32> {
+        std::fs::read_dir(format!("/proc/{}/task", daemon.pid()))
+            .unwrap()
+            .flat_map(|task| {
+                let children = task.unwrap().path().join("children");
+                let list = std::fs::read_to_string(children).unwrap_or_default();
+                list.split_whitespace()
+                    .map(|pid| pid.parse().unwrap())
+                    .collect::<Vec<u32>>()
+            })
+            .collect()
+    };
+    let first = workers(&daemon);
+    assert_eq!(first.len(), 1);
+
+    // One more, with a token of its own; the one that is there goes on.
+    write(
+        &second
+            .config_toml()
+            .replace("name = \"test\"", "name = \"second\""),
+    );
+    let status = daemon.reload();
+    assert!(
+        status["needs_restart"].is_null() && status["refused"].is_null(),
+        "{status}"
+    );
+    until_ready(2);
+    assert!(workers(&daemon).is_superset(&first));
+
+    // Its entry changes: it is started anew with the PIN that worked, as there is no source any more.
+    std::fs::remove_file(&pin_file).unwrap();
+    write("[[module]]\nname = \"test\"\nthreads = 1\n");
+    let status = daemon.reload();
+    assert!(
+        status["needs_restart"].is_null() && status["refused"].is_null(),
+        "{status}"
+    );
+    until_ready(1);
+    assert!(workers(&daemon).is_disjoint(&first));
+
+    // Two of one name are none.
+    append(&daemon, "\n[[module]]\nname = \"test\"\npath = \"/x.so\"\n");
+    let status = daemon.reload();
+    let reason = status["refused"]["reason"].as_str().unwrap();
+    assert!(reason.contains("test"), "{reason}");
+    until_ready(1);
+}

@@ -17,7 +17,7 @@ use super::config::Sms;
 use super::logins::{LoginError, Logins};
 use super::records::Records;
 use super::sms::{self, SmsError, Texts};
-use super::store::accounts::Operator;
+use super::store::accounts::{self, Operator};
 use super::store::codes::{self, Code, CodeUse};
 use super::store::{Store, StoreError};
 use crate::audit::AuditError;
@@ -56,7 +56,7 @@ pub enum CodeError {
         /// When.
         at: Timestamp,
     },
-    /// The code was used, or tried too often.
+    /// The code was used, tried too often, or ended with the login it was sent for.
     #[error("the code is used up")]
     Spent,
     /// The gateway failed.
@@ -209,7 +209,9 @@ impl Codes {
                         // Ids are random, so this tells nobody anything; it looks like a wrong code.
                         return Ok(Err(CodeError::Wrong { tries_left: 0 }));
                     };
-                    if code.spent_at.is_some() {
+                    // With the login closed the code is void, whatever its row says.
+                    let login = accounts::operator(tx, &code.account, &code.operator).await?;
+                    if code.spent_at.is_some() || login.is_none() {
                         return Ok(Err(CodeError::Spent));
                     }
                     if code.expires_at <= now {

@@ -64,6 +64,12 @@ pub enum EnrolmentError {
     /// The ticket is signed but not known: it was issued by another database.
     #[error("the ticket is not known here")]
     TicketUnknown,
+    /// The ticket was ended before its time: what it was given for has changed.
+    #[error("the ticket was ended")]
+    TicketEnded,
+    /// The login of the operator it was given for is closed.
+    #[error("the login of the ticket's operator is closed")]
+    LoginClosed,
     /// The ticket was spent on another request.
     #[error("the ticket was spent on another request")]
     TicketSpent,
@@ -654,6 +660,13 @@ impl Enrolment {
         let row = codes::find_ticket(tx, jti)
             .await?
             .ok_or(EnrolmentError::TicketUnknown)?;
+        let binding = &row.binding;
+        if accounts::operator(tx, &binding.account, &binding.operator)
+            .await?
+            .is_none()
+        {
+            return Err(EnrolmentError::LoginClosed);
+        }
         if let Some(spent_on) = row.request_hash {
             if spent_on != claim.request_hash {
                 return Err(EnrolmentError::TicketSpent);
@@ -664,6 +677,9 @@ impl Enrolment {
                     column: "tickets.request_hash",
                 })?;
             return Ok(Admission::Issued(issued.der));
+        }
+        if row.expires_at <= claim.now {
+            return Err(EnrolmentError::TicketEnded);
         }
         if row.held {
             return Err(EnrolmentError::Held);

@@ -2,8 +2,13 @@
 //!
 //! A notice is a row written in the transaction that approves, so none is lost and none is sent
 //! for an approval that did not happen. This task takes due rows, posts each, and notes what came
-//! of it. A try is counted before it is made; one cut short by a crash is made again after
-//! one minute. The receiver sees a notice at least once and knows a repetition by its id.
+//! of it. A try is counted before it is made and the row is held meanwhile, for longer than a try
+//! can last; one cut short by a crash is made again when the hold is over. What comes of a try is
+//! noted only while the row is still that try's, so an instance that was suspended in between
+//! spoils nothing. The receiver sees a notice at least once and knows a repetition by its id.
+//!
+//! Up to [`TRIES_AT_ONCE`] tries go out side by side, [`TRIES_PER_RECEIVER`] of them to one
+//! receiver, so one that does not answer holds up nobody else.
 //!
 //! Receivers are the address in the configuration and the subscriptions of the platform. Notices of
 //! one operation go to one receiver in order: the next waits until the one before it was taken or
@@ -12,7 +17,11 @@
 //! Any 2xx answer settles it. Otherwise it is tried again after 5 s, then twice as long each
 //! time, at most an hour; after [`TRIES`] tries it is given up and stays in the table.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::task::{self, JoinSet};
 
 use super::config::Webhook;
 use super::outgoing::{self, Endpoint, EndpointError};
@@ -30,11 +39,18 @@ const FIRST_DELAY: Duration = Duration::from_secs(5);
 /// The longest delay.
 const LONGEST_DELAY: Duration = Duration::from_secs(60 * 60);
 
-/// How long a try may take before the notice is anybody's again.
-const HOLD: Duration = Duration::from_secs(60);
+/// How long a try may take, from the look-up of the receiver to its answer.
+const TRY: Duration = Duration::from_secs(30);
 
-/// Notices taken at once.
-const BATCH: i64 = 16;
+/// How long a notice is held for one try; longer than [`TRY`], so that nobody else takes it while
+/// the try lasts and what came of it is noted.
+const HOLD: Duration = Duration::from_secs(90);
+
+/// Tries that are made side by side.
+pub const TRIES_AT_ONCE: usize = 32;
+
+/// Tries that are made side by side to one receiver.
+pub const TRIES_PER_RECEIVER: usize = 8;
 
 /// How long to wait after the database failed.
 const STORE_DELAY: Duration = Duration::from_secs(5);
@@ -46,7 +62,74 @@ pub const SECRET_DOMAIN: &str = "subscription";
 pub struct Courier {
     service: Service,
     configured: Option<Endpoint>,
-    trust: std::sync::Arc<rustls::ClientConfig>,
+    trust: Arc<rustls::ClientConfig>,
+}
+
+/// Whom a notice is for: a subscription, or the address in the configuration.
+type Receiver = Option<String>;
+
+/// Tries that are being made.
+#[derive(Default)]
+struct Tries {
+    tasks: JoinSet<()>,
+    /// The notice of each, and whom it is for.
+    notices: HashMap<task::Id, (String, Receiver)>,
+}
+
+impl Tries {
+    /// How many more may begin.
+    fn room(&self) -> usize {
+        TRIES_AT_ONCE.saturating_sub(self.tasks.len())
+    }
+
+    /// Whether this notice is under way. Its hold says so to other instances; here nothing is left
+    /// to the clock.
+    fn has(&self, notice: &str) -> bool {
+        self.notices.values().any(|(id, _)| id == notice)
+    }
+
+    /// How many go to each receiver.
+    fn per_receiver(&self) -> HashMap<Receiver, usize> {
+        let mut counts = HashMap::new();
+        for (_, receiver) in self.notices.values() {
+            *counts.entry(receiver.clone()).or_insert(0) += 1;
+        }
+        counts
+    }
+
+    /// Receivers that get no more for now, as the database names them.
+    fn busy(&self) -> Vec<String> {
+        self.per_receiver()
+            .into_iter()
+            .filter(|(_, tries)| *tries >= TRIES_PER_RECEIVER)
+            .map(|(receiver, _)| receiver.unwrap_or_default())
+            .collect()
+    }
+
+    fn begin(&mut self, courier: Arc<Courier>, notice: Notice) {
+        let entry = (notice.id.clone(), notice.subscription.clone());
+        let task = self.tasks.spawn(async move {
+            if let Err(error) = courier.deliver(&notice).await {
+                // The hold ends by itself, and then it is tried again.
+                tracing::error!(notice = notice.id, %error, "cannot note a delivery");
+            }
+        });
+        self.notices.insert(task.id(), entry);
+    }
+
+    /// Waits until one of them has ended; `false` where there is none.
+    async fn ended(&mut self) -> bool {
+        let id = match self.tasks.join_next_with_id().await {
+            None => return false,
+            Some(Ok((id, ()))) => id,
+            Some(Err(error)) => {
+                tracing::error!(%error, "a delivery failed");
+                error.id()
+            }
+        };
+        self.notices.remove(&id);
+        true
+    }
 }
 
 impl Courier {
@@ -67,52 +150,88 @@ impl Courier {
         })
     }
 
-    /// Delivers until the task is ended.
+    /// Delivers until the task is ended; tries under way end with it and are made again later.
     pub async fn run(self) {
+        let courier = Arc::new(self);
+        let mut tries = Tries::default();
         loop {
-            let wait = match self.deliver_due().await {
+            let wait = match courier.clone().begin_due(&mut tries).await {
                 Ok(wait) => wait,
                 Err(error) => {
                     tracing::error!(%error, "cannot read the outbox");
                     Some(STORE_DELAY)
                 }
             };
-            match wait {
-                // A new notice or the next due time, whichever comes first.
-                Some(wait) => {
-                    let _ = tokio::time::timeout(wait, self.service.wait_for_outbox()).await;
+            // A new notice, the next due time, or room for another try, whichever comes first.
+            let due = async {
+                match wait {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => std::future::pending().await,
                 }
-                None => self.service.wait_for_outbox().await,
+            };
+            tokio::select! {
+                true = tries.ended() => (),
+                () = courier.service.wait_for_outbox() => (),
+                () = due => (),
             }
         }
     }
 
-    /// Delivers what is due and gives the time until more is.
-    async fn deliver_due(&self) -> Result<Option<Duration>, StoreError> {
+    /// Begins a try of whatever is due and has room, and gives the time until more is.
+    async fn begin_due(self: Arc<Self>, tries: &mut Tries) -> Result<Option<Duration>, StoreError> {
         let store = self.service.store();
         loop {
+            let room = tries.room();
+            if room == 0 {
+                return Ok(None);
+            }
             let now = self.service.clock().now();
+            let (limit, busy) = (i64::try_from(room).unwrap_or(1), &tries.busy());
+            let under_way = &*tries;
             let notices = store
                 .transaction("take notices", move |tx| {
-                    Box::pin(outbox::claim(tx, now, HOLD, BATCH))
+                    Box::pin(async move {
+                        let mut begun = under_way.per_receiver();
+                        let mut taken = Vec::new();
+                        for due in outbox::due(tx, now, busy, limit).await? {
+                            let to_it = begun.entry(due.notice.subscription.clone()).or_insert(0);
+                            if *to_it < TRIES_PER_RECEIVER
+                                && !under_way.has(&due.notice.id)
+                                && let Some(notice) = outbox::claim(tx, due, now, HOLD).await?
+                            {
+                                *to_it += 1;
+                                taken.push(notice);
+                            }
+                        }
+                        Ok::<_, StoreError>(taken)
+                    })
                 })
                 .await?;
             if notices.is_empty() {
                 break;
             }
             for notice in notices {
-                self.deliver(&notice).await?;
+                tries.begin(self.clone(), notice);
             }
         }
+        let busy = &tries.busy();
         let next = store
-            .read("find next notice", |tx| Box::pin(outbox::next_due(tx)))
+            .read("find next notice", move |tx| {
+                Box::pin(outbox::next_due(tx, busy))
+            })
             .await?;
         let now = self.service.clock().now();
-        Ok(next.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default()))
+        // What is due and was not begun is under way: the end of a try is what to wait for.
+        Ok(next
+            .map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default())
+            .filter(|wait| !wait.is_zero() || tries.tasks.is_empty()))
     }
 
     async fn deliver(&self, notice: &Notice) -> Result<(), StoreError> {
-        let tried = self.post(notice).await?;
+        let tried = match tokio::time::timeout(TRY, self.post(notice)).await {
+            Ok(tried) => tried?,
+            Err(_) => Err(format!("no answer within {} s", TRY.as_secs())),
+        };
         let now = self.service.clock().now();
         let (outcome, error) = match tried {
             Ok(()) => (Outcome::Delivered, None),
@@ -127,11 +246,11 @@ impl Courier {
                 (outcome, Some(error))
             }
         };
-        let (id, error) = (notice.id.as_str(), error.as_deref());
+        let error = error.as_deref();
         self.service
             .store()
             .transaction("settle notice", move |tx| {
-                Box::pin(outbox::settle(tx, id, outcome, error, now))
+                Box::pin(outbox::settle(tx, notice, outcome, error, now))
             })
             .await
     }

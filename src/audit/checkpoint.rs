@@ -242,6 +242,12 @@ impl Checkpointer {
         }
     }
 
+    /// Waits until nothing that it began is under way. Once [`Checkpointer::run`] is aborted,
+    /// another one may follow only then, or both would cover the same records.
+    pub async fn settled(&self) {
+        drop(self.0.next.lock().await);
+    }
+
     /// Makes one of all that is durable now; `None` where that is nothing new.
     pub async fn make(&self) -> Result<Option<Claims>, CheckpointError> {
         let inner = &self.0;

@@ -12,6 +12,7 @@ pub mod ids;
 pub mod jose;
 pub mod jwe;
 pub mod key;
+pub mod memory;
 pub mod pkcs11;
 pub mod secret;
 pub mod sysexits;

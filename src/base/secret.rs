@@ -7,24 +7,41 @@ use std::fmt;
 use serde::{Deserialize, Deserializer};
 use zeroize::{Zeroize, Zeroizing};
 
-/// A token PIN as typed by a person or read from its source.
-pub struct Pin(Zeroizing<String>);
+use super::memory::Locked;
+
+/// A token PIN as typed by a person or read from its source. It is kept for the life of a login, so
+/// it lies in locked pages.
+pub struct Pin(Kept);
+
+enum Kept {
+    Locked(Locked),
+    /// There was no page to be had.
+    Heap(Zeroizing<String>),
+}
 
 impl Pin {
-    /// Takes over `text`; the caller's buffer is the one that gets wiped.
+    /// Takes over `text`; the caller's buffer is wiped.
     pub fn new(text: String) -> Self {
-        Self(Zeroizing::new(text))
+        let text = Zeroizing::new(text);
+        Self(match Locked::copy(text.as_bytes()) {
+            Ok(locked) => Kept::Locked(locked),
+            Err(_) => Kept::Heap(text),
+        })
     }
 
     /// The PIN itself, for the call that needs it.
     pub fn expose(&self) -> &str {
-        &self.0
+        match &self.0 {
+            // It was text when it was copied.
+            Kept::Locked(locked) => std::str::from_utf8(locked.expose()).unwrap_or_default(),
+            Kept::Heap(text) => text,
+        }
     }
 }
 
 impl Clone for Pin {
     fn clone(&self) -> Self {
-        Self(Zeroizing::new(self.0.as_str().to_owned()))
+        Self::new(self.expose().to_owned())
     }
 }
 

@@ -8,10 +8,10 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use const_oid::ObjectIdentifier;
 use const_oid::db::{rfc4519, rfc5912};
+use const_oid::{AssociatedOid, ObjectIdentifier};
 use der::asn1::{Any, BitString, Ia5String, Utf8StringRef};
-use der::{Decode, DecodePem, Encode, EncodePem};
+use der::{Decode, DecodePem, Encode, EncodePem, EncodeValue, FixedTag, Length, Tag, Writer};
 use jiff::Timestamp;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use signature::Keypair;
@@ -30,6 +30,7 @@ use x509_cert::ext::pkix::{
 };
 use x509_cert::ext::{Extension, ToExtension};
 use x509_cert::name::{Name, RdnSequence, RelativeDistinguishedName};
+use x509_cert::request::attributes::AsAttribute;
 use x509_cert::request::{CertReq, RequestBuilder};
 use x509_cert::serial_number::SerialNumber;
 use x509_cert::time::{Time, Validity};
@@ -244,14 +245,51 @@ pub fn request_draft(
     alternative_names: Vec<GeneralName>,
     key: RemoteKey,
 ) -> Result<Draft<RequestBuilder>, X509Error> {
+    request_draft_with_note(subject, alternative_names, None, key)
+}
+
+/// The same with a note for whoever decides on it, as PKCS #9 unstructuredName (RFC 2985).
+pub fn request_draft_with_note(
+    subject: Name,
+    alternative_names: Vec<GeneralName>,
+    note: Option<&str>,
+    key: RemoteKey,
+) -> Result<Draft<RequestBuilder>, X509Error> {
     let mut builder = RequestBuilder::new(subject).map_err(build)?;
     if !alternative_names.is_empty() {
         builder
             .add_extension(&SubjectAltName(alternative_names))
             .map_err(build)?;
     }
+    if let Some(note) = note {
+        let note = UnstructuredName(Utf8StringRef::new(note).map_err(build)?);
+        builder.add_attribute(&note).map_err(build)?;
+    }
     Draft::new(builder, key)
 }
+
+/// PKCS #9 unstructuredName: text about the subject of a request that no standard gives a meaning.
+struct UnstructuredName<'a>(Utf8StringRef<'a>);
+
+impl AssociatedOid for UnstructuredName<'_> {
+    const OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.9.2");
+}
+
+impl FixedTag for UnstructuredName<'_> {
+    const TAG: Tag = Tag::Utf8String;
+}
+
+impl EncodeValue for UnstructuredName<'_> {
+    fn value_len(&self) -> der::Result<Length> {
+        self.0.value_len()
+    }
+
+    fn encode_value(&self, writer: &mut impl Writer) -> der::Result<()> {
+        self.0.encode_value(writer)
+    }
+}
+
+impl AsAttribute for UnstructuredName<'_> {}
 
 /// One entry of a revocation list.
 #[derive(Debug, Clone)]
@@ -477,6 +515,7 @@ pub struct CertificateRequest {
     der: Vec<u8>,
     subject: Name,
     public_key: PublicKey,
+    note: Option<String>,
 }
 
 impl CertificateRequest {
@@ -500,10 +539,17 @@ impl CertificateRequest {
             &request.signature,
             WHAT,
         )?;
+        let mut attributes = request.info.attributes.iter();
+        let note = attributes
+            .find(|attribute| attribute.oid == UnstructuredName::OID)
+            .and_then(|attribute| attribute.values.get(0))
+            .and_then(|value| value.decode_as::<Utf8StringRef<'_>>().ok())
+            .map(|text| text.as_str().to_owned());
         Ok(Self {
             der: der.to_vec(),
             subject: request.info.subject,
             public_key,
+            note,
         })
     }
 
@@ -518,6 +564,11 @@ impl CertificateRequest {
     /// As DER.
     pub fn der(&self) -> &[u8] {
         &self.der
+    }
+
+    /// What [`request_draft_with_note`] was given. It is text of whoever made the request.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
     }
 
     /// The subject it asks for; an authority decides itself.

@@ -3,11 +3,14 @@
 //! It goes from the file on disk to the certificate on the token, and goes on past a failure
 //! where the next check can still say something new.
 
+mod machine;
+
 use std::path::PathBuf;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use self::machine::{Machine, package_of};
 use super::Global;
 use super::daemon::{self, socket};
 use super::error::Error;
@@ -18,7 +21,7 @@ use crate::base::clock::Clock;
 use crate::base::files::{Readers, read_checked};
 use crate::base::sysexits::{EX_FAILED, EX_OK};
 use crate::config::daemon::Config;
-use crate::device::{TokenState, TokenStatus};
+use crate::device::{ModuleStatus, Sandbox, SandboxState, TokenState, TokenStatus};
 
 /// Certificates are to be renewed from so long before their end.
 const RENEWAL: SignedDuration = SignedDuration::from_hours(30 * 24);
@@ -110,8 +113,19 @@ struct Excerpt {
 struct Module {
     name: String,
     path: PathBuf,
+    sandbox: Option<String>,
     #[serde(default)]
     token: Vec<Token>,
+}
+
+impl Module {
+    /// The profile, as the daemon finds it; `None` where nothing is said and nothing fits.
+    fn sandbox(&self) -> Option<Sandbox> {
+        match &self.sandbox {
+            Some(name) => toml::Value::String(name.clone()).try_into().ok(),
+            None => Sandbox::fitting(&self.path),
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -125,6 +139,8 @@ pub(super) async fn run(global: &Global, output: &Output) -> Result<u8, Error> {
     let mut findings = Findings::default();
     if let Some(excerpt) = configuration(global, &mut findings) {
         modules(&excerpt, &mut findings);
+        let sandboxes: Vec<_> = excerpt.module.iter().filter_map(Module::sandbox).collect();
+        Machine::here().look(&sandboxes, &mut findings);
     }
     match daemon::control(global).await {
         Ok(mut daemon) => {
@@ -158,7 +174,18 @@ fn configuration(global: &Global, findings: &mut Findings) -> Option<Excerpt> {
         return None;
     }
     match Config::load(path) {
-        Ok(_) => findings.ok(name, format!("{} is sound.", path.display())),
+        Ok(config) => {
+            findings.ok(name, format!("{} is sound.", path.display()));
+            for module in &config.module {
+                if let Err(reason) = module.check() {
+                    findings.fail(
+                        format!("module {}", module.name),
+                        format!("It is not loaded: {reason}."),
+                        "See docs/devices.md for what `allow` lets pass.",
+                    );
+                }
+            }
+        }
         Err(error) => {
             let problem = Problem::from(error);
             findings.fail(
@@ -186,15 +213,28 @@ fn modules(excerpt: &Excerpt, findings: &mut Findings) {
         if module.path.is_file() {
             findings.ok(name, format!("{} is there.", module.path.display()));
         } else {
+            let install = match package_of(&module.path) {
+                Some(package) => format!("Run `apt-get install {package}`"),
+                None => "Install the token's library".into(),
+            };
             findings.fail(
                 name,
                 format!("{} is not there.", module.path.display()),
-                "Install the token's library, or correct the path in the configuration.",
+                format!("{install}, or correct the path in the configuration."),
+            );
+            continue;
+        }
+        if module.sandbox().is_none() {
+            findings.warn(
+                format!("sandbox of module {}", module.name),
+                "No profile is known to fit the library, so it is not confined.",
+                "Set `sandbox` in its [[module]]: softhsm, pcscd, usb or network; none to leave \
+                 it so.",
             );
         }
-        for token in &module.token {
-            pin_source(token, findings);
-        }
+    }
+    for token in excerpt.module.iter().flat_map(|module| &module.token) {
+        pin_source(token, findings);
     }
 }
 
@@ -276,6 +316,7 @@ async fn tokens(daemon: &mut Client, findings: &mut Findings) {
                 "See the daemon's log for the module's last words; reinstall the module.",
             );
         }
+        confinement(module, findings);
     }
     if tokens.is_empty() {
         findings.fail(
@@ -292,6 +333,32 @@ async fn tokens(daemon: &mut Client, findings: &mut Findings) {
             Some((Verdict::Warn, action)) => findings.warn(name, finding, action),
             Some((_, action)) => findings.fail(name, finding, action),
         }
+    }
+}
+
+/// Whether the module's worker is confined as it should be.
+fn confinement(module: &ModuleStatus, findings: &mut Findings) {
+    let Some(sandbox) = &module.sandbox else {
+        return;
+    };
+    let name = format!("sandbox of module {}", module.name);
+    let profile = sandbox.profile.name();
+    let mut missing = sandbox.missing.join("; ");
+    match sandbox.state {
+        // What is off without being asked for is said where the configuration is looked at.
+        SandboxState::Off => {}
+        SandboxState::On => {
+            if !missing.is_empty() {
+                missing = format!(", but {missing}");
+            }
+            findings.ok(name, format!("Profile {profile} holds{missing}."));
+        }
+        SandboxState::Degraded => findings.warn(
+            name,
+            format!("Profile {profile} does not hold: {missing}."),
+            "Use a kernel with CONFIG_SECURITY_LANDLOCK and CONFIG_SECCOMP_FILTER, and name \
+             landlock in the lsm= of its command line if that is set.",
+        ),
     }
 }
 

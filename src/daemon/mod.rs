@@ -16,6 +16,7 @@
 //! whether trying again can help.
 
 mod bind;
+mod checkpoints;
 mod failure;
 mod harden;
 mod manager;
@@ -33,6 +34,7 @@ use arc_swap::ArcSwap;
 use clap::{CommandFactory, Parser};
 
 use self::bind::Bound;
+use self::checkpoints::Checkpoints;
 use self::failure::Failure;
 use self::manager::Notice;
 use self::reload::{Live, Reload};
@@ -44,7 +46,7 @@ use crate::api::events::{Events, Happening};
 use crate::api::local_ca::LocalCa;
 use crate::api::routes::{App, Parts};
 use crate::api::throttle::Failures;
-use crate::audit::{Audit, Checkpointer, Event};
+use crate::audit::{Audit, Event};
 use crate::base::Clock;
 use crate::base::files;
 use crate::base::sysexits::{EX_CONFIG, EX_OSERR, EX_SOFTWARE, EX_USAGE};
@@ -233,16 +235,12 @@ async fn run(
     let browser_tls = tls::browser(browser_identity, roots)
         .map_err(|error| Failure::state(crate::api::local_ca::LocalCaError::from(error)))?;
     let watchdog = Watchdog::wanted(&devices, &registry, &clock);
-    let checkpointer = config.audit.checkpoint.clone().map(|wanted| {
-        let issuer = registry.computer().to_string();
-        Checkpointer::new(
-            audit.clone(),
-            devices.clone(),
-            clock.clone(),
-            issuer,
-            wanted,
-        )
-    });
+    let checkpoints = Checkpoints::new(
+        audit.clone(),
+        devices.clone(),
+        clock.clone(),
+        registry.computer().to_string(),
+    );
     let configuration = reload.state(clock.now());
     telemetry::metrics::metrics()
         .start_time
@@ -323,10 +321,7 @@ async fn run(
     tracing::info!(native = ?native_addresses, browser = ?browser_addresses, metrics = ?metrics_addresses, control = %config.control_socket().display(), "ready");
     manager::tell(Notice::Ready);
     let watchdog = watchdog.map(|watchdog| tokio::spawn(watchdog.run()));
-    let checkpoints = checkpointer.map(|checkpointer| {
-        let running = tokio::spawn(checkpointer.clone().run());
-        (checkpointer, running)
-    });
+    checkpoints.set(config.audit.checkpoint.clone()).await;
 
     // What a crash left half enrolled is mended beside the serving: its token may be slow.
     let reclaim = tokio::spawn(async move {
@@ -340,6 +335,8 @@ async fn run(
         server: &server,
         asker: &asker,
         audit: &audit,
+        devices: &devices,
+        checkpoints: &checkpoints,
         configuration: &configuration,
     };
     let signal = loop {
@@ -369,10 +366,7 @@ async fn run(
     if let Some(watchdog) = watchdog {
         watchdog.abort();
     }
-    if let Some((checkpointer, running)) = checkpoints {
-        running.abort();
-        checkpointer.make_last(LAST_CHECKPOINT).await;
-    }
+    checkpoints.end(LAST_CHECKPOINT).await;
     devices.shutdown().await;
     audit.close().await.map_err(Failure::audit)?;
     Ok(())

@@ -2,9 +2,10 @@
 //!
 //! Files that are refused change nothing, nor do those whose policy rules are: the reason is
 //! logged and shown by `opcert status`, and the daemon goes on with what it had. Of good files,
-//! what can change while requests are served changes at once: policy, limits of doors, consent,
-//! the audit trail's sizes, the level of the log, the registered clients. What takes a restart is
-//! named; that is everything that is opened or bound at the start.
+//! what can change while requests are served changes at once: policy, modules and tokens, limits of
+//! doors, consent, the audit trail's sizes and checkpoints, the level of the log, the registered
+//! clients. What takes a restart is named; that is everything that is opened or bound at the start,
+//! and the format of the log, as a request that is being served has its fields in the old one.
 //!
 //! An administrator who reloads policy over the control socket gets that part alone.
 
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 
+use super::checkpoints::Checkpoints;
 use crate::api::configuration::Configuration;
 use crate::api::routes::{App, LoadPolicy};
 use crate::audit::Audit;
@@ -19,6 +21,7 @@ use crate::base::ids::RequestId;
 use crate::config::Loaded;
 use crate::config::daemon::Config;
 use crate::consent::Asker;
+use crate::device::Devices;
 use crate::http::Server;
 use crate::telemetry::{self, Chain};
 
@@ -37,6 +40,8 @@ pub struct Live<'a> {
     pub server: &'a Server,
     pub asker: &'a Asker,
     pub audit: &'a Audit,
+    pub devices: &'a Devices,
+    pub checkpoints: &'a Checkpoints,
     pub configuration: &'a Configuration,
 }
 
@@ -74,6 +79,10 @@ impl Reload {
                 return live.configuration.refused(error.to_string(), now);
             }
         };
+        if let Err(error) = Devices::check(&loaded.config.module) {
+            tracing::error!(%error, "the configuration was refused; nothing changed");
+            return live.configuration.refused(error.to_string(), now);
+        }
         let by = serde_json::json!({ "signal": "SIGHUP" });
         match live.app.reload(RequestId::random(), by).await {
             Ok(answer) => {
@@ -89,7 +98,7 @@ impl Reload {
                     tracing::warn!(%warning, "policy");
                 }
                 self.files = files(&loaded);
-                self.adopt(&loaded.config, live);
+                self.adopt(&loaded.config, live).await;
             }
             Err(problem) => {
                 tracing::error!(%problem, "the policy was refused; nothing changed");
@@ -108,7 +117,7 @@ impl Reload {
     }
 
     /// Takes over what can change now.
-    fn adopt(&mut self, read: &Config, live: &Live<'_>) {
+    async fn adopt(&mut self, read: &Config, live: &Live<'_>) {
         let running = &mut self.running;
         if read.log.level != running.log.level {
             self.log.set_level(read.log.level);
@@ -138,12 +147,30 @@ impl Reload {
             live.asker.reconfigure(read.consent.clone());
             running.consent.clone_from(&read.consent);
         }
+        if read.module != running.module {
+            match live.devices.reconfigure(read.module.clone()).await {
+                Ok(changes) => {
+                    tracing::info!(
+                        added = ?changes.added,
+                        removed = ?changes.removed,
+                        changed = ?changes.changed,
+                        "modules read again"
+                    );
+                    running.module.clone_from(&read.module);
+                }
+                Err(error) => {
+                    tracing::error!(error = %Chain(&error), "the modules stay as they were");
+                }
+            }
+        }
         if read.audit != running.audit {
             live.audit.reconfigure(read.audit.clone());
+            if read.audit.checkpoint != running.audit.checkpoint {
+                live.checkpoints.set(read.audit.checkpoint.clone()).await;
+            }
             // What takes a restart is still what it was.
             running.audit = crate::audit::Config {
                 copy: running.audit.copy.clone(),
-                checkpoint: running.audit.checkpoint.clone(),
                 ..read.audit.clone()
             };
         }
@@ -195,10 +222,6 @@ fn takes_a_restart(running: &Config, read: &Config) -> Vec<&'static str> {
         ("control.group", running.control.group == read.control.group),
         ("audit.copy", running.audit.copy == read.audit.copy),
         (
-            "audit.checkpoint",
-            running.audit.checkpoint == read.audit.checkpoint,
-        ),
-        (
             "metrics.address",
             running.metrics.address == read.metrics.address,
         ),
@@ -225,11 +248,11 @@ mod tests {
         assert!(takes_a_restart(&running, &config("[log]\nlevel = \"debug\"")).is_empty());
         let read = config(
             "state-directory = \"/elsewhere\"\n[control]\ngroup = \"opcert\"\n\
-             [[module]]\nname = \"a\"\npath = \"/b\"",
+             [log]\nformat = \"json\"",
         );
         assert_eq!(
             takes_a_restart(&running, &read),
-            ["state-directory", "control.group", "module"]
+            ["state-directory", "control.group", "log.format"]
         );
     }
 }

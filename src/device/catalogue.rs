@@ -2,9 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::config::{LoginPolicy, Waiver};
 use super::error::DeviceError;
 pub use super::frames::TokenFlags;
 use super::frames::TokenInfo;
+use super::sandbox::SandboxStatus;
 use crate::base::key::{KeySpec, PublicKey, Scheme};
 use crate::base::pkcs11::{KeyId, KeyRef, TokenId, TokenUri};
 
@@ -75,6 +77,9 @@ pub struct ModuleStatus {
     /// `manufacturerID`, `libraryDescription` and `libraryVersion`, once it was loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub library: Option<String>,
+    /// How its worker is confined, once it was up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxStatus>,
 }
 
 /// A private key on a token.
@@ -86,6 +91,8 @@ pub struct KeyInfo {
     pub label: String,
     /// What it is; `None` for what cannot be used here.
     pub spec: Option<KeySpec>,
+    /// `CKA_ALWAYS_AUTHENTICATE`: each use needs a login of its own.
+    pub always_authenticate: bool,
 }
 
 /// A certificate on a token.
@@ -110,8 +117,9 @@ pub struct GeneratedKey {
 }
 
 /// The attributes that prove that a private key was made on the token and cannot leave it, as the
-/// token itself states them (PKCS#11 v3.0 section 4.9). Only complete proofs exist.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+/// token itself states them (PKCS#11 v3.0 section 4.9). Only complete proofs exist, but for what the
+/// configuration waives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Proof {
     /// `CKA_LOCAL`.
     pub local: bool,
@@ -123,17 +131,23 @@ pub struct Proof {
     pub never_extractable: bool,
     /// `CKA_EXTRACTABLE`.
     pub extractable: bool,
+    /// What the token did not state, and the configuration says it misreports.
+    pub waived: Vec<Waiver>,
 }
 
 impl Proof {
     /// What a worker that answered `Generated` has read.
-    pub(super) const COMPLETE: Self = Self {
-        local: true,
-        sensitive: true,
-        always_sensitive: true,
-        never_extractable: true,
-        extractable: false,
-    };
+    pub(super) fn without(waived: Vec<Waiver>) -> Self {
+        let is_stated = |attribute| !waived.contains(&attribute);
+        Self {
+            local: is_stated(Waiver::Local),
+            sensitive: is_stated(Waiver::Sensitive),
+            always_sensitive: is_stated(Waiver::AlwaysSensitive),
+            never_extractable: is_stated(Waiver::NeverExtractable),
+            extractable: false,
+            waived,
+        }
+    }
 }
 
 /// A configured token inside its supervisor's view.
@@ -145,6 +159,8 @@ pub(super) struct TokenView {
     pub id: TokenId,
     pub state: TokenState,
     pub reason: Option<Reason>,
+    /// How long it stays logged in.
+    pub login: LoginPolicy,
 }
 
 /// Why a token cannot be used.
@@ -180,6 +196,7 @@ impl TokenView {
             },
             state: TokenState::Absent,
             reason: Some(Reason::Other("no such token is present".into())),
+            login: LoginPolicy::Session,
         }
     }
 
@@ -206,7 +223,13 @@ impl TokenView {
             found: Some(info.clone()),
             state: TokenState::PinNeeded,
             reason: None,
+            login: LoginPolicy::Session,
         }
+    }
+
+    /// The same with the policy of its configuration.
+    pub fn with_login(self, login: LoginPolicy) -> Self {
+        Self { login, ..self }
     }
 
     /// Whether what was made of this token still holds now that it was seen as `now`: a login that
@@ -216,7 +239,11 @@ impl TokenView {
             return false;
         };
         match self.state {
-            TokenState::Ready => now.logged_in || !now.flags.login_required,
+            TokenState::Ready => {
+                now.logged_in
+                    || !now.flags.login_required
+                    || self.login == LoginPolicy::PerOperation
+            }
             _ => before.flags == now.flags && !matches!(self.reason, Some(Reason::LoginFailed(_))),
         }
     }
@@ -296,6 +323,7 @@ mod tests {
             logged_in: false,
             generates: vec![],
             signs: vec![],
+            hashes: vec![],
         }
     }
 

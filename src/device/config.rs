@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::hygiene;
+use super::sandbox::Sandbox;
 use crate::base::pkcs11::TokenUri;
 
 /// Which PKCS#11 modules to use, and how.
@@ -32,6 +34,11 @@ pub struct ModuleConfig {
     /// The environment of its worker; nothing else is inherited.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
+    /// What the library's `C_Initialize` is given in `LibraryParameters`, the field that NSS puts
+    /// before `pReserved`: `configdir='sql:/var/lib/opcert/nss' flags=` for its softokn. Libraries
+    /// of other vendors have no such field.
+    #[serde(default)]
+    pub init_args: Option<String>,
     /// Signing threads, each with a session of its own; 1 to 64. Default: the number of cores.
     /// A smart card does one thing at a time: give it 1.
     #[serde(default)]
@@ -55,6 +62,17 @@ pub struct ModuleConfig {
     )]
     #[schemars(with = "f64")]
     pub generate_timeout: Duration,
+    /// What the library may reach; see docs/devices.md. Default: the profile that is known to fit
+    /// the library by its file's name, `none` where none is.
+    #[serde(default)]
+    pub sandbox: Option<Sandbox>,
+    /// What it may read beyond that: absolute paths, directories with all that is below. Paths in
+    /// `environment` need not be repeated.
+    #[serde(default)]
+    pub readable: Vec<PathBuf>,
+    /// What it may read and write beyond that.
+    #[serde(default)]
+    pub writable: Vec<PathBuf>,
     /// What is let pass for this module although it is refused by default.
     #[serde(default)]
     pub allow: Vec<Allowance>,
@@ -90,6 +108,78 @@ pub struct TokenConfig {
     /// told to touch it.
     #[serde(default)]
     pub touch: bool,
+    /// How long it stays logged in: `session`, from its PIN on, or `per-operation`, for each
+    /// operation of a private key and no longer, so that other programs find it logged out; the
+    /// PIN that worked is kept in memory, and each login costs two writes to the disk. Default:
+    /// `session`.
+    #[serde(default)]
+    pub login: LoginPolicy,
+    /// How often a token that nobody uses is asked for something, in seconds, so that neither its
+    /// sessions nor the connection to it end for want of use. Default: never.
+    #[serde(
+        default,
+        rename = "keepalive-seconds",
+        deserialize_with = "some_seconds",
+        serialize_with = "in_some_seconds",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(with = "Option<f64>")]
+    pub keepalive: Option<Duration>,
+    /// What its module is known to misreport of the keys it generates, although they are as they
+    /// must be: `local`, `sensitive`, `always-sensitive`, `never-extractable`. A key is then taken
+    /// without this proof, and the certification request and the records of its enrolment say so.
+    /// None by default.
+    #[serde(default)]
+    pub waive: Vec<Waiver>,
+}
+
+/// An attribute that a key need not prove.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Deserialize,
+    Serialize,
+    schemars::JsonSchema,
+    utoipa::ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Waiver {
+    /// `CKA_LOCAL`: that it was made on the token.
+    Local,
+    /// `CKA_SENSITIVE`: that it cannot be read.
+    Sensitive,
+    /// `CKA_ALWAYS_SENSITIVE`: that it never could be.
+    AlwaysSensitive,
+    /// `CKA_NEVER_EXTRACTABLE`: that it never could be taken off the token.
+    NeverExtractable,
+}
+
+impl Waiver {
+    /// The attribute.
+    pub fn attribute(self) -> &'static str {
+        match self {
+            Self::Local => "CKA_LOCAL",
+            Self::Sensitive => "CKA_SENSITIVE",
+            Self::AlwaysSensitive => "CKA_ALWAYS_SENSITIVE",
+            Self::NeverExtractable => "CKA_NEVER_EXTRACTABLE",
+        }
+    }
+}
+
+/// How long a token stays logged in.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoginPolicy {
+    /// From its PIN on.
+    #[default]
+    Session,
+    /// For each operation of a private key, and no longer.
+    PerOperation,
 }
 
 /// Where a PIN comes from.
@@ -153,6 +243,20 @@ fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Er
     }
 }
 
+fn some_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    seconds(deserializer).map(Some)
+}
+
+fn in_some_seconds<S: Serializer>(
+    value: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => in_seconds(value, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
 fn in_seconds<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(value.as_secs_f64())
 }
@@ -173,6 +277,12 @@ impl Serialize for PinSource {
 }
 
 impl ModuleConfig {
+    /// Whether the module may be loaded: who else could replace its file, what it is, what its
+    /// environment has it write down. The reason is for people. A file that is missing is no error.
+    pub fn check(&self) -> Result<(), String> {
+        hygiene::check(self)
+    }
+
     /// How many signing threads to run.
     pub(super) fn thread_count(&self) -> u16 {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
@@ -196,6 +306,10 @@ mod tests {
             [[module.token]]
             uri = "pkcs11:token=opcert-demo"
             pin-source = "file:/etc/opcert/pin"
+            [[module.token]]
+            uri = "pkcs11:token=shared"
+            login = "per-operation"
+            keepalive-seconds = 20
             "#,
         )
         .unwrap();
@@ -207,6 +321,10 @@ mod tests {
             module.token[0].pin_source,
             Some(PinSource::File("/etc/opcert/pin".into()))
         );
+        assert_eq!(module.token[0].login, LoginPolicy::Session);
+        assert_eq!(module.token[1].login, LoginPolicy::PerOperation);
+        assert_eq!(module.token[0].keepalive, None);
+        assert_eq!(module.token[1].keepalive, Some(Duration::from_secs(20)));
     }
 
     #[test]
@@ -215,6 +333,7 @@ mod tests {
             "colour = 1",
             "[[module]]\nname = \"a\"\npath = \"b\"\ncall-timeout-seconds = 0",
             "[[module]]\nname = \"a\"\npath = \"b\"\npin = \"1234\"",
+            "[[module]]\nname = \"a\"\npath = \"b\"\n[[module.token]]\nuri = \"pkcs11:\"\nwaive = [\"extractable\"]",
         ] {
             assert!(toml::from_str::<Config>(bad).is_err(), "{bad}");
         }

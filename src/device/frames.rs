@@ -5,8 +5,10 @@
 //! encoding. Many frames may share a packet in both directions, so that one system call and one
 //! wake-up serve many signatures.
 //!
-//! The first packet each way is a [`ToWorker::Hello`] and its answer. Their first field is the
-//! protocol number, so that two builds that do not fit say so instead of misreading each other.
+//! The first packet each way begins with a [`ToWorker::Hello`] and its answer. Their first field is
+//! the protocol number, so that two builds that do not fit say so instead of misreading each other.
+//! Behind it, in the same packet, the daemon says how the worker is to be confined, and the worker
+//! how it is.
 //! A call carries a number that its reply repeats; replies come in any order. Lists come in
 //! pages.
 //!
@@ -16,10 +18,12 @@
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::config::{LoginPolicy, Waiver};
+use super::sandbox::{Confinement, SandboxStatus};
 use crate::base::key::{KeySpec, Scheme};
 
 /// Changes whenever a frame changes.
-pub const PROTOCOL: u32 = 6;
+pub const PROTOCOL: u32 = 8;
 
 /// The most bytes of one packet.
 pub const PACKET_MAX: usize = 64 * 1024;
@@ -27,7 +31,7 @@ pub const PACKET_MAX: usize = 64 * 1024;
 /// The most bytes of a DER certificate.
 pub const CERTIFICATE_MAX: usize = 16 * 1024;
 
-/// The most bytes of a message that a token signs whole (Ed25519).
+/// The most bytes of a message that a token signs whole (Ed25519, or where it hashes by itself).
 pub const WHOLE_MESSAGE_MAX: usize = 32 * 1024;
 
 /// The most bytes of a PIN (PKCS#11 leaves it to the token; no known token takes more).
@@ -59,6 +63,13 @@ pub enum ToWorker {
     },
     /// Something to do.
     Call(Call),
+    /// What comes before the library is loaded; the second frame of the first packet.
+    Prepare {
+        /// How the worker is to be confined.
+        confinement: Confinement,
+        /// What `C_Initialize` is given for the library itself.
+        parameters: Option<String>,
+    },
 }
 
 /// Worker to daemon.
@@ -80,6 +91,8 @@ pub enum FromWorker {
     },
     /// The answer to a call.
     Reply(Reply),
+    /// How the worker is confined; the second frame of its first packet, unless loading failed.
+    Confined(SandboxStatus),
 }
 
 /// `CK_INFO`.
@@ -125,7 +138,8 @@ pub struct Call {
 /// What a worker can do. Tokens go by the number the worker gave them in [`Answer::Tokens`].
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub enum Verb {
-    /// `C_Sign` of a digest (of the scheme's hash), or of the message for Ed25519.
+    /// `C_Sign` of a digest (of the scheme's hash), or of the message for Ed25519 and for tokens
+    /// that hash by themselves.
     Sign {
         /// Token number.
         token: u16,
@@ -133,9 +147,11 @@ pub enum Verb {
         key: Vec<u8>,
         /// How.
         scheme: Scheme,
+        /// What `data` is.
+        input: Input,
         /// Digest or message.
         #[serde(with = "bytes")]
-        input: Vec<u8>,
+        data: Vec<u8>,
     },
     /// `C_Decrypt` with RSAES-OAEP, SHA-1, MGF1 with SHA-1 and no label.
     Decrypt {
@@ -177,6 +193,8 @@ pub enum Verb {
         spec: KeySpec,
         /// What the key may do.
         r#use: KeyUse,
+        /// What it need not prove.
+        waived: Vec<Waiver>,
     },
     /// Put an RSA key pair that was made elsewhere on the token (`C_CreateObject`).
     Import {
@@ -219,6 +237,27 @@ pub enum Verb {
         /// `CKA_ID`.
         key: Vec<u8>,
     },
+    /// `C_Logout`: private keys cannot be used any more, until somebody logs in.
+    Logout {
+        /// Token number.
+        token: u16,
+    },
+    /// Use every session at the token, so that none ends for want of use.
+    KeepAlive {
+        /// Token number.
+        token: u16,
+    },
+    /// Do something with a login of its own, as the key wants one for each use
+    /// (`CKA_ALWAYS_AUTHENTICATE`), or the policy one for each operation. The answer is
+    /// [`Answer::Login`] where the login failed.
+    WithPin {
+        /// The PIN; `None` where it is typed on the device.
+        pin: Option<PinBytes>,
+        /// Whether the user is to be logged in before and out after.
+        login: LoginPolicy,
+        /// What to do.
+        verb: Box<Verb>,
+    },
 }
 
 impl Verb {
@@ -229,13 +268,45 @@ impl Verb {
             Self::Decrypt { .. } => "C_Decrypt",
             Self::Tokens => "C_GetTokenInfo",
             Self::Login { .. } => "C_Login",
+            Self::Logout { .. } => "C_Logout",
+            Self::KeepAlive { .. } => "C_GenerateRandom",
             Self::PublicKey { .. } => "C_GetAttributeValue",
             Self::Generate { .. } => "C_GenerateKeyPair",
             Self::Keys { .. } | Self::Certificates { .. } => "C_FindObjects",
             Self::Import { .. } | Self::WriteCertificate { .. } => "C_CreateObject",
             Self::Delete { .. } => "C_DestroyObject",
+            Self::WithPin { verb, .. } => verb.function(),
         }
     }
+
+    /// The number of the token that it is about; `None` where it is about all.
+    pub fn token(&self) -> Option<u16> {
+        match self {
+            Self::Tokens => None,
+            Self::Sign { token, .. }
+            | Self::Decrypt { token, .. }
+            | Self::Login { token, .. }
+            | Self::Logout { token }
+            | Self::KeepAlive { token }
+            | Self::PublicKey { token, .. }
+            | Self::Generate { token, .. }
+            | Self::Import { token, .. }
+            | Self::Keys { token, .. }
+            | Self::Certificates { token, .. }
+            | Self::WriteCertificate { token, .. }
+            | Self::Delete { token, .. } => Some(*token),
+            Self::WithPin { verb, .. } => verb.token(),
+        }
+    }
+}
+
+/// What a token is given to sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Input {
+    /// The digest of the message, by the hash of the scheme.
+    Digest,
+    /// The message.
+    Message,
 }
 
 /// Whether the last try before a token locks may be used.
@@ -326,8 +397,8 @@ pub enum Answer {
     Login(LoginOutcome),
     /// A public key.
     PublicKey(PublicParts),
-    /// A key pair generated and proven.
-    Generated(PublicParts),
+    /// A key pair generated and proven, but for what was waived and had to be.
+    Generated(PublicParts, Vec<Waiver>),
     /// A key pair stored, which the token will not show again.
     Imported(PublicParts),
     /// A page of keys, and the cursor of the next.
@@ -389,6 +460,8 @@ pub struct TokenInfo {
     pub generates: Vec<KeySpec>,
     /// How it can sign.
     pub signs: Vec<Scheme>,
+    /// For which of these it has to be given the message, as it hashes by itself only.
+    pub hashes: Vec<Scheme>,
 }
 
 /// The flags of a token that matter here (PKCS#11 v3.0 section 3.2, `CK_TOKEN_INFO`).
@@ -444,6 +517,8 @@ pub struct KeyEntry {
     pub label: String,
     /// What it is, where it is something we know.
     pub spec: Option<KeySpec>,
+    /// `CKA_ALWAYS_AUTHENTICATE`: each use needs a login of its own.
+    pub always_authenticate: bool,
 }
 
 /// A certificate in a list.
@@ -472,6 +547,8 @@ pub enum Failure {
     TokenGone,
     /// Nobody is logged in, so private keys do not show.
     LoggedOut,
+    /// The key wants a login for each use, and there was no PIN with the call. Nothing was done.
+    PinWanted,
     /// No private key has this `CKA_ID`.
     KeyMissing,
     /// More than one private key has this `CKA_ID`.
@@ -702,6 +779,7 @@ pub fn decode<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T, FrameError> 
 
 #[cfg(test)]
 mod tests {
+    use super::super::sandbox::{Sandbox, SandboxState};
     use super::*;
     use proptest::prelude::*;
 
@@ -711,7 +789,8 @@ mod tests {
                 token: 3,
                 key: vec![1; 16],
                 scheme: Scheme::Es256,
-                input: vec![7; 32],
+                input: Input::Digest,
+                data: vec![7; 32],
             },
             Verb::Decrypt {
                 token: 3,
@@ -734,6 +813,7 @@ mod tests {
                 label: "é".into(),
                 spec: KeySpec::Ed25519,
                 r#use: KeyUse::Sign,
+                waived: vec![Waiver::NeverExtractable],
             },
             Verb::Keys {
                 token: 0,
@@ -757,6 +837,14 @@ mod tests {
             Verb::Delete {
                 token: 65535,
                 key: vec![],
+            },
+            Verb::WithPin {
+                pin: Some(PinBytes::new("123456")),
+                login: LoginPolicy::PerOperation,
+                verb: Box::new(Verb::Delete {
+                    token: 1,
+                    key: vec![3],
+                }),
             },
         ]
     }
@@ -814,6 +902,35 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_goes_with_the_hello_round_trips() {
+        let prepare = ToWorker::Prepare {
+            confinement: Confinement {
+                sandbox: Sandbox::Pcscd,
+                readable: vec!["/etc/vendor.conf".into()],
+                writable: Vec::new(),
+            },
+            parameters: Some("flags=".into()),
+        };
+        let confined = |missing| {
+            FromWorker::Confined(SandboxStatus {
+                profile: Sandbox::Pcscd,
+                state: SandboxState::On,
+                missing,
+            })
+        };
+        let mut packet = Vec::new();
+        append(&mut packet, &prepare).unwrap();
+        let frame = split(&packet).next().unwrap().unwrap();
+        assert_eq!(decode::<ToWorker>(frame).unwrap(), prepare);
+        for confined in [confined(Vec::new()), confined(vec!["signals".into()])] {
+            let mut packet = Vec::new();
+            append(&mut packet, &confined).unwrap();
+            let frame = split(&packet).next().unwrap().unwrap();
+            assert_eq!(decode::<FromWorker>(frame).unwrap(), confined);
+        }
+    }
+
     /// The bytes of the two first frames never change, or builds could not tell that they differ.
     #[test]
     fn the_hello_is_fixed() {
@@ -836,7 +953,8 @@ mod tests {
                 token: 0,
                 key: vec![],
                 scheme: Scheme::EdDsa,
-                input: vec![0; PACKET_MAX],
+                input: Input::Message,
+                data: vec![0; PACKET_MAX],
             },
         });
         assert!(matches!(

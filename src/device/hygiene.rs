@@ -34,6 +34,13 @@ pub(super) fn check(config: &ModuleConfig) -> Result<(), String> {
             config.path.display()
         ));
     }
+    let mut reachable = config.readable.iter().chain(&config.writable);
+    if let Some(path) = reachable.find(|path| !path.is_absolute()) {
+        return Err(format!(
+            "{} is no absolute path; name what the library may read or write by its whole path",
+            path.display()
+        ));
+    }
     if !config.allow.contains(&Allowance::Debug)
         && let Some(name) = config.environment.keys().find(|name| is_telltale(name))
     {
@@ -182,5 +189,8 @@ mod tests {
         );
         assert_eq!(check(&fine), Ok(()));
         assert!(check(&config(Path::new("module.so"), "")).is_err());
+        for more in ["readable = [\"conf\"]", "writable = [\"../tokens\"]"] {
+            assert!(check(&config(path, more)).unwrap_err().contains("absolute"));
+        }
     }
 }

@@ -1,13 +1,19 @@
 //! The daemon's end of the socket to one worker: calls out, replies in.
 //!
-//! Any task may call. A signature joins the batch that waits to be sent; the writer task empties
-//! the batch in as few packets as keep every signing thread of the worker busy, so that under load
-//! one system call and one wake-up serve many signatures. A lone call is sent by its caller at
-//! once. Other calls travel in packets of their own, as they may hold a PIN or take long.
+//! Any task may call. A signature joins its party's line; the writer task sends what the worker is to
+//! have now, the parties in turns, in as few packets as keep every signing thread of the worker
+//! busy, so that under load one system call and one wake-up serve many signatures. A lone call is
+//! sent by its caller at once. Other calls travel in packets of their own, as they may hold a PIN or
+//! take long.
 //!
-//! Every call has a deadline. The first that passes closes the link for all: threads inside a
-//! vendor library cannot be stopped, so the worker has to go. A signature's deadline is put off
-//! while a long call (key generation) occupies the module within its own.
+//! The worker is given no more signatures than it does within some milliseconds ([`Window`]): what
+//! it has, it does in the order in which it came, whoever waits. A signature whose caller went away
+//! before it was sent is not sent.
+//!
+//! Every call has a deadline from when it is sent. The first that passes closes the link for all:
+//! threads inside a vendor library cannot be stopped, so the worker has to go. A signature's
+//! deadline is put off while a long call (key generation) occupies the module within its own. One
+//! that waits for its turn as long is told that the module is busy.
 //!
 //! A link ends once and for good, for one reason that everybody waiting is told.
 
@@ -23,6 +29,7 @@ use tokio::net::UnixDatagram;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
+use super::fair::{Party, Queue};
 use super::frames::{
     self, Answer, Call, Failure, FrameError, FromWorker, PACKET_MAX, Reply, ToWorker, Verb,
 };
@@ -35,6 +42,12 @@ pub(super) const CALLS_MAX: usize = 1024;
 
 /// The most signatures in one packet: one thread does them one after the other.
 const PACKET_FRAMES: usize = 8;
+
+/// A signature that comes back within this time was not kept waiting in the worker.
+const PROMPT: Duration = Duration::from_millis(10);
+
+/// One that takes longer than this was, or the token is slow.
+const TARDY: Duration = Duration::from_millis(20);
 
 /// Why a link ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +97,6 @@ pub(super) struct Link {
     cells: Arc<ModuleCells>,
 }
 
-#[derive(Default)]
 struct State {
     end: Option<End>,
     /// No new calls, those under way may finish.
@@ -92,17 +104,88 @@ struct State {
     waiting: HashMap<u64, Waiter>,
     /// How many of them are long.
     long: usize,
-    batch: Batch,
+    /// Signatures that are not sent yet.
+    queue: Queue<Frame>,
+    window: Window,
     alone: VecDeque<Vec<u8>>,
     /// The deadline that is being watched.
     watched: Option<Instant>,
 }
 
 struct Waiter {
-    reply: oneshot::Sender<Result<Result<Answer, Failure>, End>>,
+    reply: oneshot::Sender<Result<Answer, CallError>>,
     deadline: Instant,
     budget: Duration,
     length: Length,
+    place: Place,
+}
+
+/// Where a call is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// A signature that waits for its turn.
+    Queued(Party),
+    /// A signature that the worker has, since then.
+    InWorker(Instant),
+    /// Anything else.
+    Sent,
+}
+
+/// A signature that is not sent yet.
+#[derive(Debug)]
+struct Frame {
+    id: u64,
+    bytes: Vec<u8>,
+}
+
+/// How many signatures the worker may have: at least one for each of its threads, and so many more
+/// as it does in no time that anybody who waits would notice. Fast tokens get full packets, slow
+/// ones one signature after the other.
+#[derive(Debug)]
+struct Window {
+    lanes: usize,
+    size: usize,
+    taken: usize,
+}
+
+impl Window {
+    fn new(lanes: usize) -> Self {
+        let lanes = lanes.max(1);
+        Self {
+            lanes,
+            size: lanes,
+            taken: 0,
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.taken < self.size
+    }
+
+    /// One came back after so long.
+    fn give_back(&mut self, after: Duration) {
+        self.taken = self.taken.saturating_sub(1);
+        if after < PROMPT {
+            self.size = (self.size + 1).min(self.lanes * PACKET_FRAMES * 2);
+        } else if after > TARDY {
+            self.size = (self.size / 2).max(self.lanes);
+        }
+    }
+}
+
+/// A call whose caller waits; dropping it before there is an answer withdraws the call.
+struct Waiting<'a> {
+    link: &'a Link,
+    id: u64,
+    is_over: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.link.withdraw(self.id);
+        }
+    }
 }
 
 /// Whether a call may hold up others.
@@ -133,7 +216,7 @@ impl Link {
             socket,
             lanes,
             last_id: AtomicU64::new(1),
-            state: Mutex::default(),
+            state: Mutex::new(State::new(lanes)),
             outgoing: Notify::new(),
             sooner: Notify::new(),
             idle: Notify::new(),
@@ -147,12 +230,22 @@ impl Link {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the worker do something within `budget`.
+    /// Has the worker do something within `budget`, on our own account.
     pub async fn call(&self, verb: Verb, budget: Duration) -> Result<Answer, CallError> {
+        self.call_for(Party::default(), verb, budget).await
+    }
+
+    /// Has the worker do something for `party` within `budget`.
+    pub async fn call_for(
+        &self,
+        party: Party,
+        verb: Verb,
+        budget: Duration,
+    ) -> Result<Answer, CallError> {
         let cell = self.cells.calls.of(verb.function());
         let _waiting = self.cells.waiting.enter();
         let begun = Instant::now();
-        let result = self.send_and_wait(verb, budget).await;
+        let result = self.send_and_wait(party, verb, budget).await;
         if let Ok(_) | Err(CallError::Failed(_) | CallError::Ended(_)) = result {
             cell.seconds.observe(begun.elapsed());
         }
@@ -162,14 +255,21 @@ impl Link {
         result
     }
 
-    async fn send_and_wait(&self, verb: Verb, budget: Duration) -> Result<Answer, CallError> {
+    async fn send_and_wait(
+        &self,
+        party: Party,
+        verb: Verb,
+        budget: Duration,
+    ) -> Result<Answer, CallError> {
         let is_signature = matches!(verb, Verb::Sign { .. });
         let length = match verb {
-            Verb::Generate { .. } => Length::Long,
+            // A person types on the device.
+            Verb::Generate { .. } | Verb::WithPin { pin: None, .. } => Length::Long,
             _ => Length::Short,
         };
         let (sender, receiver) = oneshot::channel();
-        let deadline = Instant::now() + budget;
+        let now = Instant::now();
+        let deadline = now + budget;
         let id = self.last_id.fetch_add(1, Ordering::Relaxed);
         // Large enough for a login from the start: growing would leave pieces of a PIN behind.
         let mut frame = Vec::with_capacity(512);
@@ -179,7 +279,7 @@ impl Link {
             let mut state = self.state();
             let refusal = if state.end.is_some() || state.draining {
                 Some(CallError::NotSent)
-            } else if state.waiting.len() >= CALLS_MAX {
+            } else if state.waiting.len() >= CALLS_MAX && !state.make_place(party) {
                 Some(CallError::Busy)
             } else {
                 None
@@ -188,37 +288,67 @@ impl Link {
                 pin_guard::wipe(frame);
                 return Err(refusal);
             }
+            let is_lone = state.waiting.is_empty() && is_signature;
+            let place = match (is_signature, is_lone) {
+                (false, _) => Place::Sent,
+                (true, true) => Place::InWorker(now),
+                (true, false) => Place::Queued(party),
+            };
             let waiter = Waiter {
                 reply: sender,
                 deadline,
                 budget,
                 length,
+                place,
             };
             state.waiting.insert(id, waiter);
             state.long += usize::from(length == Length::Long);
             if state.watched.is_none_or(|watched| deadline < watched) {
                 self.sooner.notify_one();
             }
-            if state.waiting.len() == 1 && is_signature {
-                Some(frame)
-            } else {
-                state.queue(frame, is_signature);
-                None
+            match place {
+                Place::Sent => {
+                    state.alone.push_back(frame);
+                    None
+                }
+                Place::Queued(party) => {
+                    state.queue.push(party, Frame { id, bytes: frame });
+                    None
+                }
+                Place::InWorker(_) => {
+                    state.window.taken += 1;
+                    Some(frame)
+                }
             }
+        };
+        let mut waiting = Waiting {
+            link: self,
+            id,
+            is_over: false,
         };
         match lone {
             Some(frame) if send(&self.socket, &frame, SendFlags::NOSIGNAL).is_ok() => {}
-            Some(frame) => {
-                self.state().queue(frame, true);
+            Some(bytes) => {
+                self.state().queue_again(party, Frame { id, bytes });
                 self.outgoing.notify_one();
             }
             None => self.outgoing.notify_one(),
         }
-        match receiver.await {
-            Ok(Ok(Ok(answer))) => Ok(answer),
-            Ok(Ok(Err(failure))) => Err(CallError::Failed(failure)),
-            Ok(Err(end)) => Err(CallError::Ended(end)),
-            Err(_) => Err(CallError::Ended(End::Retired)),
+        let result = receiver.await;
+        waiting.is_over = true;
+        result.unwrap_or(Err(CallError::Ended(End::Retired)))
+    }
+
+    /// Its caller went away. What the worker has it does all the same.
+    fn withdraw(&self, id: u64) {
+        let mut state = self.state();
+        let place = state.waiting.get(&id).map(|waiter| waiter.place);
+        if let Some(Place::Queued(party)) = place {
+            state.queue.remove(party, |frame| frame.id == id);
+            state.waiting.remove(&id);
+            if state.waiting.is_empty() {
+                self.idle.notify_one();
+            }
         }
     }
 
@@ -229,10 +359,7 @@ impl Link {
             loop {
                 let (batch, alone) = {
                     let mut state = self.state();
-                    (
-                        std::mem::take(&mut state.batch),
-                        std::mem::take(&mut state.alone),
-                    )
+                    (state.next_batch(), std::mem::take(&mut state.alone))
                 };
                 if batch.ends.is_empty() && alone.is_empty() {
                     break;
@@ -283,7 +410,9 @@ impl Link {
         for frame in frames::split(packet) {
             match frame.and_then(frames::decode).map_err(|e| e.to_string())? {
                 FromWorker::Reply(reply) => ready.push(reply),
-                FromWorker::Hello { .. } | FromWorker::LoadFailed { .. } => {
+                FromWorker::Hello { .. }
+                | FromWorker::LoadFailed { .. }
+                | FromWorker::Confined(_) => {
                     return Err("a second hello".into());
                 }
             }
@@ -305,10 +434,16 @@ impl Link {
                     return Err("a reply to no call".into());
                 };
                 state.long -= usize::from(waiter.length == Length::Long);
+                if let Place::InWorker(since) = waiter.place {
+                    state.window.give_back(since.elapsed());
+                }
                 woken.push((waiter.reply, reply.result));
             }
             if state.waiting.is_empty() {
                 self.idle.notify_one();
+            }
+            if !state.queue.is_empty() && state.window.has_room() {
+                self.outgoing.notify_one();
             }
         }
         if woken.iter().any(|(_, result)| result.is_ok()) {
@@ -316,7 +451,7 @@ impl Link {
         }
         for (waiter, result) in woken {
             // Whoever asked may have gone away.
-            let _gone = waiter.send(Ok(result));
+            let _gone = waiter.send(result.map_err(CallError::Failed));
         }
         Ok(content)
     }
@@ -332,10 +467,13 @@ impl Link {
                     .values()
                     .any(|waiter| waiter.length == Length::Long && waiter.deadline > now);
                 let mut expired = false;
-                for waiter in state.waiting.values_mut() {
+                let mut tired = Vec::new();
+                for (id, waiter) in &mut state.waiting {
                     if waiter.deadline <= now {
                         if waiter.length == Length::Short && long_under_way {
                             waiter.deadline = now + waiter.budget;
+                        } else if let Place::Queued(party) = waiter.place {
+                            tired.push((*id, party));
                         } else {
                             expired = true;
                         }
@@ -344,6 +482,10 @@ impl Link {
                 if expired {
                     drop(state);
                     return self.close(End::Expired);
+                }
+                for (id, party) in tired {
+                    state.queue.remove(party, |frame| frame.id == id);
+                    state.turn_away(id);
                 }
                 state.watched = state.waiting.values().map(|waiter| waiter.deadline).min();
                 state.watched
@@ -409,12 +551,17 @@ impl Link {
             for frame in state.alone.drain(..) {
                 pin_guard::wipe(frame);
             }
+            state.queue = Queue::default();
             std::mem::take(&mut state.waiting)
         };
         self.idle.notify_one();
         self.open.send_replace(false);
         for waiter in waiting.into_values() {
-            let _gone = waiter.reply.send(Err(end.clone()));
+            let error = match waiter.place {
+                Place::Queued(_) => CallError::NotSent,
+                Place::InWorker(_) | Place::Sent => CallError::Ended(end.clone()),
+            };
+            let _gone = waiter.reply.send(Err(error));
         }
     }
 
@@ -451,13 +598,63 @@ impl Link {
 }
 
 impl State {
-    fn queue(&mut self, frame: Vec<u8>, is_signature: bool) {
-        if is_signature {
-            self.batch.bytes.extend_from_slice(&frame);
-            self.batch.ends.push(self.batch.bytes.len());
-        } else {
-            self.alone.push_back(frame);
+    fn new(lanes: usize) -> Self {
+        Self {
+            end: None,
+            draining: false,
+            waiting: HashMap::new(),
+            long: 0,
+            queue: Queue::default(),
+            window: Window::new(lanes),
+            alone: VecDeque::new(),
+            watched: None,
         }
+    }
+
+    /// Makes a place for one more call of `party`, if somebody who waits has taken more.
+    fn make_place(&mut self, party: Party) -> bool {
+        match self.queue.give_way(party) {
+            Some(frame) => {
+                self.turn_away(frame.id);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Tells a caller whose call was not sent that there is too much to do.
+    fn turn_away(&mut self, id: u64) {
+        if let Some(waiter) = self.waiting.remove(&id) {
+            let _gone = waiter.reply.send(Err(CallError::Busy));
+        }
+    }
+
+    /// What could not be sent at once waits after all.
+    fn queue_again(&mut self, party: Party, frame: Frame) {
+        self.window.taken = self.window.taken.saturating_sub(1);
+        if let Some(waiter) = self.waiting.get_mut(&frame.id) {
+            waiter.place = Place::Queued(party);
+            self.queue.push(party, frame);
+        }
+    }
+
+    /// The signatures that the worker is to have now. Their time begins.
+    fn next_batch(&mut self) -> Batch {
+        let mut batch = Batch::default();
+        let now = Instant::now();
+        while self.window.has_room()
+            && let Some(Frame { id, bytes }) = self.queue.pop()
+        {
+            let Some(waiter) = self.waiting.get_mut(&id) else {
+                continue;
+            };
+            waiter.place = Place::InWorker(now);
+            waiter.deadline = now + waiter.budget;
+            self.window.taken += 1;
+            batch.bytes.extend_from_slice(&bytes);
+            batch.ends.push(batch.bytes.len());
+        }
+        batch
     }
 }
 
@@ -514,11 +711,35 @@ mod tests {
     use super::*;
 
     fn batch(sizes: &[usize]) -> Batch {
-        let mut state = State::default();
+        let mut batch = Batch::default();
         for &size in sizes {
-            state.queue(vec![0; size], true);
+            batch.bytes.extend(vec![0; size]);
+            batch.ends.push(batch.bytes.len());
         }
-        state.batch
+        batch
+    }
+
+    #[test]
+    fn a_slow_token_gets_one_signature_for_each_thread_and_a_fast_one_full_packets() {
+        let mut window = Window::new(2);
+        let fill = |window: &mut Window| {
+            while window.has_room() {
+                window.taken += 1;
+            }
+            window.taken
+        };
+        assert_eq!(fill(&mut window), 2);
+        for _ in 0..100 {
+            window.give_back(Duration::from_micros(60));
+            fill(&mut window);
+        }
+        assert_eq!(window.taken, 32);
+        for _ in 0..40 {
+            window.give_back(Duration::from_millis(700));
+        }
+        assert_eq!((window.size, window.taken), (2, 0));
+        window.give_back(Duration::from_millis(15));
+        assert_eq!(window.size, 2);
     }
 
     fn lengths(batch: &Batch, lanes: usize) -> Vec<usize> {

@@ -36,22 +36,28 @@
 mod catalogue;
 mod config;
 mod error;
+mod fair;
 mod frames;
 mod hygiene;
+mod keepalive;
 mod link;
+mod per_use;
 mod pin_check;
 mod pin_guard;
+mod pins;
 mod private_key;
 mod public_key;
+mod sandbox;
 mod supervisor;
 pub mod worker;
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
 use der::{Decode, Encode};
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit, mpsc, oneshot, watch};
@@ -63,14 +69,20 @@ pub use self::catalogue::{
     TokenStatus,
 };
 use self::catalogue::{Reason, TokenView};
-pub use self::config::{Allowance, Config, InvalidPinSource, ModuleConfig, PinSource, TokenConfig};
+pub use self::config::{
+    Allowance, Config, InvalidPinSource, LoginPolicy, ModuleConfig, PinSource, TokenConfig, Waiver,
+};
 pub use self::error::DeviceError;
-use self::frames::{Answer, CERTIFICATE_MAX, CertificateParts, Class, Failure, Verb};
+use self::fair::{Gate, Parties, Party};
+use self::frames::{Answer, CERTIFICATE_MAX, CertificateParts, Class, Failure, Input, Verb};
 pub use self::frames::{KeyUse, LastTry, UnlockOutcome};
 use self::link::{CallError, Link};
+use self::per_use::PerUse;
 use self::pin_check::PinCheck;
 use self::pin_guard::PinGuard;
+use self::pins::Pins;
 pub use self::private_key::{InvalidPrivateKey, RsaPrivateKey};
+pub use self::sandbox::{Sandbox, SandboxState, SandboxStatus};
 use self::supervisor::{Command, Phase, Supervisor, View, call_error, unexpected};
 use crate::base::clock::Clock;
 use crate::base::key::{KeySpec, PublicKey, Scheme, Signature};
@@ -105,12 +117,33 @@ const FIRST_START: Duration = Duration::from_secs(1);
 pub struct Devices(Arc<Inner>);
 
 struct Inner {
-    modules: Vec<Module>,
+    modules: ArcSwap<Vec<Arc<Module>>>,
+    start: Start,
+    parties: Parties,
     public_keys: RwLock<HashMap<KeyRef, PublicKey>>,
     stop: watch::Sender<bool>,
     /// Counts what [`Changes`] reports.
     changed: watch::Sender<u64>,
-    supervisors: Mutex<Vec<JoinHandle<()>>>,
+    /// Held while the modules are exchanged, and once they are shut down.
+    exchanging: Mutex<()>,
+}
+
+/// What every supervisor is started with.
+struct Start {
+    worker: PathBuf,
+    guard: Arc<PinGuard>,
+    changed: watch::Sender<u64>,
+}
+
+/// What came of another set of modules.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ModuleChanges {
+    /// Names of modules that were not there.
+    pub added: Vec<String>,
+    /// Names of modules that are gone.
+    pub removed: Vec<String>,
+    /// Names of modules that were started anew, as their entries differ.
+    pub changed: Vec<String>,
 }
 
 /// For the fuzz target of the frames: each frame that is read is written back as it was.
@@ -155,6 +188,13 @@ struct Module {
     config: ModuleConfig,
     view: Arc<watch::Sender<Arc<View>>>,
     commands: mpsc::Sender<Command>,
+    /// Ends its supervisor.
+    stop: watch::Sender<bool>,
+    supervisor: Mutex<Option<JoinHandle<()>>>,
+    /// Shared with the supervisor.
+    pins: Pins,
+    /// For operations that need a login of their own: one at a time for each token.
+    gates: std::sync::Mutex<HashMap<TokenId, Arc<Gate>>>,
     /// Workers that were killed and have not ended.
     stuck: Arc<AtomicUsize>,
     /// A turn for each list, as the worker keeps only so many half read.
@@ -183,72 +223,94 @@ impl Devices {
         state_directory: &Path,
         clock: Clock,
     ) -> Result<Self, DeviceError> {
-        let worker = supervisor::find_worker(config.worker.as_deref());
-        let guard = Arc::new(PinGuard::open(state_directory, clock)?);
-        let stop = watch::Sender::new(false);
+        check_names(&config.module)?;
         let changed = watch::Sender::new(0);
-        let mut modules: Vec<Module> = Vec::with_capacity(config.module.len());
-        let mut supervisors = Vec::with_capacity(config.module.len());
-        for config in config.module {
-            if modules.iter().any(|known| known.config.name == config.name) {
-                return Err(DeviceError::ModuleTwice {
-                    module: config.name,
-                });
-            }
-            let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-            let tokens = config
-                .token
-                .iter()
-                .map(|token| TokenView::absent(&config.name, &token.uri))
-                .collect();
-            let view = Arc::new(watch::Sender::new(Arc::new(View {
-                phase: Phase::Starting,
-                library: None,
-                tokens,
-            })));
-            let stuck = Arc::new(AtomicUsize::new(0));
-            let supervisor = Supervisor {
-                config: config.clone(),
-                worker: worker.clone(),
-                guard: guard.clone(),
-                view: view.clone(),
-                commands: inbox,
-                stop: stop.subscribe(),
-                changed: changed.clone(),
-                pins: HashMap::new(),
-                logged_in: HashMap::new(),
-                login_failed: HashMap::new(),
-                looked_again: None,
-                search: supervisor::RENEW_EVERY,
-                renewed: None,
-                looking: Vec::new(),
-                stuck: stuck.clone(),
-            };
-            supervisors.push(supervisor.run());
-            modules.push(Module {
-                config,
-                view,
-                commands,
-                stuck,
-                lists: Semaphore::new(LISTS_MAX),
-                writes: Semaphore::new(1),
-            });
-        }
-        let supervisors = supervisors.into_iter().map(tokio::spawn).collect();
+        let start = Start {
+            worker: supervisor::find_worker(config.worker.as_deref()),
+            guard: Arc::new(PinGuard::open(state_directory, clock)?),
+            changed: changed.clone(),
+        };
+        let modules = config
+            .module
+            .into_iter()
+            .map(|config| start.module(config, None))
+            .collect();
         Ok(Self(Arc::new(Inner {
-            modules,
+            modules: ArcSwap::from_pointee(modules),
+            start,
+            parties: Parties::default(),
             public_keys: RwLock::default(),
-            stop,
+            stop: watch::Sender::new(false),
             changed,
-            supervisors: Mutex::new(supervisors),
+            exchanging: Mutex::default(),
         })))
+    }
+
+    /// Whether [`Devices::reconfigure`] would take these modules.
+    pub fn check(modules: &[ModuleConfig]) -> Result<(), DeviceError> {
+        check_names(modules)
+    }
+
+    /// Takes over another set of modules, and returns without waiting for their workers.
+    ///
+    /// Modules whose entry is the same go on undisturbed. One that is gone or differs takes no
+    /// more calls and ends after those under way; one that differs is started once the old worker
+    /// has ended, as many libraries cannot be loaded twice, and calls wait for it meanwhile. PINs
+    /// that worked are handed on where name and library stay. Errors, which change nothing: two
+    /// modules of the same name.
+    pub async fn reconfigure(
+        &self,
+        modules: Vec<ModuleConfig>,
+    ) -> Result<ModuleChanges, DeviceError> {
+        check_names(&modules)?;
+        let _exchanging = self.0.exchanging.lock().await;
+        if *self.0.stop.borrow() {
+            return Err(DeviceError::Stopped);
+        }
+        let mut old = Vec::clone(&self.0.modules.load());
+        let mut changes = ModuleChanges::default();
+        let mut ended = Vec::new();
+        let next = modules
+            .into_iter()
+            .map(|config| {
+                let known = old
+                    .iter()
+                    .position(|known| known.config.name == config.name);
+                let Some(known) = known.map(|at| old.swap_remove(at)) else {
+                    changes.added.push(config.name.clone());
+                    return self.0.start.module(config, None);
+                };
+                if known.config == config {
+                    return known;
+                }
+                changes.changed.push(config.name.clone());
+                ended.push(config.name.clone());
+                self.0.start.module(config, Some(known))
+            })
+            .collect();
+        self.0.modules.store(Arc::new(next));
+        for gone in old {
+            changes.removed.push(gone.config.name.clone());
+            ended.push(gone.config.name.clone());
+            gone.stop.send_replace(true);
+        }
+        // Another library, or another token, may answer to the same name.
+        self.0
+            .public_keys
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|key, _| !ended.contains(&key.token.module));
+        self.0
+            .changed
+            .send_modify(|count| *count = count.wrapping_add(1));
+        Ok(changes)
     }
 
     /// The configured tokens as they are now, in the order of the configuration.
     pub async fn tokens(&self) -> Vec<TokenStatus> {
         let mut list = Vec::new();
         let patience = Instant::now() + FIRST_START;
-        for module in &self.0.modules {
+        for module in self.0.modules.load_full().iter() {
             let view = module.settled(patience).await;
             let reason = match &view.phase {
                 Phase::Up(_) => None,
@@ -278,7 +340,7 @@ impl Devices {
     pub async fn modules(&self) -> Vec<ModuleStatus> {
         let mut list = Vec::new();
         let patience = Instant::now() + FIRST_START;
-        for module in &self.0.modules {
+        for module in self.0.modules.load_full().iter() {
             let view = module.settled(patience).await;
             let reason = match &view.phase {
                 Phase::Up(_) => None,
@@ -298,6 +360,7 @@ impl Devices {
                         library.description, library.manufacturer, library.version
                     )
                 }),
+                sandbox: view.sandbox.clone(),
             });
         }
         list
@@ -332,8 +395,8 @@ impl Devices {
     /// Signs `message` with the key that the permit is for.
     ///
     /// Refuses unless the message lies in the domain of the permit's purpose. Hashes here, has the
-    /// token sign, and verifies the signature before returning it. Messages may have 16 MiB; for
-    /// Ed25519, which a token signs whole, 32 KiB.
+    /// token sign, and verifies the signature before returning it. Messages may have 16 MiB; those
+    /// that a token is given whole, for Ed25519 or because it hashes by itself only, 32 KiB.
     pub async fn sign(
         &self,
         permit: Permit,
@@ -361,7 +424,6 @@ impl Devices {
                 purpose: permit.purpose(),
             });
         }
-        let input = sign_input(scheme, message)?;
         let key = permit.key();
         let public_key = self.public_key(key).await?;
         if !public_key.family().supports(scheme) {
@@ -371,21 +433,30 @@ impl Devices {
             });
         }
         let module = self.module(&key.token.module)?;
-        let verb = |token| Verb::Sign {
-            token,
-            key: key.id.as_bytes().to_vec(),
-            scheme,
-            input: input.clone(),
+        let input = module.sign_input(&key.token, scheme);
+        let party = self.0.parties.of(permit.caller());
+        let sign = async |input| {
+            let data = signed_data(scheme, input, message)?;
+            let verb = |token| Verb::Sign {
+                token,
+                key: key.id.as_bytes().to_vec(),
+                scheme,
+                input,
+                data: data.clone(),
+            };
+            let budget = module.config.call_timeout;
+            self.call_for(party, &key.token, Some(key), Need::Login, budget, verb)
+                .await
         };
-        let answer = self
-            .call(
-                &key.token,
-                Some(key),
-                Need::Login,
-                module.config.call_timeout,
-                verb,
-            )
-            .await?;
+        let answer = match sign(input).await {
+            // Not known before the worker was up.
+            Err(DeviceError::Unsupported { .. })
+                if module.sign_input(&key.token, scheme) != input =>
+            {
+                sign(module.sign_input(&key.token, scheme)).await?
+            }
+            answer => answer?,
+        };
         let Answer::Signature(bytes) = answer else {
             return Err(unexpected(&key.token.module));
         };
@@ -439,7 +510,8 @@ impl Devices {
             input: ciphertext.to_vec(),
         };
         let answer = self
-            .call(
+            .call_for(
+                self.0.parties.of(permit.caller()),
                 &key.token,
                 Some(key),
                 Need::Login,
@@ -486,7 +558,9 @@ impl Devices {
     }
 
     /// Generates a key pair on a token. The private key is proven to have been made there and to
-    /// be unable to leave; one that does not prove it is destroyed. `label` has at most 255 bytes.
+    /// be unable to leave; one that does not prove it is destroyed. What the configuration waives
+    /// for the token need not be proven; [`GeneratedKey::proof`] says what was not. `label` has at
+    /// most 255 bytes.
     ///
     /// Writes to one module happen one after the other.
     pub async fn generate(
@@ -534,6 +608,7 @@ impl Devices {
             label: label.to_owned(),
             spec,
             r#use,
+            waived: module.waivers(token),
         };
         let answer = self
             .call(
@@ -544,14 +619,17 @@ impl Devices {
                 verb,
             )
             .await?;
-        let Answer::Generated(parts) = answer else {
+        let Answer::Generated(parts, waived) = answer else {
             return Err(unexpected(&token.module));
         };
         let public_key = self.remember(&key, &parts)?;
+        if !waived.is_empty() {
+            tracing::warn!(%key, ?waived, "the token did not prove all of a new key, as is waived");
+        }
         Ok(GeneratedKey {
             key,
             public_key,
-            proof: Proof::COMPLETE,
+            proof: Proof::without(waived),
         })
     }
 
@@ -596,7 +674,8 @@ impl Devices {
 
     /// The private keys on a token.
     pub async fn keys(&self, token: &TokenId) -> Result<Vec<KeyInfo>, DeviceError> {
-        let _turn = turn(&self.module(&token.module)?.lists).await?;
+        let module = self.module(&token.module)?;
+        let _turn = turn(&module.lists).await?;
         let (mut entries, mut cursor) = (Vec::new(), None);
         loop {
             let verb = |token| Verb::Keys { token, cursor };
@@ -615,6 +694,7 @@ impl Devices {
                 id: KeyId::from_bytes(entry.id).ok(),
                 label: entry.label,
                 spec: entry.spec,
+                always_authenticate: entry.always_authenticate,
             })
             .collect())
     }
@@ -677,7 +757,8 @@ impl Devices {
         &self,
         token: &TokenId,
     ) -> Result<Vec<TokenCertificate>, DeviceError> {
-        let _turn = turn(&self.module(&token.module)?.lists).await?;
+        let module = self.module(&token.module)?;
+        let _turn = turn(&module.lists).await?;
         let (mut entries, mut cursor) = (Vec::new(), None);
         loop {
             let verb = |token| Verb::Certificates { token, cursor };
@@ -787,28 +868,39 @@ impl Devices {
 
     /// Takes no more calls, waits for those under way, and ends the workers.
     pub async fn shutdown(&self) {
+        let _exchanging = self.0.exchanging.lock().await;
         self.0.stop.send_replace(true);
-        for supervisor in self.0.supervisors.lock().await.drain(..) {
-            if let Err(error) = supervisor.await {
-                tracing::error!(%error, "a supervisor failed");
-            }
+        let modules = self.0.modules.load_full();
+        for module in modules.iter() {
+            module.stop.send_replace(true);
+        }
+        for module in modules.iter() {
+            module.ended().await;
         }
     }
 
-    fn module(&self, name: &str) -> Result<&Module, DeviceError> {
+    fn module(&self, name: &str) -> Result<Arc<Module>, DeviceError> {
         self.0
             .modules
+            .load()
             .iter()
             .find(|module| module.config.name == name)
+            .cloned()
             .ok_or_else(|| DeviceError::ModuleUnknown {
                 module: name.to_owned(),
             })
     }
 
+    /// Whether another has taken this module's place.
+    fn is_replaced(&self, module: &Arc<Module>) -> bool {
+        let modules = self.0.modules.load();
+        !modules.iter().any(|known| Arc::ptr_eq(known, module))
+    }
+
     /// Tokens present that `uri` selects, and modules with an absent one that it may select.
-    async fn matching(&self, uri: &TokenUri) -> (Vec<TokenId>, Vec<&Module>) {
+    async fn matching(&self, uri: &TokenUri) -> (Vec<TokenId>, Vec<Arc<Module>>) {
         let (mut found, mut missing) = (Vec::new(), Vec::new());
-        for module in &self.0.modules {
+        for module in self.0.modules.load_full().iter() {
             let path = module.config.path.to_string_lossy();
             if uri
                 .module_path
@@ -831,7 +923,7 @@ impl Devices {
                 }
             }
             if may_come {
-                missing.push(module);
+                missing.push(module.clone());
             }
         }
         (found, missing)
@@ -861,8 +953,7 @@ impl Devices {
         Ok(())
     }
 
-    /// Has the worker of a token do something. What was surely not done is done once more after
-    /// its hindrance was removed: a lost login, a token that had left, a worker being replaced.
+    /// The same as [`Devices::call_for`], on our own account.
     async fn call(
         &self,
         token: &TokenId,
@@ -871,31 +962,62 @@ impl Devices {
         budget: Duration,
         verb: impl Fn(u16) -> Verb,
     ) -> Result<Answer, DeviceError> {
-        let module = self.module(&token.module)?;
+        self.call_for(Party::default(), token, key, need, budget, verb)
+            .await
+    }
+
+    /// Has the worker of a token do something for `party`. What was surely not done is done once more after
+    /// its hindrance was removed: a lost login, a token that had left, a worker being replaced.
+    async fn call_for(
+        &self,
+        party: Party,
+        token: &TokenId,
+        key: Option<&KeyRef>,
+        need: Need,
+        budget: Duration,
+        verb: impl Fn(u16) -> Verb,
+    ) -> Result<Answer, DeviceError> {
+        let mut module = self.module(&token.module)?;
         let deadline = Instant::now() + module.config.call_timeout;
         let (mut logged_in_again, mut looked_again) = (false, false);
+        let mut wants_login = false;
         loop {
-            let (link, number) = match module.ready(token, need, deadline).await {
+            if self.is_replaced(&module) {
+                module = self.module(&token.module)?;
+            }
+            let (link, number, login) = match module.ready(token, need, deadline).await {
+                Err(DeviceError::Stopped) if self.is_replaced(&module) => continue,
                 Err(DeviceError::TokenAbsent { .. }) if !looked_again => {
                     looked_again = true;
-                    self.look_again(module, uri_of(token)).await?;
+                    self.look_again(&module, uri_of(token)).await?;
                     continue;
                 }
                 Err(_) if !logged_in_again && module.login_failed(token) => {
                     logged_in_again = true;
-                    self.log_in_again(module, token, Instant::now()).await?;
+                    self.log_in_again(&module, token, Instant::now()).await?;
                     continue;
                 }
                 ready => ready?,
             };
             let verb = verb(number);
             let function = verb.function();
-            let error = match link.call(verb, budget).await {
+            wants_login |= login == LoginPolicy::PerOperation && need == Need::Login;
+            let result = if wants_login {
+                let per_use = self.per_use(&module, token, link.clone(), login);
+                per_use.run(party, verb, budget).await?
+            } else {
+                link.call_for(party, verb, budget).await
+            };
+            let error = match result {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
             match &error {
                 CallError::NotSent => continue,
+                CallError::Failed(Failure::PinWanted) if !wants_login => {
+                    wants_login = true;
+                    continue;
+                }
                 CallError::Failed(
                     Failure::LoggedOut
                     | Failure::Pkcs11 {
@@ -904,7 +1026,7 @@ impl Devices {
                     },
                 ) if !logged_in_again => {
                     logged_in_again = true;
-                    self.log_in_again(module, token, Instant::now()).await?;
+                    self.log_in_again(&module, token, Instant::now()).await?;
                     continue;
                 }
                 CallError::Failed(
@@ -915,7 +1037,7 @@ impl Devices {
                     },
                 ) if !looked_again => {
                     looked_again = true;
-                    self.look_again(module, uri_of(token)).await?;
+                    self.look_again(&module, uri_of(token)).await?;
                     continue;
                 }
                 // What should have healed it did not.
@@ -945,6 +1067,32 @@ impl Devices {
                 function,
                 budget,
             ));
+        }
+    }
+
+    fn per_use(
+        &self,
+        module: &Module,
+        token: &TokenId,
+        link: Arc<Link>,
+        login: LoginPolicy,
+    ) -> PerUse {
+        let view = module.view.borrow().clone();
+        let protected_path = view
+            .tokens
+            .iter()
+            .find(|known| known.id == *token)
+            .and_then(|known| known.found.as_ref())
+            .is_some_and(|info| info.flags.protected_path);
+        PerUse {
+            token: token.clone(),
+            link,
+            guard: self.0.start.guard.clone(),
+            pins: module.pins.clone(),
+            supervisor: module.commands.clone(),
+            gate: module.gate(token),
+            login,
+            protected_path,
         }
     }
 
@@ -1013,12 +1161,90 @@ impl Changes {
 impl std::fmt::Debug for Devices {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list()
-            .entries(self.0.modules.iter().map(|module| &module.config.name))
+            .entries(
+                self.0
+                    .modules
+                    .load()
+                    .iter()
+                    .map(|module| &module.config.name),
+            )
             .finish()
     }
 }
 
+impl Start {
+    /// Starts a module's supervisor. In place of another, it waits for that one's end.
+    fn module(&self, config: ModuleConfig, instead_of: Option<Arc<Module>>) -> Arc<Module> {
+        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+        let tokens = config
+            .token
+            .iter()
+            .map(|token| TokenView::absent(&config.name, &token.uri))
+            .collect();
+        let view = Arc::new(watch::Sender::new(Arc::new(View {
+            phase: Phase::Starting,
+            library: None,
+            sandbox: None,
+            tokens,
+        })));
+        let stop = watch::Sender::new(false);
+        let pins = Pins::default();
+        let stuck = match &instead_of {
+            Some(old) if old.config.path == config.path => old.stuck.clone(),
+            _ => Arc::default(),
+        };
+        let supervisor = Supervisor {
+            config: config.clone(),
+            worker: self.worker.clone(),
+            guard: self.guard.clone(),
+            view: view.clone(),
+            commands: inbox,
+            stop: stop.subscribe(),
+            changed: self.changed.clone(),
+            pins: pins.clone(),
+            logged_in: HashMap::new(),
+            login_failed: HashMap::new(),
+            looked_again: None,
+            search: supervisor::RENEW_EVERY,
+            renewed: None,
+            looking: Vec::new(),
+            stuck: stuck.clone(),
+        };
+        let running = tokio::spawn(async move {
+            if let Some(old) = instead_of {
+                old.stop.send_replace(true);
+                old.ended().await;
+                if old.config.path == supervisor.config.path {
+                    supervisor.inherit(&old.pins);
+                }
+            }
+            supervisor.run().await;
+        });
+        Arc::new(Module {
+            config,
+            view,
+            commands,
+            stop,
+            supervisor: Mutex::new(Some(running)),
+            pins,
+            gates: std::sync::Mutex::default(),
+            stuck,
+            lists: Semaphore::new(LISTS_MAX),
+            writes: Semaphore::new(1),
+        })
+    }
+}
+
 impl Module {
+    /// Waits for the supervisor's end.
+    async fn ended(&self) {
+        if let Some(running) = self.supervisor.lock().await.take()
+            && let Err(error) = running.await
+        {
+            tracing::error!(module = self.config.name, %error, "a supervisor failed");
+        }
+    }
+
     /// The view, once the worker is not being started any more, or at `patience`.
     async fn settled(&self, patience: Instant) -> Arc<View> {
         let mut view = self.view.subscribe();
@@ -1060,6 +1286,46 @@ impl Module {
             .any(|known| known.id == *token && matches!(known.reason, Some(Reason::LoginFailed(_))))
     }
 
+    /// Where operations of a token wait that need a login of their own.
+    fn gate(&self, token: &TokenId) -> Arc<Gate> {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        match gates.get(token) {
+            Some(gate) => gate.clone(),
+            None => gates.entry(token.clone()).or_default().clone(),
+        }
+    }
+
+    /// What the configuration says that a token misreports of new keys.
+    fn waivers(&self, token: &TokenId) -> Vec<Waiver> {
+        let view = self.view.borrow().clone();
+        let known = view.tokens.iter().find(|known| known.id == *token);
+        known
+            .and_then(|known| {
+                let mut configured = self.config.token.iter();
+                configured.find(|config| config.uri == known.uri)
+            })
+            .map(|config| config.waive.clone())
+            .unwrap_or_default()
+    }
+
+    /// What a token is to be given for a signature, as far as it is known now.
+    fn sign_input(&self, token: &TokenId, scheme: Scheme) -> Input {
+        let hashes_itself = scheme == Scheme::EdDsa
+            || self
+                .view
+                .borrow()
+                .tokens
+                .iter()
+                .find(|known| known.id == *token)
+                .and_then(|known| known.found.as_ref())
+                .is_some_and(|info| info.hashes.contains(&scheme));
+        if hashes_itself {
+            Input::Message
+        } else {
+            Input::Digest
+        }
+    }
+
     fn down(&self, reason: &str, until: Instant) -> DeviceError {
         DeviceError::ModuleDown {
             module: self.config.name.clone(),
@@ -1068,14 +1334,14 @@ impl Module {
         }
     }
 
-    /// The link to the worker and the number of the token, waiting for a worker that is being
-    /// started, up to `deadline`.
+    /// The link to the worker, the number of the token and its login policy, waiting for a worker
+    /// that is being started, up to `deadline`.
     async fn ready(
         &self,
         token: &TokenId,
         need: Need,
         deadline: Instant,
-    ) -> Result<(Arc<Link>, u16), DeviceError> {
+    ) -> Result<(Arc<Link>, u16, LoginPolicy), DeviceError> {
         let usable = |view: &Arc<View>| match &view.phase {
             Phase::Starting => false,
             Phase::Up(link) => link.is_open(),
@@ -1104,7 +1370,7 @@ impl Module {
             .ok_or_else(absent)?;
         let number = known.found.as_ref().ok_or_else(absent)?.number;
         match (known.state, need) {
-            (TokenState::Ready, _) | (_, Need::Presence) => Ok((link.clone(), number)),
+            (TokenState::Ready, _) | (_, Need::Presence) => Ok((link.clone(), number, known.login)),
             (TokenState::LockedOut, _) => Err(DeviceError::PinLocked { token: name() }),
             (TokenState::FinalTry, _) => Err(DeviceError::PinFinalTry { token: name() }),
             _ => Err(match &known.reason {
@@ -1132,6 +1398,17 @@ impl Module {
     }
 }
 
+/// A module is known by its name, so there is one of each.
+fn check_names(modules: &[ModuleConfig]) -> Result<(), DeviceError> {
+    let mut names = HashSet::new();
+    match modules.iter().find(|module| !names.insert(&module.name)) {
+        Some(twice) => Err(DeviceError::ModuleTwice {
+            module: twice.name.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
 async fn turn(turns: &Semaphore) -> Result<SemaphorePermit<'_>, DeviceError> {
     // Nobody closes them.
     turns.acquire().await.map_err(|_| DeviceError::Stopped)
@@ -1146,12 +1423,11 @@ fn uri_of(token: &TokenId) -> TokenUri {
     }
 }
 
-/// What the token signs for `message`: its digest, or itself for Ed25519.
-fn sign_input(scheme: Scheme, message: &[u8]) -> Result<Vec<u8>, DeviceError> {
-    let (algorithm, limit) = match scheme {
-        Scheme::Rs256 | Scheme::Ps256 | Scheme::Es256 => (Some(&digest::SHA256), MESSAGE_MAX),
-        Scheme::Es384 => (Some(&digest::SHA384), MESSAGE_MAX),
-        Scheme::EdDsa => (None, frames::WHOLE_MESSAGE_MAX),
+/// What the token is given for `message`: its digest, or itself.
+fn signed_data(scheme: Scheme, input: Input, message: &[u8]) -> Result<Vec<u8>, DeviceError> {
+    let limit = match input {
+        Input::Digest => MESSAGE_MAX,
+        Input::Message => frames::WHOLE_MESSAGE_MAX,
     };
     if message.len() > limit {
         return Err(DeviceError::TooLarge {
@@ -1159,10 +1435,12 @@ fn sign_input(scheme: Scheme, message: &[u8]) -> Result<Vec<u8>, DeviceError> {
             limit,
         });
     }
-    Ok(match algorithm {
-        Some(algorithm) => digest::digest(algorithm, message).as_ref().to_vec(),
-        None => message.to_vec(),
-    })
+    let algorithm = match (input, scheme) {
+        (Input::Message, _) | (_, Scheme::EdDsa) => return Ok(message.to_vec()),
+        (Input::Digest, Scheme::Rs256 | Scheme::Ps256 | Scheme::Es256) => &digest::SHA256,
+        (Input::Digest, Scheme::Es384) => &digest::SHA384,
+    };
+    Ok(digest::digest(algorithm, message).as_ref().to_vec())
 }
 
 /// Takes a certificate apart for `C_CreateObject` (PKCS#11 v3.0 section 4.6.3).

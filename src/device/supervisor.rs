@@ -36,15 +36,18 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::catalogue::{Reason, TokenState, TokenView, overlap};
-use super::config::{ModuleConfig, PinSource, TokenConfig};
+use super::config::{LoginPolicy, ModuleConfig, PinSource, TokenConfig};
 use super::error::DeviceError;
 use super::frames::{
     self, Answer, Class, Failure, FromWorker, LastTry, LoadFailure, LoginOutcome, ModuleInfo,
     PACKET_MAX, PROTOCOL, PinBytes, ToWorker, UnlockOutcome, Verb,
 };
+use super::keepalive::Keepalives;
 use super::link::{CallError, End, Link, receive};
 use super::pin_check::PinCheck;
 use super::pin_guard::{self, PinGuard, PinOrigin, Settled};
+use super::pins::Pins;
+use super::sandbox::{Confinement, SandboxState, SandboxStatus};
 use crate::base::pkcs11::{TokenId, TokenUri};
 use crate::base::secret::Pin;
 use crate::telemetry::metrics::metrics;
@@ -94,6 +97,8 @@ pub(super) struct View {
     pub phase: Phase,
     /// What the library said of itself, when it was last loaded.
     pub library: Option<ModuleInfo>,
+    /// How its worker is confined.
+    pub sandbox: Option<SandboxStatus>,
     /// In the order of the configuration.
     pub tokens: Vec<TokenView>,
 }
@@ -136,6 +141,8 @@ pub(super) enum Command {
         check: PinCheck,
         done: oneshot::Sender<Result<(), DeviceError>>,
     },
+    /// A PIN was refused outside this task, or is not tried any more.
+    PinRefused { token: TokenId, error: DeviceError },
     /// The module answered that it is unwell: replace the worker behind `link`.
     Replace { link: Arc<Link>, why: String },
 }
@@ -151,7 +158,7 @@ pub(super) struct Supervisor {
     /// Counts what callers can see.
     pub changed: watch::Sender<u64>,
     /// PINs that worked in this process, for the next worker.
-    pub pins: HashMap<TokenId, Pin>,
+    pub pins: Pins,
     pub logged_in: HashMap<TokenId, Instant>,
     pub login_failed: HashMap<TokenId, Instant>,
     pub looked_again: Option<Instant>,
@@ -163,6 +170,9 @@ pub(super) struct Supervisor {
     /// Workers that were killed and have not ended.
     pub stuck: Arc<AtomicUsize>,
 }
+
+/// What a worker says first: what the library is, and how the worker is confined.
+type Greeting = (ModuleInfo, SandboxStatus);
 
 /// A running worker, and the tasks that serve it.
 struct Worker {
@@ -179,6 +189,15 @@ enum Leave {
 }
 
 impl Supervisor {
+    /// Takes over the PINs that worked with the same library, of tokens that are still used.
+    pub fn inherit(&self, pins: &Pins) {
+        self.pins.take_over(pins, |token| {
+            let uri = super::uri_of(token);
+            let mut configured = self.config.token.iter();
+            configured.any(|config| overlap(&config.uri, &uri))
+        });
+    }
+
     /// Runs until told to stop.
     pub async fn run(mut self) {
         let mut useless = 0_u32;
@@ -275,7 +294,7 @@ impl Supervisor {
                     Some(Command::LookAgain { done, .. } | Command::LogInAgain { done, .. }) => {
                         let _gone = done.send(());
                     }
-                    Some(Command::Replace { .. }) => {}
+                    Some(Command::Replace { .. } | Command::PinRefused { .. }) => {}
                     None => return Pause::Stop,
                 }
             }
@@ -327,15 +346,15 @@ impl Supervisor {
             arrived = self.arrive() => arrived,
             () = stopped(stop) => return None,
         };
-        let (worker, library, tokens) = match arrived {
+        let (worker, greeting, tokens) = match arrived {
             Ok(arrived) => arrived,
             Err(error) => return Some(Err(error)),
         };
-        Some(self.take_up(worker, library, tokens).await)
+        Some(self.take_up(worker, greeting, tokens).await)
     }
 
     /// A worker that has loaded the library, and the tokens it sees.
-    async fn arrive(&self) -> Result<(Worker, ModuleInfo, Vec<TokenView>), DeviceError> {
+    async fn arrive(&self) -> Result<(Worker, Greeting, Vec<TokenView>), DeviceError> {
         super::hygiene::check(&self.config).map_err(|reason| DeviceError::ModuleUnusable {
             module: self.config.name.clone(),
             reason,
@@ -350,15 +369,15 @@ impl Supervisor {
                 ),
             });
         }
-        let (worker, library) = self.spawn().await?;
+        let (worker, greeting) = self.spawn().await?;
         let tokens = self.find_tokens(&worker.link).await?;
-        Ok((worker, library, tokens))
+        Ok((worker, greeting, tokens))
     }
 
     async fn take_up(
         &mut self,
         worker: Worker,
-        library: ModuleInfo,
+        (library, sandbox): Greeting,
         mut tokens: Vec<TokenView>,
     ) -> Result<Worker, DeviceError> {
         let link = worker.link.clone();
@@ -373,19 +392,29 @@ impl Supervisor {
             module = self.config.name,
             library = library.description,
             version = library.version,
+            sandbox = sandbox.profile.name(),
             "worker up"
         );
+        if sandbox.state == SandboxState::Degraded {
+            tracing::warn!(
+                module = self.config.name,
+                sandbox = sandbox.profile.name(),
+                missing = sandbox.missing.join("; "),
+                "the worker is not confined as it should be"
+            );
+        }
         link.count_from_here();
         self.view.send_replace(Arc::new(View {
             phase: Phase::Up(link),
             library: Some(library),
+            sandbox: Some(sandbox),
             tokens,
         }));
         self.count_change();
         Ok(worker)
     }
 
-    async fn spawn(&self) -> Result<(Worker, ModuleInfo), DeviceError> {
+    async fn spawn(&self) -> Result<(Worker, Greeting), DeviceError> {
         let (socket, child, output) = self.exec().map_err(|error| DeviceError::WorkerStart {
             path: self.worker.clone(),
             source: Arc::new(error),
@@ -398,7 +427,7 @@ impl Supervisor {
         let link = Link::new(socket, threads, metrics().module(&self.config.name));
         tokio::spawn(reap(child, link.clone(), log, words, self.stuck.clone()));
         let failed = match greeted {
-            Ok(Ok(Some(library))) => {
+            Ok(Ok(Some(greeting))) => {
                 tasks.spawn(link.clone().write());
                 tasks.spawn(link.clone().read());
                 tasks.spawn(link.clone().watch_deadlines());
@@ -407,7 +436,7 @@ impl Supervisor {
                     started: Instant::now(),
                     tasks,
                 };
-                return Ok((worker, library));
+                return Ok((worker, greeting));
             }
             Ok(Ok(None)) => None,
             Ok(Err(error)) => Some(error),
@@ -461,7 +490,7 @@ impl Supervisor {
     }
 
     /// Says hello. `None`: the worker hung up.
-    async fn greet(&self, socket: &UnixDatagram) -> Result<Option<ModuleInfo>, DeviceError> {
+    async fn greet(&self, socket: &UnixDatagram) -> Result<Option<Greeting>, DeviceError> {
         let broken = |reason: String| DeviceError::Protocol {
             module: self.config.name.clone(),
             reason,
@@ -472,7 +501,13 @@ impl Supervisor {
             module: self.config.path.to_string_lossy().into_owned(),
             threads: self.config.thread_count(),
         };
-        frames::append(&mut packet, &hello).map_err(|error| broken(error.to_string()))?;
+        let prepare = ToWorker::Prepare {
+            confinement: Confinement::of(&self.config),
+            parameters: self.config.init_args.clone(),
+        };
+        for frame in [hello, prepare] {
+            frames::append(&mut packet, &frame).map_err(|error| broken(error.to_string()))?;
+        }
         if send(socket, &packet, SendFlags::NOSIGNAL).is_err() {
             return Ok(None);
         }
@@ -481,21 +516,29 @@ impl Supervisor {
         let Some(length) = received.map_err(|error| broken(error.to_string()))? else {
             return Ok(None);
         };
-        let frame = frames::split(&buffer[..length])
-            .next()
-            .unwrap_or(Err(frames::FrameError::Truncated))
-            .and_then(frames::decode)
-            .map_err(|error| broken(error.to_string()))?;
-        match frame {
+        let mut frames = frames::split(&buffer[..length]);
+        let mut next = || {
+            frames
+                .next()
+                .unwrap_or(Err(frames::FrameError::Truncated))
+                .and_then(frames::decode)
+                .map_err(|error| broken(error.to_string()))
+        };
+        match next()? {
             FromWorker::Hello {
                 protocol: PROTOCOL,
                 module,
-            } => Ok(Some(module)),
+            } => match next()? {
+                FromWorker::Confined(sandbox) => Ok(Some((module, sandbox))),
+                _ => Err(broken("it does not say how it is confined".into())),
+            },
             FromWorker::Hello { protocol, .. } => Err(broken(format!(
                 "it speaks protocol {protocol}, not {PROTOCOL}"
             ))),
             FromWorker::LoadFailed { failure, .. } => Err(self.load_error(failure)),
-            FromWorker::Reply(_) => Err(broken("a reply before the hello".into())),
+            FromWorker::Reply(_) | FromWorker::Confined(_) => {
+                Err(broken("it speaks before its hello".into()))
+            }
         }
     }
 
@@ -526,7 +569,7 @@ impl Supervisor {
                 .config
                 .token
                 .iter()
-                .map(|token| TokenView::find(name, &token.uri, &present))
+                .map(|token| TokenView::find(name, &token.uri, &present).with_login(token.login))
                 .collect()),
             Ok(_) => Err(unexpected(name)),
             Err(error) => Err(self.call_error(
@@ -585,7 +628,7 @@ impl Supervisor {
             settle(token, TokenState::Degraded, why);
             return Ok(());
         }
-        let kept = self.pins.get(&token.id).cloned();
+        let kept = self.pins.get(&token.id);
         let source = self.source_of(token);
         let (pin, origin) = match (kept, source) {
             (Some(pin), _) => (Ok(pin), PinOrigin::Kept),
@@ -620,7 +663,10 @@ impl Supervisor {
             Err(error) => Err(error),
         };
         match tried {
-            Ok(_) => settle(token, TokenState::Ready, None),
+            Ok(_) => {
+                self.log_out_again(link, token).await;
+                settle(token, TokenState::Ready, None);
+            }
             Err(error) => {
                 if link.end().is_some() || !link.is_open() {
                     return Err(error);
@@ -635,6 +681,24 @@ impl Supervisor {
             }
         }
         Ok(())
+    }
+
+    /// The PIN is known to be right; a token that is logged in for each operation needs no more
+    /// now. One that stays logged in is logged out by its next operation.
+    async fn log_out_again(&self, link: &Link, token: &TokenView) {
+        let Some(info) = &token.found else { return };
+        if token.login == LoginPolicy::Session {
+            return;
+        }
+        let verb = Verb::Logout { token: info.number };
+        if let Err(error) = link.call(verb, self.config.call_timeout).await {
+            tracing::warn!(
+                module = self.config.name,
+                token = %token.id,
+                ?error,
+                "not logged out"
+            );
+        }
     }
 
     fn note_login_failure(&self, token: &mut TokenView, error: &DeviceError) {
@@ -656,6 +720,15 @@ impl Supervisor {
             ),
             _ => (TokenState::PinNeeded, Some(Reason::Other(text))),
         };
+    }
+
+    /// Shows that a PIN of a token was refused.
+    fn note_refusal(&self, id: &TokenId, error: &DeviceError) {
+        let mut tokens = self.view.borrow().tokens.clone();
+        for token in tokens.iter_mut().filter(|token| token.id == *id) {
+            self.note_login_failure(token, error);
+        }
+        self.publish_tokens(tokens);
     }
 
     fn source_of(&self, token: &TokenView) -> Option<&PinSource> {
@@ -768,11 +841,16 @@ impl Supervisor {
     async fn serve(&mut self, worker: &Worker, stop: &mut watch::Receiver<bool>) -> Leave {
         let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut keepalives = Keepalives::of(&self.config.token);
         loop {
             let command = tokio::select! {
                 () = worker.link.closed() => return self.post_mortem(&worker.link).await,
                 () = stopped(stop) => return Leave::Stop,
                 command = self.commands.recv() => command,
+                index = keepalives.due() => {
+                    self.keep_alive(&worker.link, index).await;
+                    continue;
+                }
                 _ = look.tick() => {
                     match self.look_around(worker).await {
                         Some(leave) => return leave,
@@ -787,6 +865,7 @@ impl Supervisor {
                         return Leave::Ended(why);
                     }
                 }
+                Some(Command::PinRefused { token, error }) => self.note_refusal(&token, &error),
                 Some(Command::LookAgain { wanted, done }) => {
                     let due = self
                         .looked_again
@@ -844,6 +923,23 @@ impl Supervisor {
                     }
                 },
             }
+        }
+    }
+
+    /// Has a token do something. What is wrong with it shows at the next look, or the next call.
+    async fn keep_alive(&self, link: &Link, index: usize) {
+        let view = self.view.borrow().clone();
+        let token = view.tokens.get(index);
+        let found = token.filter(|token| token.state == TokenState::Ready);
+        let Some(info) = found.and_then(|token| token.found.as_ref()) else {
+            return;
+        };
+        if link.is_occupied() {
+            return;
+        }
+        let verb = Verb::KeepAlive { token: info.number };
+        if let Err(error) = link.call(verb, self.config.call_timeout).await {
+            tracing::debug!(module = self.config.name, ?error, "not kept alive");
         }
     }
 
@@ -986,6 +1082,7 @@ impl Supervisor {
         let result = self.try_pin(link, id, number, given).await;
         match &result {
             Ok(_) => {
+                self.log_out_again(link, token).await;
                 token.state = TokenState::Ready;
                 token.reason = None;
             }
@@ -1176,7 +1273,7 @@ pub(super) fn call_error(
                 function,
                 code,
             },
-            Failure::LoggedOut => DeviceError::PinNeeded { token },
+            Failure::LoggedOut | Failure::PinWanted => DeviceError::PinNeeded { token },
             Failure::KeyMissing => DeviceError::KeyMissing { key },
             Failure::KeyAmbiguous => DeviceError::KeyAmbiguous { key },
             Failure::KeyExists => DeviceError::KeyExists { key },
@@ -1187,7 +1284,7 @@ pub(super) fn call_error(
             },
             Failure::Undecryptable => DeviceError::Undecryptable { key },
             Failure::InputLength => DeviceError::TooLarge {
-                what: "message for Ed25519",
+                what: "message that the token hashes itself",
                 limit: frames::WHOLE_MESSAGE_MAX,
             },
             Failure::KeyNotProven { attribute } => DeviceError::KeyNotProven { token, attribute },

@@ -35,10 +35,10 @@ use crate::base::jose::JwkSet;
 use crate::base::key::{KeySpec, PublicKey};
 use crate::base::pkcs11::{KeyId, KeyRef, TokenUri};
 use crate::base::x509::{
-    Certificate, OperatingIdentity, RemoteKey, X509Error, request_draft,
+    Certificate, OperatingIdentity, RemoteKey, X509Error, request_draft_with_note,
     verify_operating_certificate,
 };
-use crate::device::{DeviceError, Devices};
+use crate::device::{DeviceError, Devices, Waiver};
 use crate::policy::{self, Caller, Consent, ConsentRule, Decision, Purpose, Refusal};
 use crate::statement::{Origin, ServiceError, Ticket};
 
@@ -170,6 +170,9 @@ pub struct Enrolment {
     /// The certification request, base64 DER, once it is signed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<String>,
+    /// What the token did not prove of the key, and the configuration waives.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waived: Vec<Waiver>,
     ticket: String,
     ticket_jti: Jti,
     keys: JwkSet,
@@ -280,6 +283,7 @@ impl Enroller {
             begun_at: now,
             expires_at: ticket.expires_at(),
             request: None,
+            waived: Vec::new(),
             ticket: begin.ticket,
             ticket_jti: ticket.jti().clone(),
             keys: begin.keys,
@@ -292,10 +296,16 @@ impl Enroller {
         self.record("enrolment-begun", &request, &enrolment, Some(caller))
             .await?;
         self.save(&enrolment)?;
-        match self
-            .make_request(caller, &begin.consent, &enrolment, ticket.identity())
-            .await
-        {
+        let made = self
+            .make_request(
+                &request,
+                caller,
+                &begin.consent,
+                &mut enrolment,
+                ticket.identity(),
+            )
+            .await;
+        match made {
             Ok(signed) => {
                 enrolment.request = Some(base64(&signed));
                 enrolment.step = Step::Requested;
@@ -354,21 +364,19 @@ impl Enroller {
             chain.clone(),
             now,
         )?;
-        self.audit
-            .append(Event::new(
-                "certificate-installed",
-                Some(request),
-                &serde_json::json!({
-                    "enrolment": id,
-                    "service": enrolment.origin,
-                    "account": enrolment.account,
-                    "operator": enrolment.operator,
-                    "certificate": installed.fingerprint(),
-                    "key": enrolment.key.to_string(),
-                }),
-            )?)?
-            .durable()
-            .await?;
+        let mut body = serde_json::json!({
+            "enrolment": id,
+            "service": enrolment.origin,
+            "account": enrolment.account,
+            "operator": enrolment.operator,
+            "certificate": installed.fingerprint(),
+            "key": enrolment.key.to_string(),
+        });
+        if !enrolment.waived.is_empty() {
+            body["waived"] = serde_json::json!(enrolment.waived);
+        }
+        let event = Event::new("certificate-installed", Some(request), &body)?;
+        self.audit.append(event)?.durable().await?;
         let installed = self
             .registry
             .install(service, installed)
@@ -469,9 +477,10 @@ impl Enroller {
 
     async fn make_request(
         &self,
+        request: &RequestId,
         caller: &Caller,
         consent: &Consent,
-        enrolment: &Enrolment,
+        enrolment: &mut Enrolment,
         identity: &OperatingIdentity,
     ) -> Result<Vec<u8>, EnrolError> {
         let label = format!("opcert {} {}", enrolment.account, enrolment.operator);
@@ -484,9 +493,16 @@ impl Enroller {
                 &label,
             )
             .await?;
-        let draft = request_draft(
+        enrolment.waived = generated.proof.waived;
+        let note = note(&enrolment.waived);
+        if note.is_some() {
+            self.record("key-proof-waived", request, enrolment, Some(caller))
+                .await?;
+        }
+        let draft = request_draft_with_note(
             identity.subject()?,
             vec![identity.alternative_name()?],
+            note.as_deref(),
             RemoteKey::new(generated.public_key),
         )?;
         let decision = policy::decide_own(caller, &enrolment.key, Purpose::CertificateRequest);
@@ -515,7 +531,7 @@ impl Enroller {
         enrolment: &Enrolment,
         caller: Option<&Caller>,
     ) -> Result<(), EnrolError> {
-        let body = serde_json::json!({
+        let mut body = serde_json::json!({
             "enrolment": enrolment.id,
             "caller": caller.map(ToString::to_string),
             "service": enrolment.origin,
@@ -524,6 +540,9 @@ impl Enroller {
             "key": enrolment.key.to_string(),
             "key_type": enrolment.key_type,
         });
+        if !enrolment.waived.is_empty() {
+            body["waived"] = serde_json::json!(enrolment.waived);
+        }
         let event = Event::new(kind, Some(request.clone()), &body)?;
         self.audit.append(event)?.durable().await?;
         Ok(())
@@ -557,6 +576,17 @@ impl Enroller {
             .and_then(|()| files::sync_directory(&self.directory))
             .map_err(|source| FileError::Unwritable { path, source }.into())
     }
+}
+
+/// What a certification request says of what its key did not prove.
+fn note(waived: &[Waiver]) -> Option<String> {
+    let attributes: Vec<&str> = waived.iter().map(|waiver| waiver.attribute()).collect();
+    (!attributes.is_empty()).then(|| {
+        format!(
+            "opcert: the token did not prove {}, which its configuration waives",
+            attributes.join(", ")
+        )
+    })
 }
 
 fn read(path: &Path) -> Result<Enrolment, EnrolError> {

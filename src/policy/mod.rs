@@ -226,6 +226,7 @@ pub enum RefusalCause {
 #[must_use]
 #[derive(Debug)]
 pub struct Grant {
+    caller: Caller,
     key: KeyRef,
     purpose: Purpose,
     consent: ConsentRule,
@@ -247,6 +248,7 @@ impl Grant {
     pub fn permit(self, given: ConsentRule) -> Result<Permit, Refusal> {
         if given >= self.consent {
             Ok(Permit {
+                caller: self.caller,
                 key: self.key,
                 purpose: self.purpose,
             })
@@ -269,11 +271,17 @@ impl Grant {
 #[must_use]
 #[derive(Debug)]
 pub struct Permit {
+    caller: Caller,
     key: KeyRef,
     purpose: Purpose,
 }
 
 impl Permit {
+    /// Who asked. Operations of different callers take turns.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
     /// The one key it is good for.
     pub fn key(&self) -> &KeyRef {
         &self.key
@@ -283,6 +291,7 @@ impl Permit {
     /// same payload; any other permit has no second half.
     pub fn with_cms(self) -> (Self, Option<Self>) {
         let cms = (self.purpose == Purpose::Approval).then(|| Self {
+            caller: self.caller.clone(),
             key: self.key.clone(),
             purpose: Purpose::ApprovalCms,
         });
@@ -322,7 +331,7 @@ pub fn decide(set: &PolicySet, request: &Request<'_>) -> Decision {
                     Err(error) => unfit(&error),
                 }
             });
-            decided(request.key, Purpose::Approval, outcome)
+            decided(caller, request.key, Purpose::Approval, outcome)
         }
         (Action::WechatPay(merchant, r#use), caller) => {
             let (policy, token, now) = (request.policy, &request.key.token, request.now);
@@ -333,15 +342,16 @@ pub fn decide(set: &PolicySet, request: &Request<'_>) -> Decision {
                     Err(error) => unfit(&error),
                 }
             });
-            decided(request.key, r#use.purpose(), outcome)
+            decided(request.caller, request.key, r#use.purpose(), outcome)
         }
     }
 }
 
 /// What was found out, about this key.
-fn decided(key: &KeyRef, purpose: Purpose, outcome: Outcome) -> Decision {
+fn decided(caller: &Caller, key: &KeyRef, purpose: Purpose, outcome: Outcome) -> Decision {
     match outcome {
         Outcome::Granted(consent, rule) => Decision::Granted(Grant {
+            caller: caller.clone(),
             key: key.clone(),
             purpose,
             consent,
@@ -438,6 +448,7 @@ pub fn decide_administration(
 pub fn decide_own(caller: &Caller, key: &KeyRef, purpose: Purpose) -> Decision {
     let granted = |rule: &'static str| {
         Decision::Granted(Grant {
+            caller: caller.clone(),
             key: key.clone(),
             purpose,
             consent: ConsentRule::None,
@@ -466,6 +477,7 @@ pub fn decide_own(caller: &Caller, key: &KeyRef, purpose: Purpose) -> Decision {
         ) => granted("administrator"),
         // A page asks through its browser; the person before the screen decides.
         (Purpose::CertificateRequest, Caller::Client(_)) => Decision::Granted(Grant {
+            caller: caller.clone(),
             key: key.clone(),
             purpose,
             consent: ConsentRule::Confirm,

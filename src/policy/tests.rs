@@ -438,6 +438,7 @@ fn nobody_signs_an_approval_without_a_statement() {
 #[test]
 fn consent_of_the_wrong_kind_makes_no_permit() {
     let grant = |consent| Grant {
+        caller: Caller::Itself,
         key: key(),
         purpose: Purpose::Approval,
         consent,

@@ -149,7 +149,9 @@ async fn test(
     token: &TokenId,
     key: KeyInfo,
 ) -> Result<KeyTest, Refusal> {
-    let KeyInfo { id, label, spec } = key;
+    let KeyInfo {
+        id, label, spec, ..
+    } = key;
     let mut test = KeyTest {
         id,
         label,

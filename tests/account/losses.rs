@@ -12,7 +12,7 @@ use opcert::account::config::Webhook;
 use opcert::account::outgoing::{Endpoint, secret, trust};
 use opcert::account::sms::Gateway;
 use opcert::account::store::messages;
-use opcert::account::webhooks::Courier;
+use opcert::account::webhooks::{Courier, TRIES_PER_RECEIVER};
 use opcert::base::encoding::base64;
 use opcert::base::files;
 use opcert::http::tls::{self, Identity};
@@ -294,6 +294,14 @@ impl Receiver {
                 }
             }),
         );
+        Self::with(state, router, got).await
+    }
+
+    async fn with(
+        state: &std::path::Path,
+        router: axum::Router,
+        got: tokio::sync::mpsc::UnboundedReceiver<(http::HeaderMap, String)>,
+    ) -> Self {
         let read = |name: &str| std::fs::read(state.join(name)).unwrap();
         let identity = Identity::from_pem(&read("server.pem"), &read("server-key.pem")).unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -488,5 +496,84 @@ async fn a_subscriber_is_told_in_order_and_asks_again_for_what_was_given_up() {
         .refused(404, "not-found");
     task.abort();
     let _ = receiver.server.drain(Duration::from_secs(5)).await;
+    scene.end().await;
+}
+
+/// A server that answers nothing until so many requests are there at once.
+async fn gathering(state: &std::path::Path, together: usize) -> (Receiver, Arc<AtomicUsize>) {
+    let (sender, got) = tokio::sync::mpsc::unbounded_channel();
+    let barrier = Arc::new(tokio::sync::Barrier::new(together));
+    let calls = Arc::new(AtomicUsize::new(0));
+    let seen = calls.clone();
+    let router = axum::Router::new().route(
+        "/in",
+        axum::routing::post(move |headers: http::HeaderMap, body: String| {
+            seen.fetch_add(1, Ordering::SeqCst);
+            let (barrier, sender) = (barrier.clone(), sender.clone());
+            async move {
+                barrier.wait().await;
+                sender.send((headers, body)).unwrap();
+                StatusCode::OK
+            }
+        }),
+    );
+    (Receiver::with(state, router, got).await, calls)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_is_slow_holds_up_nobody_and_gets_nothing_twice() {
+    let scene = Scene::new().await;
+    let state = scene.made.state();
+    // The slow one answers eight at a time: less than that side by side, and it never answers.
+    let (mut slow, slow_calls) = gathering(&state, TRIES_PER_RECEIVER).await;
+    let mut quick = Receiver::start(&state, 0).await;
+    for receiver in [&slow, &quick] {
+        let body = json!({"url": format!("https://127.0.0.1:{}/in", receiver.port)});
+        scene
+            .platform(Method::POST, "/v1/webhooks", Some(body))
+            .await
+            .done(201);
+    }
+    let trusting = Webhook {
+        url: format!("https://127.0.0.1:{}/in", quick.port),
+        secret_file: scene.made.token.directory().join("hook-secret"),
+        ca_file: Some(state.join("server-ca.pem")),
+    };
+    files::write_new(&trusting.secret_file, &[b's'; 40], 0o600).unwrap();
+    let courier = Courier::new(Some(&trusting), scene.service.clone()).unwrap();
+    let task = tokio::spawn(courier.run());
+
+    // One short of what the slow one waits for: it holds them all, and the quick one has them.
+    let cancel = async || {
+        let created = scene.withdrawal("alice").await;
+        let operation = created.json["operation"]["id"].as_str().unwrap();
+        let path = format!("/v1/operations/{operation}/cancellation");
+        scene.platform(Method::POST, &path, None).await.done(200);
+    };
+    for _ in 1..TRIES_PER_RECEIVER {
+        cancel().await;
+    }
+    for _ in 1..TRIES_PER_RECEIVER {
+        quick.got.recv().await.unwrap();
+    }
+    assert!(slow.got.try_recv().is_err());
+
+    // The hold of what is under way ends by the clock; nothing is sent again for that.
+    scene.hand.advance(Duration::from_secs(3600));
+    cancel().await;
+    let mut events = Vec::new();
+    for _ in 0..TRIES_PER_RECEIVER {
+        let (headers, _) = slow.got.recv().await.unwrap();
+        events.push(headers["webhook-id"].to_str().unwrap().to_owned());
+    }
+    quick.got.recv().await.unwrap();
+    events.sort_unstable();
+    events.dedup();
+    assert_eq!(events.len(), TRIES_PER_RECEIVER);
+    assert_eq!(slow_calls.load(Ordering::SeqCst), TRIES_PER_RECEIVER);
+    task.abort();
+    for receiver in [slow, quick] {
+        let _ = receiver.server.drain(Duration::from_secs(5)).await;
+    }
     scene.end().await;
 }

@@ -163,6 +163,58 @@ async fn guessing_is_slow_and_locks_nobody_out() {
     scene.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_login_takes_its_codes_tickets_and_sessions_along() {
+    let scene = Scene::new().await;
+    let installed = scene.installed("bob", "c1").await;
+    let session = Browser::log_in(&scene, "bob").await;
+    let ticket = scene.ticket("bob", "c2").await;
+    scene.hand.advance(Duration::from_secs(61));
+    let (code_id, code) = scene.code("bob", "c3").await;
+    scene.hand.advance(Duration::from_secs(61));
+    let (other_id, other_code) = scene.code("alice", "c4").await;
+    let created = scene.withdrawal("bob").await;
+
+    let disable = ["operator", "disable", "bob", "--account", "acme"];
+    succeed(scene.made.command().args(disable));
+    scene
+        .redeem(&code_id, &code)
+        .await
+        .refused(422, "sms-code-spent");
+    let csr = SoftKey::new().csr();
+    scene
+        .enrol(&ticket, &csr)
+        .await
+        .refused(422, "ticket-invalid");
+    let short = ticket.rsplit('.').next().unwrap();
+    scene
+        .enrol(short, &csr)
+        .await
+        .refused(422, "ticket-invalid");
+    session
+        .get("/v1/session")
+        .await
+        .refused(401, "session-ended");
+    let approval = scene.approval(&installed, &created.text("challenge"));
+    scene
+        .post_approval(&created, &approval)
+        .await
+        .refused(422, "statement-invalid");
+
+    // Nobody else's are touched; a new password ends one's own.
+    let answer = scene.redeem(&other_id, &other_code).await.done(201);
+    let ticket = answer.text("ticket");
+    let mut set = scene.made.command();
+    set.args(["operator", "set", "alice", "--account", "acme"])
+        .args(["--password-file", "-"]);
+    succeed_with(&mut set, "another horse");
+    scene
+        .enrol(&ticket, &csr)
+        .await
+        .refused(422, "ticket-invalid");
+    scene.end().await;
+}
+
 fn administrator(scene: &Scene, operator: &str, role: &str) {
     let set = [
         "operator",

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use cryptoki_sys::{CK_ATTRIBUTE_TYPE, CK_MECHANISM_TYPE, CK_RV, CKR_GENERAL_ERROR};
+use cryptoki_sys::{CK_ATTRIBUTE_TYPE, CK_MECHANISM_TYPE, CK_RV, CK_ULONG, CKR_GENERAL_ERROR};
 
 /// Everything that one version of the control file says.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -40,12 +40,58 @@ pub struct Control {
     pub right_pin: Option<CK_RV>,
     /// Mechanisms that the token denies having.
     pub hidden: Vec<CK_MECHANISM_TYPE>,
+    /// Key sizes that the token admits to for a mechanism.
+    pub sizes: Vec<(CK_MECHANISM_TYPE, CK_ULONG, CK_ULONG)>,
+    /// The token has the ECDSA mechanisms that hash.
+    pub hashes: bool,
+    /// Attributes that no template for a key may have: any of this value, or any at all.
+    pub refused: Vec<Refused>,
+    /// CKA_EC_POINT comes without its OCTET STRING.
+    pub bare_points: bool,
+    /// CKA_EC_PARAMS of Ed25519 is the name of the curve, given and taken.
+    pub edwards_by_name: bool,
     /// Attributes that are misreported, and as what.
     pub attributes: Vec<(CK_ATTRIBUTE_TYPE, Vec<u8>)>,
-    /// Each signature needs a login of its own.
-    pub always_authenticate: bool,
+    /// The keys of which each use needs a login of its own.
+    pub always_authenticate: Always,
+    /// The token asks for the PIN itself, and this is what is typed on it.
+    pub keypad: Option<Vec<u8>>,
     /// `C_WaitForSlotEvent` works.
     pub events: bool,
+}
+
+/// An attribute that C_GenerateKeyPair refuses.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refused {
+    /// Its type.
+    pub kind: CK_ATTRIBUTE_TYPE,
+    /// Its value; `None` for any.
+    pub value: Option<Vec<u8>>,
+    /// What is returned.
+    pub code: CK_RV,
+}
+
+/// Which keys are CKA_ALWAYS_AUTHENTICATE, beside those that really are.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Always {
+    /// None.
+    #[default]
+    No,
+    /// All.
+    All,
+    /// Those with one of these CKA_IDs.
+    Ids(Vec<Vec<u8>>),
+}
+
+impl Always {
+    /// Whether the key with this CKA_ID is one.
+    pub fn covers(&self, id: &[u8]) -> bool {
+        match self {
+            Self::No => false,
+            Self::All => true,
+            Self::Ids(ids) => ids.iter().any(|one| one == id),
+        }
+    }
 }
 
 /// A fault of single calls.
@@ -88,6 +134,29 @@ pub enum Action {
     Leak(u64),
     /// One bit of the signature is flipped.
     Flip(usize),
+    /// It tries to reach something outside, and logs what came of it.
+    Reach(Reach, String),
+}
+
+/// What a call tries to reach.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Reach {
+    /// Read a file.
+    Read,
+    /// Create a file.
+    Write,
+    /// Connect to a Unix socket.
+    Unix,
+    /// Connect to a TCP address.
+    Tcp,
+    /// A socket that hears of devices.
+    Netlink,
+    /// Become another program.
+    Exec,
+    /// Start another program.
+    Spawn,
+    /// A system call, by its number, with zeros.
+    Call,
 }
 
 impl CallFault {
@@ -143,11 +212,29 @@ impl Control {
                 self.right_pin = values.optional_number("right")?.or(self.right_pin);
             }
             "hide" => self.hidden.push(values.number("mechanism")?),
+            "sizes" => {
+                let (mechanism, min) = (values.number("mechanism")?, values.number("min")?);
+                self.sizes.push((mechanism, min, values.number("max")?));
+            }
+            "hashes" => self.hashes = true,
+            "refuse" => self.refused.push(Refused {
+                kind: values.number("attribute")?,
+                value: values.text("value"),
+                code: values.number("code")?,
+            }),
+            "bare-points" => self.bare_points = true,
+            "edwards-by-name" => self.edwards_by_name = true,
             "attribute" => {
                 let value = values.text("value").ok_or("no value=")?;
                 self.attributes.push((values.number("type")?, value));
             }
-            "always-authenticate" => self.always_authenticate = true,
+            "always-authenticate" => match (values.text("id"), &mut self.always_authenticate) {
+                (None, always) => *always = Always::All,
+                (Some(id), Always::Ids(ids)) => ids.push(id),
+                (Some(_), Always::All) => {}
+                (Some(id), always @ Always::No) => *always = Always::Ids(vec![id]),
+            },
+            "keypad" => self.keypad = Some(values.text("pin").ok_or("no pin=")?),
             "events" => self.events = true,
             _ => {
                 let action = action(fault, &mut values)?;
@@ -199,6 +286,20 @@ fn action(fault: &str, values: &mut Values) -> Result<Action, String> {
             }
         }
         "leak" => Action::Leak(values.optional_number("count")?.unwrap_or(1)),
+        "reach" => {
+            let what = match values.text("what").as_deref() {
+                Some(b"read") => Reach::Read,
+                Some(b"write") => Reach::Write,
+                Some(b"unix") => Reach::Unix,
+                Some(b"tcp") => Reach::Tcp,
+                Some(b"netlink") => Reach::Netlink,
+                Some(b"exec") => Reach::Exec,
+                Some(b"spawn") => Reach::Spawn,
+                Some(b"call") => Reach::Call,
+                _ => return Err("no such what=".into()),
+            };
+            Action::Reach(what, utf8(values.text("at").ok_or("no at=")?)?)
+        }
         "flip" => {
             let bit = values.optional_number("bit")?.unwrap_or(0);
             Action::Flip(usize::try_from(bit).map_err(|_| "bit too large")?)

@@ -3,15 +3,19 @@
 use std::fmt::Display;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::Write;
+use std::net::TcpStream;
 use std::os::fd::IntoRawFd;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use cryptoki_sys::{CK_FUNCTION_LIST, CK_RV, CKR_GENERAL_ERROR, CKR_OK};
 
-use crate::control::{Action, CallFault, Control};
+use crate::control::{Action, CallFault, Control, Reach};
 use crate::tokens::World;
 
 /// How often a call that waits looks at the control file.
@@ -137,6 +141,12 @@ impl Faulty {
                     }
                 }
                 Action::Flip(bit) => flip = Some(*bit),
+                Action::Reach(what, at) => {
+                    let errno = reach(*what, at).err().map_or(0, |error| {
+                        error.raw_os_error().expect("the kernel's answer")
+                    });
+                    self.log(format!("reach {} {errno}", name_of(*what, at)));
+                }
             }
         }
         let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
@@ -287,4 +297,34 @@ fn segfault() -> ! {
 fn print(mut stream: impl Write, text: &[u8]) {
     // Nobody may be reading any more.
     let _ = stream.write_all(text).and_then(|()| stream.flush());
+}
+
+/// How the log names what a call tried to reach.
+fn name_of(what: Reach, at: &str) -> String {
+    format!("{what:?}={at}").to_lowercase()
+}
+
+/// Tries to reach something outside of the process.
+fn reach(what: Reach, at: &str) -> std::io::Result<()> {
+    use rustix::net::{AddressFamily, SocketType};
+    match what {
+        Reach::Read => File::open(at).map(drop),
+        Reach::Write => File::create(at).map(drop),
+        Reach::Unix => UnixStream::connect(at).map(drop),
+        Reach::Tcp => TcpStream::connect(at).map(drop),
+        Reach::Netlink => {
+            let opened = rustix::net::socket(AddressFamily::NETLINK, SocketType::DGRAM, None);
+            Ok(opened.map(drop)?)
+        }
+        Reach::Exec => Err(Command::new(at).exec()),
+        Reach::Spawn => Command::new(at).status().map(drop),
+        Reach::Call => {
+            let number = at.parse().expect("a number");
+            // SAFETY: the test names calls that do nothing with zeros, or must not get through.
+            match unsafe { libc::syscall(number, 0, 0, 0, 0, 0, 0) } {
+                -1 => Err(std::io::Error::last_os_error()),
+                _ => Ok(()),
+            }
+        }
+    }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use cryptoki_sys::*;
 
+use crate::control::Control;
 use crate::faulty::{Entered, Faulty, call};
 use crate::tokens::{Consent, Open, check, is_removed, padded, slots, token_info};
 
@@ -183,8 +184,12 @@ unsafe extern "C" fn C_GetTokenInfo(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO) 
         if info.is_null() {
             return Err(CKR_ARGUMENTS_BAD);
         }
+        faulty.world().spoil(slot);
         let mut told = token_info(faulty.inner, slot)?;
         let control = &entered.control;
+        if control.keypad.is_some() {
+            told.flags |= CKF_PROTECTED_AUTHENTICATION_PATH;
+        }
         if let Some(cap) = control.session_cap.filter(|_| !control.silent_cap) {
             let open = faulty.world().session_count() as CK_ULONG;
             (told.ulMaxSessionCount, told.ulMaxRwSessionCount) = (cap, cap);
@@ -215,21 +220,34 @@ unsafe extern "C" fn C_GetMechanismList(
 ) -> CK_RV {
     call("C_GetMechanismList", "", |faulty, entered| {
         let slot = present_slot(faulty, entered, slot)?;
-        inner!(faulty, C_GetMechanismList(slot, list, count))?;
-        if list.is_null() || entered.control.hidden.is_empty() {
+        if count.is_null() {
+            return Err(CKR_ARGUMENTS_BAD);
+        }
+        let mut room = 0;
+        inner!(
+            faulty,
+            C_GetMechanismList(slot, std::ptr::null_mut(), &mut room)
+        )?;
+        let mut told = vec![0; room as usize];
+        inner!(
+            faulty,
+            C_GetMechanismList(slot, told.as_mut_ptr(), &mut room)
+        )?;
+        told.truncate(room as usize);
+        if entered.control.hashes {
+            told.extend(HASHING);
+        }
+        told.retain(|mechanism| !entered.control.hidden.contains(mechanism));
+        // SAFETY: `count` is not null, and the caller's otherwise.
+        let room = unsafe { std::mem::replace(&mut *count, told.len() as CK_ULONG) };
+        if list.is_null() {
             return Ok(());
         }
-        // SAFETY: the real module has written so many mechanisms there.
-        let told = unsafe { slice::from_raw_parts_mut(list, *count as usize) };
-        let mut kept = 0;
-        for place in 0..told.len() {
-            if !entered.control.hidden.contains(&told[place]) {
-                told[kept] = told[place];
-                kept += 1;
-            }
+        if room < told.len() as CK_ULONG {
+            return Err(CKR_BUFFER_TOO_SMALL);
         }
-        // SAFETY: the real module has written to it.
-        unsafe { *count = kept as CK_ULONG };
+        // SAFETY: the caller says that there is room for so many mechanisms, which are enough.
+        unsafe { slice::from_raw_parts_mut(list, told.len()) }.copy_from_slice(&told);
         Ok(())
     })
 }
@@ -244,7 +262,14 @@ unsafe extern "C" fn C_GetMechanismInfo(
         if entered.control.hidden.contains(&mechanism) {
             return Err(CKR_MECHANISM_INVALID);
         }
-        inner!(faulty, C_GetMechanismInfo(slot, mechanism, info))
+        let real = real_mechanism(entered, mechanism);
+        inner!(faulty, C_GetMechanismInfo(slot, real, info))?;
+        let mut sizes = entered.control.sizes.iter();
+        if let Some((_, min, max)) = sizes.find(|(of, ..)| *of == mechanism) {
+            // SAFETY: the real module has written to it.
+            unsafe { ((*info).ulMinKeySize, (*info).ulMaxKeySize) = (*min, *max) };
+        }
+        Ok(())
     })
 }
 
@@ -369,7 +394,17 @@ unsafe extern "C" fn C_Login(
     call("C_Login", detail, |faulty, entered| {
         let known = open(faulty, entered, session)?;
         let control = &entered.control;
-        let context = user == CKU_CONTEXT_SPECIFIC && control.always_authenticate;
+        let (mut typed, mut pin, mut length, mut hash) =
+            (control.keypad.clone(), pin, length, hash);
+        if let Some(typed) = &mut typed {
+            if !pin.is_null() {
+                return Err(CKR_ARGUMENTS_BAD);
+            }
+            hash = self::hash(typed);
+            (pin, length) = (typed.as_mut_ptr(), typed.len() as CK_ULONG);
+        }
+        // A key that is one for the real module has its login there.
+        let context = user == CKU_CONTEXT_SPECIFIC && known.consent != Consent::None;
         if user != CKU_USER && !context {
             return inner!(faulty, C_Login(known.inner, user, pin, length));
         }
@@ -526,24 +561,48 @@ unsafe extern "C" fn C_GetAttributeValue(
 ) -> CK_RV {
     call("C_GetAttributeValue", "", |faulty, entered| {
         let session = open(faulty, entered, session)?;
+        let is_always = is_always(faulty, entered, object);
         let object = object_handle(faulty, entered, session, object)?;
-        let result = inner!(
+        if template.is_null() {
+            return inner!(
+                faulty,
+                C_GetAttributeValue(session.inner, object, template, count)
+            );
+        }
+        // SAFETY: the caller's template has so many attributes.
+        let told = unsafe { slice::from_raw_parts_mut(template, count as usize) };
+        let control = &entered.control;
+        // What gets another form gets another length, so it is read into buffers of our own.
+        let mut own: Vec<Option<[u8; 256]>> = told
+            .iter()
+            .map(|attribute| is_reshaped(control, attribute.type_).then_some([0; 256]))
+            .collect();
+        let mut asked = told.to_vec();
+        for (attribute, buffer) in asked.iter_mut().zip(&mut own) {
+            if let Some(buffer) = buffer {
+                attribute.pValue = buffer.as_mut_ptr().cast();
+                attribute.ulValueLen = buffer.len() as CK_ULONG;
+            }
+        }
+        let mut result = inner!(
             faulty,
-            C_GetAttributeValue(session.inner, object, template, count)
+            C_GetAttributeValue(session.inner, object, asked.as_mut_ptr(), count)
         );
-        if !template.is_null() {
-            // SAFETY: the caller's template has so many attributes.
-            let told = unsafe { slice::from_raw_parts_mut(template, count as usize) };
-            let control = &entered.control;
-            for attribute in told {
-                for (kind, value) in &control.attributes {
-                    if attribute.type_ == *kind {
-                        misreport(attribute, value);
-                    }
+        for ((attribute, answer), buffer) in told.iter_mut().zip(&asked).zip(&own) {
+            match buffer {
+                Some(buffer) if answer.ulValueLen != CK_UNAVAILABLE_INFORMATION => {
+                    let value = reshaped(control, attribute.type_, buffer, answer.ulValueLen);
+                    result = result.and(hand_out(attribute, value));
                 }
-                if control.always_authenticate && attribute.type_ == CKA_ALWAYS_AUTHENTICATE {
-                    misreport(attribute, &[CK_TRUE]);
+                Some(_) | None => attribute.ulValueLen = answer.ulValueLen,
+            }
+            for (kind, value) in &control.attributes {
+                if attribute.type_ == *kind {
+                    misreport(attribute, value);
                 }
+            }
+            if is_always && attribute.type_ == CKA_ALWAYS_AUTHENTICATE {
+                misreport(attribute, &[CK_TRUE]);
             }
         }
         result
@@ -594,9 +653,20 @@ unsafe extern "C" fn C_SignInit(
     call("C_SignInit", "", |faulty, entered| {
         let known = open(faulty, entered, session)?;
         mechanism_is_there(entered, mechanism)?;
+        let is_always = is_always(faulty, entered, key);
         let key = key_handle(faulty, entered, known, key)?;
+        // SAFETY: null or the caller's mechanism.
+        let asked = unsafe { mechanism.as_ref() }.copied();
+        let hash = asked.map(|asked| asked.mechanism);
+        let hash = hash.filter(|asked| real_mechanism(entered, *asked) != *asked);
+        let (mut real, mut mechanism) = (asked, mechanism);
+        if let (Some(_), Some(real)) = (hash, &mut real) {
+            real.mechanism = CKM_ECDSA;
+            mechanism = real;
+        }
         inner!(faulty, C_SignInit(known.inner, mechanism, key))?;
-        let consent = if entered.control.always_authenticate {
+        faulty.world().set_hash(session, hash);
+        let consent = if is_always {
             Consent::Awaited
         } else {
             Consent::None
@@ -624,6 +694,18 @@ unsafe extern "C" fn C_Sign(
             );
             faulty.world().set_consent(session, Consent::None);
             return end.and(Err(CKR_USER_NOT_LOGGED_IN));
+        }
+        let (mut digest, mut data, mut length) = (Vec::new(), data, length);
+        if let Some(hash) = known.hash {
+            use aws_lc_rs::digest;
+            let algorithm = match hash {
+                CKM_ECDSA_SHA384 => &digest::SHA384,
+                _ => &digest::SHA256,
+            };
+            // SAFETY: the caller's data, of the length given.
+            let message = unsafe { slice::from_raw_parts(data, length as usize) };
+            digest.extend_from_slice(digest::digest(algorithm, message).as_ref());
+            (data, length) = (digest.as_mut_ptr(), digest.len() as CK_ULONG);
         }
         inner!(
             faulty,
@@ -690,6 +772,26 @@ unsafe extern "C" fn C_GenerateKeyPair(
     call("C_GenerateKeyPair", "", |faulty, entered| {
         let session = open(faulty, entered, session)?;
         mechanism_is_there(entered, mechanism)?;
+        // SAFETY: the caller's templates have so many attributes.
+        let (public, private) = unsafe {
+            (
+                slice::from_raw_parts(public_template, public_count as usize),
+                slice::from_raw_parts(private_template, private_count as usize),
+            )
+        };
+        for attribute in public.iter().chain(private) {
+            template_is_taken(&entered.control, attribute)?;
+        }
+        let mut public = public.to_vec();
+        if entered.control.edwards_by_name {
+            for attribute in public.iter_mut().filter(|a| a.type_ == CKA_EC_PARAMS) {
+                if value_of(attribute) == ED25519_NAME {
+                    attribute.pValue = ED25519_OID.as_ptr().cast_mut().cast();
+                    attribute.ulValueLen = ED25519_OID.len() as CK_ULONG;
+                }
+            }
+        }
+        let public_template = public.as_mut_ptr();
         inner!(
             faulty,
             C_GenerateKeyPair(
@@ -800,6 +902,12 @@ fn present_slot(
     Ok(slot)
 }
 
+/// Whether each use of this key needs a login of its own.
+fn is_always(faulty: &Faulty, entered: &Entered<'_>, key: CK_OBJECT_HANDLE) -> bool {
+    let id = faulty.world().id_of(key);
+    entered.control.always_authenticate.covers(&id)
+}
+
 fn object_handle(
     faulty: &Faulty,
     entered: &Entered<'_>,
@@ -831,6 +939,18 @@ fn show(faulty: &Faulty, session: Open, handle: *mut CK_OBJECT_HANDLE) {
     *place = faulty.world().show(faulty.inner, session, *place);
 }
 
+/// The mechanisms that `hashes` adds.
+const HASHING: [CK_MECHANISM_TYPE; 2] = [CKM_ECDSA_SHA256, CKM_ECDSA_SHA384];
+
+/// What the real module knows a mechanism as.
+fn real_mechanism(entered: &Entered<'_>, mechanism: CK_MECHANISM_TYPE) -> CK_MECHANISM_TYPE {
+    if entered.control.hashes && HASHING.contains(&mechanism) {
+        CKM_ECDSA
+    } else {
+        mechanism
+    }
+}
+
 fn mechanism_is_there(entered: &Entered<'_>, mechanism: *const CK_MECHANISM) -> Result<(), CK_RV> {
     // SAFETY: null or the caller's mechanism.
     match unsafe { mechanism.as_ref() } {
@@ -846,6 +966,69 @@ fn wrong_pins(faulty: &Faulty, entered: &Entered<'_>, info: &CK_TOKEN_INFO) -> u
     faulty
         .wrong_pins(&padded(&info.serialNumber))
         .unwrap_or(entered.control.pin_spent)
+}
+
+/// CKA_EC_PARAMS of Ed25519: the object identifier of RFC 8410.
+const ED25519_OID: &[u8] = &[0x06, 0x03, 0x2b, 0x65, 0x70];
+
+/// The same as PKCS#11 v3.0 section 2.3.3 has it: a PrintableString.
+const ED25519_NAME: &[u8] = b"\x13\x0cedwards25519";
+
+fn value_of(attribute: &CK_ATTRIBUTE) -> &[u8] {
+    if attribute.pValue.is_null() {
+        return &[];
+    }
+    // SAFETY: the caller's value, of the length given.
+    unsafe { slice::from_raw_parts(attribute.pValue.cast(), attribute.ulValueLen as usize) }
+}
+
+/// Whether a template for a key may have this attribute.
+fn template_is_taken(control: &Control, attribute: &CK_ATTRIBUTE) -> Result<(), CK_RV> {
+    let value = value_of(attribute);
+    if control.edwards_by_name && attribute.type_ == CKA_EC_PARAMS && value == ED25519_OID {
+        return Err(CKR_CURVE_NOT_SUPPORTED);
+    }
+    let refused = control.refused.iter().find(|refused| {
+        refused.kind == attribute.type_ && refused.value.as_ref().is_none_or(|other| other == value)
+    });
+    refused.map_or(Ok(()), |refused| Err(refused.code))
+}
+
+/// Whether an attribute is told in another form than the real module's.
+fn is_reshaped(control: &Control, kind: CK_ATTRIBUTE_TYPE) -> bool {
+    (control.bare_points && kind == CKA_EC_POINT)
+        || (control.edwards_by_name && kind == CKA_EC_PARAMS)
+}
+
+fn reshaped<'a>(
+    control: &Control,
+    kind: CK_ATTRIBUTE_TYPE,
+    buffer: &'a [u8],
+    length: CK_ULONG,
+) -> &'a [u8] {
+    let value = buffer.get(..length as usize).unwrap_or_default();
+    match value {
+        [4, size, bare @ ..] if kind == CKA_EC_POINT && usize::from(*size) == bare.len() => bare,
+        ED25519_OID if control.edwards_by_name => ED25519_NAME,
+        value => value,
+    }
+}
+
+/// Tells an attribute as PKCS#11 v2.40 section 5.7.5 has it.
+fn hand_out(attribute: &mut CK_ATTRIBUTE, value: &[u8]) -> Result<(), CK_RV> {
+    let room = attribute.ulValueLen as usize;
+    attribute.ulValueLen = value.len() as CK_ULONG;
+    if attribute.pValue.is_null() {
+        return Ok(());
+    }
+    if room < value.len() {
+        attribute.ulValueLen = CK_UNAVAILABLE_INFORMATION;
+        return Err(CKR_BUFFER_TOO_SMALL);
+    }
+    // SAFETY: the caller's buffer has room for so many bytes.
+    unsafe { slice::from_raw_parts_mut(attribute.pValue.cast::<u8>(), value.len()) }
+        .copy_from_slice(value);
+    Ok(())
 }
 
 /// Overwrites what the real module said of an attribute that the object has.

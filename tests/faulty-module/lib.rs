@@ -33,6 +33,7 @@
 //! | `exit [status=N]` | the process ends by `exit`, exit handlers included |
 //! | `print text=… [to=stdout\|stderr]` | it writes to a standard stream |
 //! | `leak [count=N]` | it leaves descriptors open |
+//! | `reach what=read\|write\|unix\|tcp\|netlink\|exec\|spawn\|call at=…` | it tries to reach a file, a socket, an address, a program, or makes the system call with this number, and logs what came of it |
 //! | `flip [bit=N]` | one bit of the signature made by C_Sign or C_SignFinal is flipped |
 //!
 //! The state of the world. A count means "has happened so often"; a larger count than the one
@@ -49,8 +50,14 @@
 //! | `pin tries=N [spent=M]` | so many wrong PINs lock the token; M were given before the first one counted here. The count is kept per serial over processes and shows in the PIN flags |
 //! | `lie [wrong=CODE] [right=CODE]` | what C_Login returns for a wrong and for a right PIN; a right PIN answered with an error does not log in, and counts as a wrong one |
 //! | `hide mechanism=N` | the token denies having it |
+//! | `sizes mechanism=N min=BITS max=BITS` | the sizes of keys that it admits to for it |
+//! | `hashes` | it has CKM_ECDSA_SHA256 and CKM_ECDSA_SHA384, made of the real module's CKM_ECDSA |
+//! | `refuse attribute=N [value=…] code=N` | C_GenerateKeyPair returns this code for templates that have the attribute, or this value of it |
+//! | `bare-points` | CKA_EC_POINT comes without its OCTET STRING |
+//! | `edwards-by-name` | CKA_EC_PARAMS of Ed25519 is taken, and given, as the name of the curve only |
 //! | `attribute type=N value=…` | every object reports this value for the attribute |
-//! | `always-authenticate` | private keys are CKA_ALWAYS_AUTHENTICATE: C_Sign needs a context-specific login right after C_SignInit, and nothing between |
+//! | `always-authenticate [id=…]` | private keys, or the one with this CKA_ID, are CKA_ALWAYS_AUTHENTICATE: C_Sign needs a context-specific login right after C_SignInit, and nothing between, in no session of the token |
+//! | `keypad pin=…` | CKF_PROTECTED_AUTHENTICATION_PATH: C_Login takes no PIN but asks for it on the device, where this one is typed |
 //! | `events` | C_WaitForSlotEvent reports removals and insertions; without it, what the real module does |
 //!
 //! # Log
@@ -58,7 +65,8 @@
 //! `PID TID call FUNCTION …` when a call begins; `PID TID return FUNCTION 0xCODE` when it ends in
 //! an error, and for C_Login always. The begin of a C_Login carries `user=N pin=HASH`, so that an
 //! attempt is on record also when the process does not survive it; `PID TID reach C_Login` follows
-//! when the token looks at the PIN.
+//! when the token looks at the PIN. `PID TID reach WHAT=AT ERRNO` says what came of `reach`, 0 for
+//! success.
 
 #![allow(non_snake_case)]
 

@@ -4,10 +4,10 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 use cryptoki_sys::{
-    CK_ATTRIBUTE, CK_FUNCTION_LIST, CK_OBJECT_CLASS, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE,
-    CK_SLOT_ID, CK_TOKEN_INFO, CK_TRUE, CK_ULONG, CKA_CLASS, CKA_ID, CKO_PRIVATE_KEY,
-    CKR_DEVICE_REMOVED, CKR_FUNCTION_NOT_SUPPORTED, CKR_OBJECT_HANDLE_INVALID, CKR_OK,
-    CKR_SESSION_HANDLE_INVALID,
+    CK_ATTRIBUTE, CK_FUNCTION_LIST, CK_MECHANISM_TYPE, CK_OBJECT_CLASS, CK_OBJECT_HANDLE, CK_RV,
+    CK_SESSION_HANDLE, CK_SLOT_ID, CK_TOKEN_INFO, CK_TRUE, CK_ULONG, CKA_CLASS, CKA_ID,
+    CKO_PRIVATE_KEY, CKR_DEVICE_REMOVED, CKR_FUNCTION_NOT_SUPPORTED, CKR_OBJECT_HANDLE_INVALID,
+    CKR_OK, CKR_SESSION_HANDLE_INVALID,
 };
 
 use crate::control::Control;
@@ -43,6 +43,8 @@ pub struct Open {
     pub slot: CK_SLOT_ID,
     /// Where an operation of an always-authenticate key stands.
     pub consent: Consent,
+    /// The mechanism that hashes what the signature under way is over.
+    pub hash: Option<CK_MECHANISM_TYPE>,
     used: Instant,
 }
 
@@ -154,6 +156,7 @@ impl World {
             inner,
             slot,
             consent: Consent::None,
+            hash: None,
             used: Instant::now(),
         };
         self.sessions.insert(self.last_session, open);
@@ -199,17 +202,37 @@ impl World {
         }
         open.used = Instant::now();
         let seen = *open;
-        // Whatever is called now comes between, unless its function says otherwise.
-        if matches!(open.consent, Consent::Awaited | Consent::Given) {
-            open.consent = Consent::Spoilt;
-        }
+        self.spoil(seen.slot);
         Ok(seen)
+    }
+
+    /// Something is asked of a token: it comes between, in whichever session an operation waits,
+    /// unless its function says otherwise.
+    pub fn spoil(&mut self, slot: CK_SLOT_ID) {
+        for open in self.sessions.values_mut().filter(|open| open.slot == slot) {
+            if matches!(open.consent, Consent::Awaited | Consent::Given) {
+                open.consent = Consent::Spoilt;
+            }
+        }
+    }
+
+    /// The CKA_ID of an object that was shown to the caller.
+    pub fn id_of(&self, object: CK_OBJECT_HANDLE) -> Vec<u8> {
+        let known = self.objects.get(&object);
+        known.map(|object| object.id.clone()).unwrap_or_default()
     }
 
     /// Notes where the signature of an always-authenticate key stands.
     pub fn set_consent(&mut self, session: CK_SESSION_HANDLE, consent: Consent) {
         if let Some(open) = self.sessions.get_mut(&session) {
             open.consent = consent;
+        }
+    }
+
+    /// Notes which mechanism hashes what a signature is over.
+    pub fn set_hash(&mut self, session: CK_SESSION_HANDLE, hash: Option<CK_MECHANISM_TYPE>) {
+        if let Some(open) = self.sessions.get_mut(&session) {
+            open.hash = hash;
         }
     }
 

@@ -22,7 +22,7 @@ use std::time::{Duration, SystemTime};
 use cryptoki_sys::{
     CK_ATTRIBUTE_TYPE, CK_MECHANISM_TYPE, CK_RV, CKR_OK, CKR_USER_ALREADY_LOGGED_IN,
 };
-use opcert::device::{Allowance, Config};
+use opcert::device::{Allowance, Config, Sandbox};
 
 use super::softhsm::TestToken;
 
@@ -169,6 +169,10 @@ impl Faulty {
         config.module[0].environment = self.environment.clone();
         // Where a build leaves it depends on somebody's umask.
         config.module[0].allow = vec![Allowance::WritablePath];
+        // As SoftHSM2 itself is confined; the module keeps its log and its counts beside the token.
+        config.module[0].sandbox = Some(Sandbox::Softhsm);
+        let beside = self.control.parent().expect("a directory");
+        config.module[0].writable = vec![beside.to_owned()];
     }
 
     /// Begins a fault of calls of `functions`, separated by commas; `*` for all.
@@ -297,6 +301,37 @@ impl Faulty {
         );
     }
 
+    /// Admits to these sizes of keys only, in bits.
+    pub fn sizes(&self, mechanism: CK_MECHANISM_TYPE, min: u64, max: u64) {
+        self.world(
+            &format!("sizes {mechanism}"),
+            format!("sizes mechanism={mechanism} min={min} max={max}"),
+        );
+    }
+
+    /// Has the ECDSA mechanisms that hash.
+    pub fn hashes(&self) {
+        self.world("hashes", "hashes".into());
+    }
+
+    /// Refuses templates for keys that have an attribute.
+    pub fn refuse(&self, attribute: CK_ATTRIBUTE_TYPE, code: CK_RV) {
+        self.world(
+            &format!("refuse {attribute}"),
+            format!("refuse attribute={attribute} code={code:#x}"),
+        );
+    }
+
+    /// Tells points of elliptic curves without their OCTET STRING.
+    pub fn bare_points(&self) {
+        self.world("bare-points", "bare-points".into());
+    }
+
+    /// Takes and tells Ed25519 by the name of the curve only.
+    pub fn edwards_by_name(&self) {
+        self.world("edwards-by-name", "edwards-by-name".into());
+    }
+
     /// Misreports an attribute of every object that has it.
     pub fn misreport(&self, attribute: CK_ATTRIBUTE_TYPE, value: &[u8]) {
         self.world(
@@ -308,6 +343,18 @@ impl Faulty {
     /// Makes private keys CKA_ALWAYS_AUTHENTICATE.
     pub fn always_authenticate(&self) {
         self.world("always-authenticate", "always-authenticate".into());
+    }
+
+    /// Makes the private key with this CKA_ID CKA_ALWAYS_AUTHENTICATE.
+    pub fn always_authenticate_with(&self, id: &[u8]) {
+        let line = format!("always-authenticate id={}", escaped(id));
+        self.world(&line.clone(), line);
+    }
+
+    /// Has the token ask for the PIN itself, where this one is typed.
+    pub fn keypad(&self, pin: &str) {
+        let line = format!("keypad pin={}", escaped(pin.as_bytes()));
+        self.world("keypad", line);
     }
 
     /// Has C_WaitForSlotEvent report insertions and removals.
@@ -324,11 +371,20 @@ impl Faulty {
 
     /// All logins of the user, oldest first.
     pub fn logins(&self) -> Vec<Login> {
-        let mut logins: Vec<(String, Login)> = Vec::new();
+        self.logins_as("user=1")
+    }
+
+    /// All logins for one use of a key, oldest first.
+    pub fn logins_for_one_use(&self) -> Vec<Login> {
+        self.logins_as("user=2")
+    }
+
+    fn logins_as(&self, user: &str) -> Vec<Login> {
+        let mut logins: Vec<(String, Login, bool)> = Vec::new();
         for line in self.log().lines() {
             let words: Vec<&str> = line.split(' ').collect();
             match words.as_slice() {
-                [process, thread, "call", "C_Login", "user=1", pin] => {
+                [process, thread, "call", "C_Login", by, pin] => {
                     let pin = pin.strip_prefix("pin=").expect("a PIN's mark");
                     let pin = u64::from_str_radix(pin, 16).expect("a number");
                     let login = Login {
@@ -336,11 +392,12 @@ impl Faulty {
                         code: None,
                         reached: false,
                     };
-                    logins.push((format!("{process} {thread}"), login));
+                    logins.push((format!("{process} {thread}"), login, *by == user));
                 }
                 [process, thread, "reach", "C_Login"] => {
                     let caller = format!("{process} {thread}");
-                    if let Some((_, login)) = logins.iter_mut().rev().find(|(by, _)| *by == caller)
+                    if let Some((_, login, _)) =
+                        logins.iter_mut().rev().find(|(by, ..)| *by == caller)
                     {
                         login.reached = true;
                     }
@@ -351,15 +408,28 @@ impl Faulty {
                     let begun = logins
                         .iter_mut()
                         .rev()
-                        .find(|(by, login)| *by == caller && login.code.is_none());
-                    if let Some((_, login)) = begun {
+                        .find(|(by, login, _)| *by == caller && login.code.is_none());
+                    if let Some((_, login, _)) = begun {
                         login.code = Some(code);
                     }
                 }
                 _ => {}
             }
         }
-        logins.into_iter().map(|(_, login)| login).collect()
+        logins
+            .into_iter()
+            .filter_map(|(_, login, is_meant)| is_meant.then_some(login))
+            .collect()
+    }
+
+    /// What came of trying to reach something: the last errno, 0 for success, `None` if nobody tried
+    /// or lived to tell.
+    pub fn reached(&self, what: &str, at: &str) -> Option<i32> {
+        let name = format!("{what}={at}").to_lowercase();
+        self.events_of("reach")
+            .filter(|(_, reached, _)| *reached == name)
+            .filter_map(|(_, _, errno)| errno.parse().ok())
+            .last()
     }
 
     /// The log as it is.
@@ -474,6 +544,11 @@ impl Strike<'_> {
     /// They leave so many descriptors open each.
     pub fn leaks(self, count: u64) -> Fault {
         self.set(&format!("leak count={count}"))
+    }
+
+    /// They try to reach something outside; see `lib.rs` of the module.
+    pub fn reaches(self, what: &str, at: &str) -> Fault {
+        self.set(&format!("reach what={what} at={}", escaped(at.as_bytes())))
     }
 
     /// They flip a bit of the signature.

@@ -175,6 +175,9 @@ impl TestToken {
             uri: self.uri(),
             pin_source,
             touch: false,
+            login: opcert::device::LoginPolicy::default(),
+            keepalive: None,
+            waive: Vec::new(),
         }];
         config
     }

@@ -13,7 +13,7 @@ use crate::account::config::Config;
 use crate::account::passwords::Passwords;
 use crate::account::routes::operations::Scope;
 use crate::account::store::accounts::{self, Language, Mobile, Operator, PlatformProof, Role};
-use crate::account::store::{Store, StoreError, certificates, sessions};
+use crate::account::store::{Store, StoreError, certificates, codes, sessions};
 use crate::base::Clock;
 use crate::base::encoding::{base64url, hex, sha256};
 use crate::base::files::{Readers, read_checked};
@@ -138,7 +138,7 @@ pub(super) enum OperatorCommand {
         #[arg(long)]
         account: AccountId,
     },
-    /// Change an operator; a new password ends the sessions.
+    /// Change an operator; a new password ends sessions, codes and tickets.
     Set {
         /// The operator.
         id: OperatorId,
@@ -155,7 +155,7 @@ pub(super) enum OperatorCommand {
         #[arg(long, value_name = "FILE")]
         password_file: Option<PathBuf>,
     },
-    /// Close the login of an operator, end the sessions and revoke the certificates.
+    /// Close the login of an operator: sessions, codes and tickets end, certificates are revoked.
     Disable {
         /// The operator.
         id: OperatorId,
@@ -571,6 +571,7 @@ async fn set_operator(
                     .ok_or_else(|| missing_operator(id, account))?;
                 if hash.is_some() {
                     sessions::end_all(tx, account, id, now).await?;
+                    codes::void(tx, account, id, now).await?;
                 }
                 let body = json!({
                     "account": account,
@@ -604,10 +605,13 @@ async fn disable_operator(
     let revoked = store
         .transaction("close login", move |tx| {
             Box::pin(async move {
+                // Whatever is being issued right now is issued first, and revoked below.
+                certificates::hold_issuing(tx, account).await?;
                 if !accounts::disable_operator(tx, account, id, now).await? {
                     return Err(missing_operator(id, account));
                 }
                 sessions::end_all(tx, account, id, now).await?;
+                codes::void(tx, account, id, now).await?;
                 let mut revoked = Vec::new();
                 for certificate in certificates::active_of(tx, account, id, None, now).await? {
                     let (serial, reason) = (&certificate.serial, "affiliation-changed");

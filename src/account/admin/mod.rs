@@ -26,6 +26,7 @@ use crate::api::problem::Code;
 use crate::audit::{Audit, AuditError, Event};
 use crate::base::Clock;
 use crate::base::files::FileError;
+use crate::base::memory::{lock_all, undumpable};
 use crate::base::sysexits::{
     EX_CANTCREAT, EX_CONFIG, EX_DATAERR, EX_FAILED, EX_IOERR, EX_NOINPUT, EX_NOPERM, EX_OSERR,
     EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE,
@@ -162,6 +163,12 @@ pub enum AdminError {
         /// Why.
         source: std::io::Error,
     },
+    /// A core dump or a debugger of the user could show secrets.
+    #[error("the process cannot be made undumpable")]
+    Dumpable {
+        /// Why.
+        source: std::io::Error,
+    },
 }
 
 impl AdminError {
@@ -184,7 +191,9 @@ impl AdminError {
             Self::Serve(ServeError::File(_)) | Self::File(FileError::Unreadable { .. }) => {
                 EX_NOINPUT
             }
-            Self::Serve(ServeError::Signals { .. }) | Self::Runtime { .. } => EX_OSERR,
+            Self::Serve(ServeError::Signals { .. })
+            | Self::Runtime { .. }
+            | Self::Dumpable { .. } => EX_OSERR,
             Self::File(FileError::Unwritable { .. }) => EX_CANTCREAT,
             Self::File(_) => EX_CONFIG,
             Self::Store(StoreError::Schema { .. } | StoreError::Unsupported { .. }) => EX_CONFIG,
@@ -286,6 +295,10 @@ fn run(arguments: Arguments, output: &Output) -> Result<(), AdminError> {
     {
         return Err(AdminError::Root);
     }
+    // PINs and API secrets pass through.
+    undumpable().map_err(|errno| AdminError::Dumpable {
+        source: errno.into(),
+    })?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -306,7 +319,15 @@ fn run(arguments: Arguments, output: &Output) -> Result<(), AdminError> {
         telemetry::start(config.log)?;
         match arguments.command {
             Command::Init(_) | Command::Config(_) => Ok(()),
-            Command::Serve { .. } => Ok(serve(&config).await?),
+            Command::Serve { .. } => {
+                if let Err(error) = lock_all() {
+                    tracing::warn!(
+                        why = %error,
+                        "memory is not locked; secrets in use could reach the swap"
+                    );
+                }
+                Ok(serve(&config).await?)
+            }
             Command::Migrate => migrate(&config, output).await,
             Command::Account(command) => accounts::account(command, &config, output).await,
             Command::Operator(command) => accounts::operator(command, &config, output).await,

@@ -32,7 +32,7 @@ use super::store::accounts::{self, Mobile, Operator};
 use super::store::notices::Audience;
 use super::store::operations::{Challenge, Creator, Effect, Operation};
 use super::store::requests::{self, Ask, Attachment, Decision, Request, RequestState};
-use super::store::{Store, StoreError, Tx, certificates, sessions};
+use super::store::{Store, StoreError, Tx, certificates, codes, sessions};
 use crate::audit::AuditError;
 use crate::base::Clock;
 use crate::base::encoding::{hex, sha256};
@@ -556,6 +556,8 @@ impl Requests {
                 };
                 accounts::update_operator(tx, account, operator, change).await?;
                 sessions::end_all(tx, account, operator, now).await?;
+                // Codes went to the old number.
+                codes::void(tx, account, operator, now).await?;
                 facts["new_mobile"] = json!(mobile.masked());
             }
             Ask::ComputerRecovery => {

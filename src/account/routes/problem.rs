@@ -234,9 +234,10 @@ impl From<EnrolmentError> for Problem {
         let text = error.to_string();
         match error {
             EnrolmentError::Code(error) => error.into(),
-            EnrolmentError::Ticket(_) | EnrolmentError::TicketUnknown => {
-                Self::new(Code::TicketInvalid, text)
-            }
+            EnrolmentError::Ticket(_)
+            | EnrolmentError::TicketUnknown
+            | EnrolmentError::TicketEnded
+            | EnrolmentError::LoginClosed => Self::new(Code::TicketInvalid, text),
             EnrolmentError::TicketSpent => Self::new(Code::TicketSpent, text),
             EnrolmentError::Held => Self::new(Code::InstallationHeld, text).with_retry_after(60),
             EnrolmentError::CodePurpose => Self::new(Code::SmsCodeWrong, text)

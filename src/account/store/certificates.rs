@@ -73,6 +73,15 @@ macro_rules! select {
     };
 }
 
+/// Waits for whoever issues in this account, and lets nobody issue until the transaction ends.
+pub async fn hold_issuing(tx: &mut Tx<'_>, account: &AccountId) -> Result<(), StoreError> {
+    tx.execute(
+        sqlx::query("UPDATE accounts SET issued = issued WHERE id = $1").bind(account.as_str()),
+    )
+    .await?;
+    Ok(())
+}
+
 /// Takes this account's turn to issue: until the transaction ends nobody else counts its quota.
 pub async fn take_turn(tx: &mut Tx<'_>, account: &AccountId) -> Result<(), StoreError> {
     tx.execute(

@@ -237,6 +237,30 @@ pub async fn spend(tx: &mut Tx<'_>, id: &str, now: Timestamp) -> Result<bool, St
     Ok(changed == 1)
 }
 
+/// Ends every code and ticket of an operator that was not used yet.
+pub async fn void(
+    tx: &mut Tx<'_>,
+    account: &AccountId,
+    operator: &OperatorId,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    for sql in [
+        "UPDATE sms_codes SET spent_at = $3
+         WHERE account = $1 AND operator = $2 AND spent_at IS NULL AND expires_at > $3",
+        "UPDATE tickets SET expires_at = $3
+         WHERE account = $1 AND operator = $2 AND spent_at IS NULL AND expires_at > $3",
+    ] {
+        tx.execute(
+            sqlx::query(sql)
+                .bind(account.as_str())
+                .bind(operator.as_str())
+                .bind(millis(now)),
+        )
+        .await?;
+    }
+    Ok(())
+}
+
 /// What a ticket was given for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TicketGround {
@@ -261,7 +285,7 @@ pub struct Ticket {
     pub held: bool,
     /// When it was given.
     pub created_at: Timestamp,
-    /// When it stops working.
+    /// When it stops working: as the token says, or earlier where it was ended.
     pub expires_at: Timestamp,
     /// SHA-256 of the request it was spent on, hexadecimal.
     pub request_hash: Option<String>,

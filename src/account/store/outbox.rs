@@ -151,57 +151,94 @@ const FREE: &str = "o.delivered_at IS NULL AND o.abandoned_at IS NULL
           AND COALESCE(e.subscription, '') = COALESCE(o.subscription, '')
           AND e.delivered_at IS NULL AND e.abandoned_at IS NULL)";
 
-/// Takes up to `limit` due notices and puts their next try off by `hold`, so that no other
-/// instance takes them meanwhile.
-pub async fn claim(
+/// Leaves out receivers: their names are the parameters from `$first` on; none at all is the
+/// address in the configuration, written as an empty name.
+fn but_for(busy: &[String], first: usize) -> String {
+    if busy.is_empty() {
+        return String::new();
+    }
+    let names: Vec<String> = (0..busy.len())
+        .map(|index| format!("${}", first + index))
+        .collect();
+    format!(
+        " AND COALESCE(o.subscription, '') NOT IN ({})",
+        names.join(", ")
+    )
+}
+
+/// A notice that is due.
+#[derive(Debug, Clone)]
+pub struct Due {
+    /// The notice.
+    pub notice: Notice,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// Up to `limit` notices that are due, oldest first; none for the receivers that are `busy`.
+pub async fn due(
     tx: &mut Tx<'_>,
     now: Timestamp,
-    hold: Duration,
+    busy: &[String],
     limit: i64,
-) -> Result<Vec<Notice>, StoreError> {
+) -> Result<Vec<Due>, StoreError> {
+    let but_for = but_for(busy, 3);
     let sql = format!(
         "SELECT o.id, o.event, o.subscription, o.operation, o.place, o.body, o.attempts,
                 o.next_attempt_at
-         FROM outbox o WHERE o.next_attempt_at <= $1 AND {FREE}
+         FROM outbox o WHERE o.next_attempt_at <= $1 AND {FREE}{but_for}
          ORDER BY o.created_at, o.place, o.id LIMIT $2"
     );
-    let due = tx
-        .all(
-            sqlx::query(sqlx::AssertSqlSafe(sql))
-                .bind(millis(now))
-                .bind(limit),
+    let mut query = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(millis(now))
+        .bind(limit);
+    for receiver in busy {
+        query = query.bind(receiver.clone());
+    }
+    tx.all(query)
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(Due {
+                notice: Notice {
+                    id: row.get(0)?,
+                    event: row.get(1)?,
+                    subscription: row.get(2)?,
+                    operation: row.parsed(3, "outbox.operation")?,
+                    place: row.get(4)?,
+                    body: row.get(5)?,
+                    attempts: row.get(6)?,
+                },
+                since: row.time(7)?,
+            })
+        })
+        .collect()
+}
+
+/// Takes a due notice for one try: its next is put off by `hold`, so that no other instance takes
+/// it meanwhile. Gives it with the try counted, or nothing where another instance was faster.
+pub async fn claim(
+    tx: &mut Tx<'_>,
+    due: Due,
+    now: Timestamp,
+    hold: Duration,
+) -> Result<Option<Notice>, StoreError> {
+    let changed = tx
+        .execute(
+            sqlx::query(
+                "UPDATE outbox SET next_attempt_at = $2, attempts = attempts + 1
+                 WHERE id = $1 AND next_attempt_at = $3 AND delivered_at IS NULL
+                   AND abandoned_at IS NULL",
+            )
+            .bind(due.notice.id.as_str())
+            .bind(millis(now + hold))
+            .bind(millis(due.since)),
         )
         .await?;
-    let mut claimed = Vec::with_capacity(due.len());
-    for row in &due {
-        let mut notice = Notice {
-            id: row.get(0)?,
-            event: row.get(1)?,
-            subscription: row.get(2)?,
-            operation: row.parsed(3, "outbox.operation")?,
-            place: row.get(4)?,
-            body: row.get(5)?,
-            attempts: row.get(6)?,
-        };
-        let until = millis(now + hold);
-        let changed = tx
-            .execute(
-                sqlx::query(
-                    "UPDATE outbox SET next_attempt_at = $2, attempts = attempts + 1
-                     WHERE id = $1 AND next_attempt_at = $3 AND delivered_at IS NULL
-                       AND abandoned_at IS NULL",
-                )
-                .bind(notice.id.as_str())
-                .bind(until)
-                .bind(row.get::<i64>(7)?),
-            )
-            .await?;
-        if changed == 1 {
-            notice.attempts += 1;
-            claimed.push(notice);
-        }
-    }
-    Ok(claimed)
+    Ok((changed == 1).then(|| Notice {
+        attempts: due.notice.attempts + 1,
+        ..due.notice
+    }))
 }
 
 /// What came of a try.
@@ -215,44 +252,44 @@ pub enum Outcome {
     Abandoned,
 }
 
-/// Notes what came of a try, and why it failed.
+/// Notes what came of a try, and why it failed; nothing where the notice has been taken for
+/// another try since, or is settled.
 pub async fn settle(
     tx: &mut Tx<'_>,
-    id: &str,
+    notice: &Notice,
     outcome: Outcome,
     error: Option<&str>,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    let (sql, at) = match outcome {
-        Outcome::Delivered => (
-            "UPDATE outbox SET delivered_at = $2, error = $3 WHERE id = $1",
-            now,
-        ),
-        Outcome::Retry(at) => (
-            "UPDATE outbox SET next_attempt_at = $2, error = $3 WHERE id = $1",
-            at,
-        ),
-        Outcome::Abandoned => (
-            "UPDATE outbox SET abandoned_at = $2, error = $3 WHERE id = $1",
-            now,
-        ),
+    let (column, at) = match outcome {
+        Outcome::Delivered => ("delivered_at", now),
+        Outcome::Retry(at) => ("next_attempt_at", at),
+        Outcome::Abandoned => ("abandoned_at", now),
     };
+    let sql = format!(
+        "UPDATE outbox SET {column} = $2, error = $3
+         WHERE id = $1 AND attempts = $4 AND delivered_at IS NULL AND abandoned_at IS NULL"
+    );
     tx.execute(
-        sqlx::query(sql)
-            .bind(id)
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(notice.id.as_str())
             .bind(millis(at))
-            .bind(error.map(ToOwned::to_owned)),
+            .bind(error.map(ToOwned::to_owned))
+            .bind(notice.attempts),
     )
     .await?;
     Ok(())
 }
 
-/// When the next undelivered notice is due.
-pub async fn next_due(tx: &mut Tx<'_>) -> Result<Option<Timestamp>, StoreError> {
-    let sql = format!("SELECT MIN(o.next_attempt_at) FROM outbox o WHERE {FREE}");
-    tx.one(sqlx::query(sqlx::AssertSqlSafe(sql)))
-        .await?
-        .optional_time(0)
+/// When the next undelivered notice is due, those for the receivers that are `busy` left out.
+pub async fn next_due(tx: &mut Tx<'_>, busy: &[String]) -> Result<Option<Timestamp>, StoreError> {
+    let but_for = but_for(busy, 1);
+    let sql = format!("SELECT MIN(o.next_attempt_at) FROM outbox o WHERE {FREE}{but_for}");
+    let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
+    for receiver in busy {
+        query = query.bind(receiver.clone());
+    }
+    tx.one(query).await?.optional_time(0)
 }
 
 /// Where a delivery stands.

@@ -16,11 +16,15 @@ use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
 
 use super::codes;
+use super::generation::{self, Wanted};
+use super::login;
 use super::module::Module;
 use super::objects;
 use super::signer::{self, Job, Keys, Signer};
+use crate::device::config::LoginPolicy;
 use crate::device::frames::{
-    Answer, Failure, LastTry, LoginOutcome, PAGE_BYTES, PAGE_ITEMS, PinBytes, TokenInfo, Verb,
+    Answer, Failure, KeyEntry, LastTry, LoginOutcome, PAGE_BYTES, PAGE_ITEMS, PinBytes, TokenInfo,
+    Verb,
 };
 
 /// The most lists that can be half read at a time; past it the oldest is dropped.
@@ -31,6 +35,8 @@ pub struct Keeper {
     module: &'static Module,
     anchors: HashMap<u16, Anchor>,
     cursors: BTreeMap<u32, Cursor>,
+    /// Lists of keys half shown, the next one last, and their token.
+    key_lists: BTreeMap<u32, (u16, Vec<KeyEntry>)>,
     next_cursor: u32,
     signers: &'static [Mutex<Signer>],
 }
@@ -54,6 +60,7 @@ impl Keeper {
             module,
             anchors: HashMap::new(),
             cursors: BTreeMap::new(),
+            key_lists: BTreeMap::new(),
             next_cursor: 0,
             signers,
         }
@@ -61,6 +68,101 @@ impl Keeper {
 
     /// Does one thing. A session that became invalid is replaced once.
     pub fn answer(&mut self, verb: Verb) -> Result<Answer, Failure> {
+        let turn = verb.token().map(|token| self.module.turn(token));
+        match (&turn, verb) {
+            (Some(turn), Verb::WithPin { pin, login, verb }) => {
+                let _alone = turn.alone();
+                self.with_pin(pin.as_ref(), login, *verb)
+            }
+            // Somebody uses it right now, which is as good.
+            (Some(turn), Verb::KeepAlive { .. }) if turn.is_taken() => Ok(Answer::Done),
+            (Some(turn), verb @ Verb::Logout { .. }) => {
+                let _alone = turn.alone();
+                self.do_one(verb)
+            }
+            (Some(turn), verb) => {
+                let _with_others = turn.with_others();
+                self.do_one(verb)
+            }
+            (None, verb) => self.do_one(verb),
+        }
+    }
+
+    /// Does what needs a login of its own; nobody else uses the token meanwhile.
+    fn with_pin(
+        &mut self,
+        pin: Option<&PinBytes>,
+        policy: LoginPolicy,
+        verb: Verb,
+    ) -> Result<Answer, Failure> {
+        let Some(token) = verb.token() else {
+            return self.do_one(verb);
+        };
+        if policy == LoginPolicy::Session {
+            return self.with_leave(pin, policy, verb);
+        }
+        let module = self.module;
+        let outcome = self.with(token, |anchor| {
+            login::log_in(module, anchor.slot, &anchor.session, pin)
+        })?;
+        if outcome != LoginOutcome::Ok {
+            return Ok(Answer::Login(outcome));
+        }
+        let result = match verb {
+            Verb::Keys { token, cursor } => self.keys_at_once(token, cursor),
+            verb => self.with_leave(pin, policy, verb),
+        };
+        if let Some(anchor) = self.anchors.get_mut(&token) {
+            // A session that ended, or a token that left, is logged out just as well.
+            let _ended = anchor.session.logout();
+            anchor.keys.forget_handles();
+        }
+        result
+    }
+
+    /// A page of keys of a list that is read whole at its begin: the handles of private keys end
+    /// with the login.
+    fn keys_at_once(&mut self, token: u16, cursor: Option<u32>) -> Result<Answer, Failure> {
+        let mut rest = match cursor {
+            None => self.with(token, |anchor| {
+                let handles = objects::all(&anchor.session, ObjectClass::PRIVATE_KEY)?;
+                let mut entries = Vec::with_capacity(handles.len());
+                for handle in handles.into_iter().rev() {
+                    entries.extend(objects::key_entry(&anchor.session, handle)?);
+                }
+                Ok(entries)
+            })?,
+            Some(cursor) => match self.key_lists.remove(&cursor) {
+                Some((known, rest)) if known == token => rest,
+                Some(_) | None => return Err(Failure::CursorExpired),
+            },
+        };
+        let page = rest.split_off(rest.len().saturating_sub(PAGE_ITEMS));
+        let entries = page.into_iter().rev().collect();
+        if rest.is_empty() {
+            return Ok(Answer::Keys(entries, None));
+        }
+        if self.key_lists.len() >= CURSORS_MAX {
+            self.key_lists.pop_first();
+        }
+        self.next_cursor = self.next_cursor.wrapping_add(1);
+        self.key_lists.insert(self.next_cursor, (token, rest));
+        Ok(Answer::Keys(entries, Some(self.next_cursor)))
+    }
+
+    fn with_leave(
+        &mut self,
+        pin: Option<&PinBytes>,
+        policy: LoginPolicy,
+        verb: Verb,
+    ) -> Result<Answer, Failure> {
+        match Job::of(&verb) {
+            Some(job) => self.perform(job.with_pin(pin, policy)),
+            None => self.do_one(verb),
+        }
+    }
+
+    fn do_one(&mut self, verb: Verb) -> Result<Answer, Failure> {
         match verb {
             // A signing thread that found no session left hands its work over.
             Verb::Sign {
@@ -68,7 +170,8 @@ impl Keeper {
                 key,
                 scheme,
                 input,
-            } => self.perform(Job::sign(token, &key, scheme, &input)),
+                data,
+            } => self.perform(Job::sign(token, &key, scheme, input, &data)),
             Verb::Decrypt { token, key, input } => self.perform(Job::decrypt(token, &key, &input)),
             Verb::Tokens => self.tokens().map(Answer::Tokens),
             Verb::Login {
@@ -76,6 +179,23 @@ impl Keeper {
                 pin,
                 last_try,
             } => self.login(token, &pin, last_try).map(Answer::Login),
+            Verb::Logout { token } => self
+                .with(token, |anchor| {
+                    anchor.keys.forget_handles();
+                    let logout = anchor.session.logout();
+                    logout.map_err(|error| codes::failure(&error))
+                })
+                .map(|()| Answer::Done),
+            Verb::KeepAlive { token } => {
+                // A thread that is busy keeps its session alive itself.
+                for signer in self.signers {
+                    if let Ok(mut signer) = signer.try_lock() {
+                        signer.keep_alive(token);
+                    }
+                }
+                self.with(token, |anchor| signer::keep_alive(&anchor.session))
+                    .map(|()| Answer::Done)
+            }
             Verb::PublicKey { token, key } => self
                 .with(token, |anchor| objects::public_parts(&anchor.session, &key))
                 .map(Answer::PublicKey),
@@ -85,11 +205,18 @@ impl Keeper {
                 label,
                 spec,
                 r#use,
-            } => self
-                .logged_in(token, |session| {
-                    objects::generate(session, spec, r#use, &key, &label)
-                })
-                .map(Answer::Generated),
+                waived,
+            } => {
+                let wanted = Wanted {
+                    spec,
+                    r#use,
+                    id: &key,
+                    label: &label,
+                    waived: &waived,
+                };
+                self.logged_in(token, |session| generation::generate(session, &wanted))
+                    .map(|(parts, waived)| Answer::Generated(parts, waived))
+            }
             Verb::Import {
                 token,
                 key,
@@ -129,14 +256,23 @@ impl Keeper {
             Verb::Delete { token, key } => self
                 .logged_in(token, |session| objects::delete(session, &key))
                 .map(|()| Answer::Done),
+            Verb::WithPin { .. } => Err(Failure::Unsupported {
+                what: "a login within a login".into(),
+            }),
         }
     }
 
     fn perform(&mut self, job: Job<'_>) -> Result<Answer, Failure> {
         let module = self.module;
-        self.with(job.token(), |anchor| {
+        let token = job.token();
+        let result = self.with(token, |anchor| {
             signer::perform(module, &anchor.session, &mut anchor.keys, job)
-        })
+        });
+        if signer::is_refused(&result) {
+            // The operation that waits for its login ends with the session.
+            self.anchors.remove(&token);
+        }
+        result
     }
 
     /// Looks at the slots, lets go of anchors whose token left, and sees who is logged in.
@@ -318,14 +454,15 @@ impl Keeper {
 }
 
 /// What is seen right after a login failed.
-struct Aftermath {
+pub struct Aftermath {
     /// The state of its session; `None` if the session is gone.
     session: Option<SessionState>,
     /// Whether the token is still in its slot.
     present: bool,
 }
 
-fn aftermath(module: &Module, slot: Slot, session: &Session) -> Aftermath {
+/// Looks at what a failed login left.
+pub fn aftermath(module: &Module, slot: Slot, session: &Session) -> Aftermath {
     let info = session.get_session_info();
     Aftermath {
         session: info.ok().map(|info| info.session_state()),
@@ -339,7 +476,7 @@ fn aftermath(module: &Module, slot: Slot, session: &Session) -> Aftermath {
 /// the session and the token were looked at right before the login, and some modules report a
 /// wrong PIN by whatever code is at hand. CKR_SESSION_CLOSED and CKR_DEVICE_REMOVED mean "during
 /// the execution", so the PIN may have reached the token.
-fn login_failure(code: &RvError, after: &Aftermath) -> LoginOutcome {
+pub fn login_failure(code: &RvError, after: &Aftermath) -> LoginOutcome {
     use SessionState::{RoPublic, RoUser, RwPublic, RwSecurityOfficer, RwUser};
     let name = codes::name(code);
     let begun = match code {

@@ -3,8 +3,8 @@
 //! Vendor code may crash, hang, print, leak, call `exit`. It does so here, where there is nothing
 //! else to lose: no configuration, no network, no statement, only the PIN it needs anyway. The
 //! worker is a plain blocking program. It is started by exec with the supervisor's socket as
-//! descriptor 0, moves it out of the library's way, gives up what it can give up, says hello,
-//! loads the library, and then does as told until the socket closes.
+//! descriptor 0, moves it out of the library's way, gives up what it can give up (`confine` says
+//! what), loads the library, says hello, and then does as told until the socket closes.
 //!
 //! Signing threads, each with sessions of its own, all wait in `recv` on the same socket: the
 //! kernel wakes exactly one per packet, and the thread that wakes does the work, without a hop
@@ -14,7 +14,11 @@
 //! by `_exit`, even while other threads hang inside the module.
 
 mod codes;
+mod confine;
+mod generation;
 mod keeper;
+mod login;
+mod mechanism;
 mod module;
 mod objects;
 mod raw;
@@ -28,7 +32,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::{RecvFlags, SendFlags, SocketType, recv, send};
+use rustix::net::{RecvFlags, SendFlags, SocketType, recv};
 use zeroize::Zeroize;
 
 use self::keeper::Keeper;
@@ -36,7 +40,9 @@ use self::module::Module;
 use self::signer::{Job, Signer};
 use super::frames::{
     self, Answer, Call, Failure, FromWorker, LoadFailure, PACKET_MAX, PROTOCOL, Reply, ToWorker,
+    Verb,
 };
+use crate::base::memory::{lock_all, undumpable};
 use crate::base::sysexits;
 
 /// A reply waits at most this long for others to share its packet. Longer than one P-256 signature
@@ -77,48 +83,47 @@ fn io(doing: &'static str) -> impl Fn(rustix::io::Errno) -> Refusal {
 fn run() -> Result<(), Refusal> {
     let socket: &'static OwnedFd = Box::leak(Box::new(take_socket()?));
     give_up_privileges()?;
-    spawn("watcher", move || leave_when_hung_up(socket))?;
 
     let mut buffer = vec![0; PACKET_MAX];
     let Some(length) = receive(socket, &mut buffer)? else {
         return Ok(());
     };
-    let hello = frames::split(&buffer[..length])
-        .next()
-        .unwrap_or(Err(frames::FrameError::Truncated))
-        .and_then(frames::decode)
-        .map_err(Refusal::Protocol)?;
+    let mut greeting = frames::split(&buffer[..length]);
     let ToWorker::Hello {
         protocol,
         module: path,
         threads,
-    } = hello
+    } = next(&mut greeting)?
     else {
         return Err(Refusal::Protocol(frames::FrameError::Malformed));
     };
-    let loaded = if protocol == PROTOCOL {
-        Module::load(Path::new(&path))
-    } else {
-        Err(LoadFailure::Protocol(PROTOCOL))
+    if protocol != PROTOCOL {
+        return send(socket, &[load_failed(LoadFailure::Protocol(PROTOCOL))]);
+    }
+    let ToWorker::Prepare {
+        confinement,
+        parameters,
+    } = next(&mut greeting)?
+    else {
+        return Err(Refusal::Protocol(frames::FrameError::Malformed));
     };
-    let module: &'static Module = match loaded {
+    let path = Path::new(&path);
+    if let Err(error) = lock_all() {
+        eprintln!("memory is not locked, the PIN could reach the swap: {error}");
+    }
+    // As long as there is one thread: what it gives up, those that it starts never have.
+    let sandbox = confine::confine(&confinement, path);
+    spawn("watcher", move || leave_when_hung_up(socket))?;
+    let module: &'static Module = match Module::load(path, parameters.as_deref()) {
         Ok((module, info)) => {
             let hello = FromWorker::Hello {
                 protocol: PROTOCOL,
                 module: info,
             };
-            send_one(socket, &hello)?;
+            send(socket, &[hello, FromWorker::Confined(sandbox)])?;
             Box::leak(Box::new(module))
         }
-        Err(failure) => {
-            return send_one(
-                socket,
-                &FromWorker::LoadFailed {
-                    protocol: PROTOCOL,
-                    failure,
-                },
-            );
-        }
+        Err(failure) => return send(socket, &[load_failed(failure)]),
     };
 
     let (to_keeper, calls) = channel();
@@ -180,15 +185,8 @@ fn take_socket() -> Result<OwnedFd, Refusal> {
 
 /// No core dump and no debugger may show the PIN; nothing that is executed from here gains rights.
 fn give_up_privileges() -> Result<(), Refusal> {
-    use rustix::process::{
-        DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
-    };
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(io("cannot forbid dumps"))?;
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    setrlimit(Resource::Core, none).map_err(io("cannot limit core files"))?;
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    undumpable().map_err(io("cannot forbid dumps"))?;
     // A library that leaks descriptors shall run out of them here, not the machine.
     let most = getrlimit(Resource::Nofile)
         .maximum
@@ -226,30 +224,44 @@ fn serve_signatures(
         for frame in frames::split(&buffer[..length]) {
             let call = match frame.and_then(frames::decode).map_err(Refusal::Protocol)? {
                 ToWorker::Call(call) => call,
-                ToWorker::Hello { .. } => {
+                ToWorker::Hello { .. } | ToWorker::Prepare { .. } => {
                     return Err(Refusal::Protocol(frames::FrameError::Malformed));
                 }
             };
-            let Some(job) = Job::of(&call.verb) else {
-                // The packet may have held a PIN.
+            if !matches!(call.verb, Verb::Sign { .. }) {
+                // The packet holds nothing else, and may have held a PIN.
                 buffer[..length].zeroize();
-                hand_over(to_keeper, call);
+                serve_one(signer, call, to_keeper, &mut outbox)?;
                 break;
-            };
-            // Nobody else holds the lock but the keeper, for a moment, to take the session away.
-            let result = signer
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .perform(job);
-            if signer::is_shrink(&result) {
-                hand_over(to_keeper, call);
-            } else {
-                outbox.push(call.id, result)?;
             }
+            serve_one(signer, call, to_keeper, &mut outbox)?;
         }
         outbox.flush()?;
     }
     Ok(())
+}
+
+/// Does a call here, if it is one for a private key, or else leaves it to the keeper.
+fn serve_one(
+    signer: &Mutex<Signer>,
+    call: Call,
+    to_keeper: &Sender<Call>,
+    outbox: &mut Outbox<'_>,
+) -> Result<(), Refusal> {
+    // Nobody else holds the lock but the keeper, for a moment, to take the session away.
+    let result = Job::of(&call.verb).map(|job| {
+        signer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .perform(job)
+    });
+    match result {
+        Some(result) if !signer::is_shrink(&result) => outbox.push(call.id, result),
+        Some(_) | None => {
+            hand_over(to_keeper, call);
+            Ok(())
+        }
+    }
 }
 
 fn hand_over(to_keeper: &Sender<Call>, call: Call) {
@@ -322,15 +334,34 @@ impl<'a> Outbox<'a> {
     }
 }
 
-fn send_one(socket: &OwnedFd, frame: &FromWorker) -> Result<(), Refusal> {
+/// The next frame of the supervisor's first packet.
+fn next(greeting: &mut frames::Split<'_>) -> Result<ToWorker, Refusal> {
+    greeting
+        .next()
+        .unwrap_or(Err(frames::FrameError::Truncated))
+        .and_then(frames::decode)
+        .map_err(Refusal::Protocol)
+}
+
+fn load_failed(failure: LoadFailure) -> FromWorker {
+    FromWorker::LoadFailed {
+        protocol: PROTOCOL,
+        failure,
+    }
+}
+
+/// Sends frames in one packet.
+fn send(socket: &OwnedFd, frames: &[FromWorker]) -> Result<(), Refusal> {
     let mut packet = Vec::new();
-    frames::append(&mut packet, frame).map_err(Refusal::Protocol)?;
+    for frame in frames {
+        frames::append(&mut packet, frame).map_err(Refusal::Protocol)?;
+    }
     send_packet(socket, &packet)
 }
 
 fn send_packet(socket: &OwnedFd, packet: &[u8]) -> Result<(), Refusal> {
     loop {
-        match send(socket, packet, SendFlags::NOSIGNAL) {
+        match rustix::net::send(socket, packet, SendFlags::NOSIGNAL) {
             Ok(_) => return Ok(()),
             Err(rustix::io::Errno::INTR) => {}
             Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => {

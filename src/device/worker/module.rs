@@ -2,17 +2,17 @@
 
 use std::error::Error as _;
 use std::path::Path;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
-use cryptoki::mechanism::MechanismType;
 use cryptoki::session::{Session, SessionState};
 use cryptoki::slot::Slot;
 
 use super::codes;
-use super::raw::RawSign;
-use crate::base::key::{KeySpec, Scheme};
+use super::login::Turn;
+use super::mechanism::Offer;
+use super::raw::{self, Raw};
 use crate::device::frames::{
     Failure, LABEL_MAX, LoadFailure, ModuleInfo, TOKENS_MAX, TokenFlags, TokenInfo,
 };
@@ -22,8 +22,8 @@ use crate::device::frames::{
 pub struct Module {
     /// The safe interface.
     pub pkcs11: &'static Pkcs11,
-    /// The single-part `C_Sign`.
-    pub raw: RawSign,
+    /// The single-part `C_Sign` and `C_Decrypt`.
+    pub raw: Raw,
     tokens: RwLock<Vec<Known>>,
 }
 
@@ -33,23 +33,31 @@ struct Known {
     serial: String,
     slot: Option<Slot>,
     login_required: bool,
-    /// What it can generate, and how it can sign; asked for once.
-    capabilities: Option<(Vec<KeySpec>, Vec<Scheme>)>,
+    /// What it can do; asked for once.
+    offer: Option<Arc<Offer>>,
+    /// Who may use it now.
+    turn: Turn,
+    /// What was seen last.
+    info: Option<TokenInfo>,
 }
 
 impl Module {
-    /// Loads and initializes the library at `path`.
-    pub fn load(path: &Path) -> Result<(Self, ModuleInfo), LoadFailure> {
+    /// Loads and initializes the library at `path`, with `parameters` of its own if it wants some.
+    pub fn load(path: &Path, parameters: Option<&str>) -> Result<(Self, ModuleInfo), LoadFailure> {
         if !path.is_file() {
             return Err(LoadFailure::Missing);
         }
         let pkcs11: &'static Pkcs11 = Box::leak(Box::new(Pkcs11::new(path).map_err(load_failure)?));
+        if let Some(parameters) = parameters {
+            raw::initialize(path, parameters).map_err(load_failure)?;
+        }
+        // Initialized already, if there were parameters.
         match pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
             Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
             Err(error) => return Err(load_failure(error)),
         }
         let info = pkcs11.get_library_info().map_err(load_failure)?;
-        let raw = RawSign::load(path).map_err(load_failure)?;
+        let raw = Raw::load(path).map_err(load_failure)?;
         let info = ModuleInfo {
             manufacturer: text(info.manufacturer_id()),
             description: text(info.library_description()),
@@ -72,6 +80,36 @@ impl Module {
             .get(usize::from(token))
             .and_then(|known| known.slot)
             .ok_or(Failure::TokenGone)
+    }
+
+    /// Who may use the token with this number now; a turn of nobody's for a token never seen.
+    pub fn turn(&self, token: u16) -> Turn {
+        self.tokens
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(usize::from(token))
+            .map(|known| known.turn.clone())
+            .unwrap_or_default()
+    }
+
+    /// What the token with this number can do; `None` while that could not be read.
+    pub fn offer(&self, token: u16) -> Option<Arc<Offer>> {
+        self.tokens
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(usize::from(token))
+            .and_then(|known| known.offer.clone())
+    }
+
+    /// What was last seen of the token in `slot`, while somebody has it alone: to ask it now would
+    /// come in between.
+    fn taken(&self, slot: Slot) -> Option<TokenInfo> {
+        self.tokens
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .find(|known| known.slot == Some(slot) && known.turn.is_taken())
+            .and_then(|known| known.info.clone())
     }
 
     /// Makes sure that private keys show in a session of this token. A token that lost its login
@@ -102,7 +140,12 @@ impl Module {
             .get_slots_with_token()
             .map_err(|error| codes::failure(&error))?;
         let mut found = Vec::new();
+        let mut list = Vec::new();
         for slot in slots {
+            if let Some(info) = self.taken(slot) {
+                list.push(info);
+                continue;
+            }
             // A reader that fails must not hide the others.
             let info = match self.pkcs11.get_token_info(slot) {
                 Ok(info) => info,
@@ -121,10 +164,11 @@ impl Module {
             found.push((slot, info));
         }
         let mut tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
-        for known in tokens.iter_mut() {
-            known.slot = None;
+        for (number, known) in tokens.iter_mut().enumerate() {
+            if !list.iter().any(|taken| usize::from(taken.number) == number) {
+                known.slot = None;
+            }
         }
-        let mut list = Vec::with_capacity(found.len());
         for (slot, info) in found {
             let (label, serial) = (text(info.label()), text(info.serial_number()));
             let index = tokens
@@ -136,7 +180,9 @@ impl Module {
                         serial: serial.clone(),
                         slot: None,
                         login_required: false,
-                        capabilities: None,
+                        offer: None,
+                        turn: Turn::default(),
+                        info: None,
                     });
                     tokens.len() - 1
                 });
@@ -149,11 +195,11 @@ impl Module {
             let Ok(number) = u16::try_from(index) else {
                 break;
             };
-            if known.capabilities.is_none() {
-                known.capabilities = self.capabilities(slot);
+            if known.offer.is_none() {
+                known.offer = Offer::read(self.pkcs11, slot).map(Arc::new);
             }
-            let (generates, signs) = known.capabilities.clone().unwrap_or_default();
-            list.push(TokenInfo {
+            let offer = known.offer.clone().unwrap_or_default();
+            let info = TokenInfo {
                 number,
                 label,
                 serial,
@@ -162,57 +208,14 @@ impl Module {
                 firmware: info.firmware_version().to_string(),
                 flags: flags(&info),
                 logged_in: false,
-                generates,
-                signs,
-            });
+                generates: offer.generates(),
+                signs: offer.signs(),
+                hashes: offer.hashes(),
+            };
+            known.info = Some(info.clone());
+            list.push(info);
         }
         Ok(list)
-    }
-
-    /// What the mechanism list of a slot allows; `None` if it cannot be read now.
-    fn capabilities(&self, slot: Slot) -> Option<(Vec<KeySpec>, Vec<Scheme>)> {
-        let mechanisms = match self.pkcs11.get_mechanism_list(slot) {
-            Ok(mechanisms) => mechanisms,
-            Err(error) => {
-                eprintln!("slot {}: {error:?}", slot.id());
-                return None;
-            }
-        };
-        let has = |mechanism| mechanisms.contains(&mechanism);
-        let size_fits = |mechanism, bits: usize| {
-            self.pkcs11
-                .get_mechanism_info(slot, mechanism)
-                .is_ok_and(|info| {
-                    info.max_key_size() == 0
-                        || (info.min_key_size()..=info.max_key_size()).contains(&bits)
-                })
-        };
-        let generates = KeySpec::ALL
-            .into_iter()
-            .filter(|spec| {
-                let (mechanism, bits) = match spec {
-                    KeySpec::Rsa2048 => (MechanismType::RSA_PKCS_KEY_PAIR_GEN, Some(2048)),
-                    KeySpec::Rsa3072 => (MechanismType::RSA_PKCS_KEY_PAIR_GEN, Some(3072)),
-                    KeySpec::P256 => (MechanismType::ECC_KEY_PAIR_GEN, Some(256)),
-                    KeySpec::P384 => (MechanismType::ECC_KEY_PAIR_GEN, Some(384)),
-                    // Modules disagree whether its size is 255 or 256 bits.
-                    KeySpec::Ed25519 => (MechanismType::ECC_EDWARDS_KEY_PAIR_GEN, None),
-                };
-                has(mechanism) && bits.is_none_or(|bits| size_fits(mechanism, bits))
-            })
-            .collect();
-        let signs = [
-            (Scheme::Rs256, MechanismType::RSA_PKCS),
-            (Scheme::Ps256, MechanismType::RSA_PKCS_PSS),
-            (Scheme::Es256, MechanismType::ECDSA),
-            (Scheme::Es384, MechanismType::ECDSA),
-            (Scheme::EdDsa, MechanismType::EDDSA),
-        ]
-        .into_iter()
-        .filter(|(_, mechanism)| has(*mechanism))
-        .map(|(scheme, _)| scheme)
-        .collect();
-        Some((generates, signs))
     }
 }
 

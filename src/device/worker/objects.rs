@@ -1,7 +1,6 @@
 //! Keys and certificates on a token.
 
 use cryptoki::error::Error;
-use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{
     Attribute, AttributeType, CertificateType, KeyType, ObjectClass, ObjectHandle,
 };
@@ -15,9 +14,7 @@ use crate::device::frames::{
     CERTIFICATE_MAX, CertificateEntry, CertificateParts, Class, Failure, KeyEntry, KeyUse,
     PublicParts, RsaPrivateParts,
 };
-use crate::device::public_key::{
-    ED25519_CURVE_NAME, ED25519_PARAMETERS, P256_PARAMETERS, P384_PARAMETERS, ec_spec, rsa_spec,
-};
+use crate::device::public_key::{ec_spec, rsa_spec};
 
 /// What a private key can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +27,21 @@ pub enum Kind {
     P384,
     /// Ed25519.
     Ed25519,
+}
+
+/// How many bits a key has, where that can be told; Ed25519 has one size, which modules name
+/// differently.
+pub fn bits(kind: Kind, parts: Option<&PublicParts>) -> Option<usize> {
+    match (kind, parts) {
+        (Kind::Rsa, Some(PublicParts::Rsa { modulus, .. })) => {
+            let start = modulus.iter().position(|&byte| byte != 0)?;
+            let first = modulus.get(start)?;
+            Some((modulus.len() - start) * 8 - first.leading_zeros() as usize)
+        }
+        (Kind::P256, _) => Some(256),
+        (Kind::P384, _) => Some(384),
+        (Kind::Rsa | Kind::Ed25519, _) => None,
+    }
 }
 
 fn failure(error: Error) -> Failure {
@@ -51,26 +63,31 @@ fn find(session: &Session, class: ObjectClass, id: &[u8]) -> Result<Vec<ObjectHa
         .map_err(failure)
 }
 
-/// What the private key behind `handle` can do.
-pub fn kind(session: &Session, handle: ObjectHandle) -> Result<Kind, Failure> {
-    let attributes = session
-        .get_attributes(handle, &[AttributeType::KeyType, AttributeType::EcParams])
-        .map_err(failure)?;
-    let (mut is_rsa, mut spec) = (false, None);
+/// What the private key behind `handle` can do, and whether each use needs a login of its own.
+pub fn kind(session: &Session, handle: ObjectHandle) -> Result<(Kind, bool), Failure> {
+    let wanted = [
+        AttributeType::KeyType,
+        AttributeType::EcParams,
+        AttributeType::AlwaysAuthenticate,
+    ];
+    let attributes = session.get_attributes(handle, &wanted).map_err(failure)?;
+    let (mut is_rsa, mut spec, mut always_authenticate) = (false, None, false);
     for attribute in attributes {
         match attribute {
             Attribute::KeyType(KeyType::RSA) => is_rsa = true,
             Attribute::EcParams(parameters) => spec = ec_spec(&parameters),
+            Attribute::AlwaysAuthenticate(is_set) => always_authenticate = is_set,
             _ => {}
         }
     }
-    match spec {
-        _ if is_rsa => Ok(Kind::Rsa),
-        Some(KeySpec::P256) => Ok(Kind::P256),
-        Some(KeySpec::P384) => Ok(Kind::P384),
-        Some(KeySpec::Ed25519) => Ok(Kind::Ed25519),
-        _ => Err(Failure::KeyType),
-    }
+    let kind = match spec {
+        _ if is_rsa => Kind::Rsa,
+        Some(KeySpec::P256) => Kind::P256,
+        Some(KeySpec::P384) => Kind::P384,
+        Some(KeySpec::Ed25519) => Kind::Ed25519,
+        _ => return Err(Failure::KeyType),
+    };
+    Ok((kind, always_authenticate))
 }
 
 /// The public key with this `CKA_ID`: of the public key object, of the private one (RSA), or of a
@@ -91,7 +108,8 @@ pub fn public_parts(session: &Session, id: &[u8]) -> Result<PublicParts, Failure
     Err(Failure::KeyMissing)
 }
 
-fn parts_of(session: &Session, handle: ObjectHandle) -> Result<Option<PublicParts>, Failure> {
+/// The public key that an object holds; `None` where it has not all of its parts.
+pub fn parts_of(session: &Session, handle: ObjectHandle) -> Result<Option<PublicParts>, Failure> {
     let wanted = [
         AttributeType::Modulus,
         AttributeType::PublicExponent,
@@ -120,85 +138,8 @@ fn parts_of(session: &Session, handle: ObjectHandle) -> Result<Option<PublicPart
     })
 }
 
-/// Generates a key pair, and reads back that the private key was made on the token and cannot
-/// leave it. A key that does not prove it is destroyed.
-pub fn generate(
-    session: &Session,
-    spec: KeySpec,
-    r#use: KeyUse,
-    id: &[u8],
-    label: &str,
-) -> Result<PublicParts, Failure> {
-    if !find(session, ObjectClass::PRIVATE_KEY, id)?.is_empty() {
-        return Err(Failure::KeyExists);
-    }
-    let (public, private) = generate_pair(session, spec, r#use, id, label)?;
-    let proven = prove(session, private).and_then(|()| {
-        parts_of(session, public)?.ok_or_else(|| Failure::KeyNotProven {
-            attribute: "the public key".into(),
-        })
-    });
-    if proven.is_err() {
-        for handle in [private, public] {
-            if let Err(error) = session.destroy_object(handle) {
-                eprintln!("cannot destroy a key that is not proven: {error:?}");
-            }
-        }
-    }
-    proven
-}
-
-fn generate_pair(
-    session: &Session,
-    spec: KeySpec,
-    r#use: KeyUse,
-    id: &[u8],
-    label: &str,
-) -> Result<(ObjectHandle, ObjectHandle), Failure> {
-    let mut private = vec![
-        Attribute::Token(true),
-        Attribute::Private(true),
-        Attribute::Sensitive(true),
-        Attribute::Extractable(false),
-        Attribute::Id(id.to_vec()),
-        Attribute::Label(label.as_bytes().to_vec()),
-    ];
-    private.extend(abilities(r#use));
-    let with = |mechanism: Mechanism<'_>, specific: Vec<Attribute>| {
-        let mut public = vec![
-            Attribute::Token(true),
-            Attribute::Private(false),
-            Attribute::Verify(r#use != KeyUse::Decrypt),
-            Attribute::Id(id.to_vec()),
-            Attribute::Label(label.as_bytes().to_vec()),
-        ];
-        public.extend(specific);
-        session.generate_key_pair(&mechanism, &public, &private)
-    };
-    let rsa = |bits: u64| {
-        vec![
-            Attribute::ModulusBits(bits.into()),
-            Attribute::PublicExponent(vec![1, 0, 1]),
-        ]
-    };
-    let curve = |parameters: &[u8]| vec![Attribute::EcParams(parameters.to_vec())];
-    match spec {
-        KeySpec::Rsa2048 => with(Mechanism::RsaPkcsKeyPairGen, rsa(2048)),
-        KeySpec::Rsa3072 => with(Mechanism::RsaPkcsKeyPairGen, rsa(3072)),
-        KeySpec::P256 => with(Mechanism::EccKeyPairGen, curve(P256_PARAMETERS)),
-        KeySpec::P384 => with(Mechanism::EccKeyPairGen, curve(P384_PARAMETERS)),
-        // The object identifier of RFC 8410 is what SoftHSM takes; the curve name of PKCS#11 v3.0
-        // is the only form that some cards take.
-        KeySpec::Ed25519 => with(Mechanism::EccEdwardsKeyPairGen, curve(ED25519_PARAMETERS))
-            .or_else(|first| {
-                with(Mechanism::EccEdwardsKeyPairGen, curve(ED25519_CURVE_NAME)).map_err(|_| first)
-            }),
-    }
-    .map_err(failure)
-}
-
 /// What a private key may do, said both ways: a token's own default may be more.
-fn abilities(r#use: KeyUse) -> [Attribute; 2] {
+pub fn abilities(r#use: KeyUse) -> [Attribute; 2] {
     let (sign, decrypt) = match r#use {
         KeyUse::Sign => (true, false),
         KeyUse::SignAndDecrypt => (true, true),
@@ -308,29 +249,6 @@ fn expect(read: &[Attribute], expected: &[(Attribute, &str)]) -> Result<(), Fail
     }
 }
 
-/// `CKA_LOCAL`, `CKA_SENSITIVE`, `CKA_ALWAYS_SENSITIVE`, `CKA_NEVER_EXTRACTABLE` must read true and
-/// `CKA_EXTRACTABLE` false; one that cannot be read proves nothing.
-fn prove(session: &Session, private: ObjectHandle) -> Result<(), Failure> {
-    let wanted = [
-        AttributeType::Local,
-        AttributeType::Sensitive,
-        AttributeType::AlwaysSensitive,
-        AttributeType::NeverExtractable,
-        AttributeType::Extractable,
-    ];
-    let read = session.get_attributes(private, &wanted).map_err(failure)?;
-    expect(
-        &read,
-        &[
-            (Attribute::Local(true), "CKA_LOCAL"),
-            (Attribute::Sensitive(true), "CKA_SENSITIVE"),
-            (Attribute::AlwaysSensitive(true), "CKA_ALWAYS_SENSITIVE"),
-            (Attribute::NeverExtractable(true), "CKA_NEVER_EXTRACTABLE"),
-            (Attribute::Extractable(false), "CKA_EXTRACTABLE"),
-        ],
-    )
-}
-
 /// The handles of all objects of a class.
 pub fn all(session: &Session, class: ObjectClass) -> Result<Vec<ObjectHandle>, Failure> {
     session
@@ -345,6 +263,7 @@ pub fn key_entry(session: &Session, handle: ObjectHandle) -> Result<Option<KeyEn
         AttributeType::Label,
         AttributeType::Modulus,
         AttributeType::EcParams,
+        AttributeType::AlwaysAuthenticate,
     ];
     let Some(attributes) = attributes_or_gone(session, handle, &wanted)? else {
         return Ok(None);
@@ -353,6 +272,7 @@ pub fn key_entry(session: &Session, handle: ObjectHandle) -> Result<Option<KeyEn
         id: Vec::new(),
         label: String::new(),
         spec: None,
+        always_authenticate: false,
     };
     for attribute in attributes {
         match attribute {
@@ -360,6 +280,7 @@ pub fn key_entry(session: &Session, handle: ObjectHandle) -> Result<Option<KeyEn
             Attribute::Label(label) => entry.label = text(&String::from_utf8_lossy(&label)),
             Attribute::Modulus(modulus) => entry.spec = rsa_spec(&modulus),
             Attribute::EcParams(parameters) => entry.spec = ec_spec(&parameters),
+            Attribute::AlwaysAuthenticate(is_set) => entry.always_authenticate = is_set,
             _ => {}
         }
     }

@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use cryptoki::context::Function;
 use cryptoki::error::{Error, RvError};
-use cryptoki::mechanism::eddsa::{EddsaParams, EddsaSignatureScheme};
-use cryptoki::mechanism::rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource, PkcsPssParams};
+use cryptoki::mechanism::rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource};
 use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
@@ -14,22 +13,20 @@ use cryptoki::slot::Slot;
 use zeroize::Zeroizing;
 
 use super::codes;
+use super::login::{self, OneTry, Turn};
+use super::mechanism::Offer;
 use super::module::Module;
 use super::objects;
 use super::raw::SIGNATURE_MAX;
 use crate::base::encoding::sha256;
 use crate::base::key::Scheme;
-use crate::device::frames::{Answer, Class, Failure, PlainBytes, Verb, WHOLE_MESSAGE_MAX};
+use crate::device::config::LoginPolicy;
+use crate::device::frames::{
+    Answer, Class, Failure, Input, LoginOutcome, PinBytes, PlainBytes, Verb, WHOLE_MESSAGE_MAX,
+};
 
 /// The most key handles one thread keeps per token; past it all are found anew.
 const HANDLES_MAX: usize = 4096;
-
-/// Begins a SHA-256 DigestInfo (RFC 8017 section 9.2, note 1). Built here because a token's own
-/// fallback for `CKM_RSA_PKCS` leaves it out.
-const SHA256_DIGEST_INFO: [u8; 19] = [
-    0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05,
-    0x00, 0x04, 0x20,
-];
 
 /// How long a thread that got no session leaves its work to the keeper before it asks again.
 const SESSION_REFUSED_FOR: Duration = Duration::from_secs(30);
@@ -40,25 +37,63 @@ pub struct Job<'a> {
     token: u16,
     key: &'a [u8],
     what: What<'a>,
+    login: Login<'a>,
+}
+
+/// Whether a job may log in.
+#[derive(Clone, Copy)]
+enum Login<'a> {
+    No,
+    /// For the one use of its key, with this PIN or by what the token asks itself; and the user,
+    /// where the policy is one login for each operation.
+    With(Option<&'a PinBytes>, LoginPolicy),
 }
 
 #[derive(Clone, Copy)]
 enum What<'a> {
-    Sign { scheme: Scheme, input: &'a [u8] },
-    Decrypt { input: &'a [u8] },
+    Sign {
+        scheme: Scheme,
+        input: Input,
+        data: &'a [u8],
+    },
+    Decrypt {
+        input: &'a [u8],
+    },
 }
 
 impl<'a> Job<'a> {
     /// A signature.
-    pub fn sign(token: u16, key: &'a [u8], scheme: Scheme, input: &'a [u8]) -> Self {
-        let what = What::Sign { scheme, input };
-        Self { token, key, what }
+    pub fn sign(token: u16, key: &'a [u8], scheme: Scheme, input: Input, data: &'a [u8]) -> Self {
+        let what = What::Sign {
+            scheme,
+            input,
+            data,
+        };
+        Self::new(token, key, what)
     }
 
     /// A decryption.
     pub fn decrypt(token: u16, key: &'a [u8], input: &'a [u8]) -> Self {
         let what = What::Decrypt { input };
-        Self { token, key, what }
+        Self::new(token, key, what)
+    }
+
+    fn new(token: u16, key: &'a [u8], what: What<'a>) -> Self {
+        Self {
+            token,
+            key,
+            what,
+            login: Login::No,
+        }
+    }
+
+    /// The same with leave to log in for this one use of the key, and the user for as long where
+    /// the policy wants that.
+    pub fn with_pin(self, pin: Option<&'a PinBytes>, policy: LoginPolicy) -> Self {
+        Self {
+            login: Login::With(pin, policy),
+            ..self
+        }
     }
 
     /// The one that a call asks for; `None` if it asks for something else.
@@ -69,8 +104,12 @@ impl<'a> Job<'a> {
                 key,
                 scheme,
                 input,
-            } => Some(Self::sign(*token, key, *scheme, input)),
+                data,
+            } => Some(Self::sign(*token, key, *scheme, *input, data)),
             Verb::Decrypt { token, key, input } => Some(Self::decrypt(*token, key, input)),
+            Verb::WithPin { pin, login, verb } => {
+                Some(Self::of(verb)?.with_pin(pin.as_ref(), *login))
+            }
             _ => None,
         }
     }
@@ -90,6 +129,7 @@ pub struct Signer {
 /// A thread's place at one token.
 struct Seat {
     slot: Slot,
+    turn: Turn,
     session: Option<Session>,
     /// When the token last had no session for us.
     refused: Option<Instant>,
@@ -104,7 +144,20 @@ pub struct Keys(HashMap<Vec<u8>, Key>);
 struct Key {
     handle: Option<ObjectHandle>,
     kind: objects::Kind,
+    /// `CKA_ALWAYS_AUTHENTICATE`.
+    always_authenticate: bool,
+    /// Its size; not known of an RSA key of which only a certificate is there.
+    bits: Option<usize>,
     fingerprint: Option<[u8; 32]>,
+}
+
+/// A key as it is used.
+#[derive(Clone, Copy)]
+struct Found {
+    handle: ObjectHandle,
+    kind: objects::Kind,
+    always_authenticate: bool,
+    bits: Option<usize>,
 }
 
 impl Signer {
@@ -131,9 +184,11 @@ impl Signer {
     }
 
     fn seat(&mut self, token: u16) -> Result<&mut Seat, Failure> {
-        let slot = self.module.slot(token)?;
+        let module = self.module;
+        let slot = module.slot(token)?;
         let seat = self.seats.entry(token).or_insert_with(|| Seat {
             slot,
+            turn: module.turn(token),
             session: None,
             refused: None,
             keys: Keys::default(),
@@ -143,6 +198,16 @@ impl Signer {
             seat.slot = slot;
         }
         Ok(seat)
+    }
+
+    /// Uses the session at a token, if there is one. One that has ended is given up.
+    pub fn keep_alive(&mut self, token: u16) {
+        if let Some(seat) = self.seats.get_mut(&token)
+            && let Some(session) = &seat.session
+            && keep_alive(session).is_err()
+        {
+            seat.stand_up();
+        }
     }
 
     /// Closes the session at a token, for somebody who needs it more.
@@ -156,9 +221,33 @@ impl Signer {
 
 impl Seat {
     fn perform(&mut self, module: &Module, job: Job<'_>) -> Result<Answer, Failure> {
+        let turn = self.turn.clone();
+        let (_with_others, _alone) = match job.login {
+            Login::No => (Some(turn.with_others()), None),
+            Login::With(..) => (None, Some(turn.alone())),
+        };
         self.open(module)?;
         let session = self.session.as_ref().ok_or_else(no_session)?;
-        perform(module, session, &mut self.keys, job)
+        let result = match job.login {
+            Login::With(pin, LoginPolicy::PerOperation) => {
+                match login::log_in(module, self.slot, session, pin)? {
+                    LoginOutcome::Ok => {
+                        let result = perform(module, session, &mut self.keys, job);
+                        // A session that ended, or a token that left, is logged out just as well.
+                        let _ended = session.logout();
+                        self.keys.forget_handles();
+                        result
+                    }
+                    outcome => Ok(Answer::Login(outcome)),
+                }
+            }
+            Login::No | Login::With(..) => perform(module, session, &mut self.keys, job),
+        };
+        if is_refused(&result) {
+            // The operation that waits for its login ends with the session.
+            self.stand_up();
+        }
+        result
     }
 
     /// Makes sure that there is a session.
@@ -200,14 +289,21 @@ impl Keys {
         token: u16,
         session: &Session,
         id: &[u8],
-    ) -> Result<(ObjectHandle, objects::Kind), Failure> {
+    ) -> Result<Found, Failure> {
         if let Some(Key {
             handle: Some(handle),
             kind,
+            always_authenticate,
+            bits,
             ..
         }) = self.0.get(id)
         {
-            return Ok((*handle, *kind));
+            return Ok(Found {
+                handle: *handle,
+                kind: *kind,
+                always_authenticate: *always_authenticate,
+                bits: *bits,
+            });
         }
         let handle = match objects::find_private(session, id)? {
             Some(handle) => handle,
@@ -217,12 +313,15 @@ impl Keys {
                 objects::find_private(session, id)?.ok_or(Failure::KeyMissing)?
             }
         };
-        let kind = objects::kind(session, handle)?;
-        let fingerprint = match objects::public_parts(session, id) {
-            Ok(parts) => postcard::to_stdvec(&parts).ok().map(|bytes| sha256(&bytes)),
+        let (kind, always_authenticate) = objects::kind(session, handle)?;
+        let parts = match objects::public_parts(session, id) {
+            Ok(parts) => Some(parts),
             Err(Failure::KeyMissing) => None,
             Err(failure) => return Err(failure),
         };
+        let bits = objects::bits(kind, parts.as_ref());
+        let encoded = parts.and_then(|parts| postcard::to_stdvec(&parts).ok());
+        let fingerprint = encoded.map(|bytes| sha256(&bytes));
         if let Some(known) = self.0.get(id)
             && (known.kind != kind || known.fingerprint != fingerprint)
         {
@@ -235,10 +334,17 @@ impl Keys {
         let key = Key {
             handle: Some(handle),
             kind,
+            always_authenticate,
+            bits,
             fingerprint,
         };
         self.0.insert(id.to_vec(), key);
-        Ok((handle, kind))
+        Ok(Found {
+            handle,
+            kind,
+            always_authenticate,
+            bits,
+        })
     }
 }
 
@@ -250,14 +356,27 @@ pub fn perform(
     job: Job<'_>,
 ) -> Result<Answer, Failure> {
     let attempt = |keys: &mut Keys| {
-        let (handle, kind) = keys.get(module, job.token, session, job.key)?;
+        let key = keys.get(module, job.token, session, job.key)?;
+        let one_try = match (key.always_authenticate, job.login) {
+            (false, _) => None,
+            (true, Login::No) => return Err(Failure::PinWanted),
+            (true, Login::With(pin, _)) => {
+                match OneTry::at(module, module.slot(job.token)?, pin)? {
+                    Ok(one_try) => Some(one_try),
+                    Err(outcome) => return Ok(Answer::Login(outcome)),
+                }
+            }
+        };
         match job.what {
-            What::Sign { scheme, input } => {
-                try_sign(module, session, handle, kind, scheme, input).map(Answer::Signature)
+            What::Sign {
+                scheme,
+                input,
+                data,
+            } => {
+                let (mechanism, data) = prepare(module, job.token, key, scheme, input, data)?;
+                try_sign(module, session, key, &mechanism, &data, one_try)
             }
-            What::Decrypt { input } => {
-                try_decrypt(session, handle, kind, input).map(Answer::Plaintext)
-            }
+            What::Decrypt { input } => try_decrypt(module, session, key, input, one_try),
         }
     };
     match attempt(keys) {
@@ -274,54 +393,60 @@ pub fn perform(
     }
 }
 
+/// How the token is to sign, and what it is to be given.
+fn prepare(
+    module: &Module,
+    token: u16,
+    key: Found,
+    scheme: Scheme,
+    input: Input,
+    data: &[u8],
+) -> Result<(Mechanism<'static>, Vec<u8>), Failure> {
+    check(key.kind, scheme, input, data)?;
+    let offer = module.offer(token);
+    Offer::prepare(offer.as_deref(), scheme, key.bits, input, data)
+}
+
 fn try_sign(
     module: &Module,
     session: &Session,
-    handle: ObjectHandle,
-    kind: objects::Kind,
-    scheme: Scheme,
-    input: &[u8],
-) -> Result<Vec<u8>, Failure> {
-    check(kind, scheme, input)?;
-    let mut info = [0; SHA256_DIGEST_INFO.len() + 32];
-    let (mechanism, data) = match scheme {
-        Scheme::Rs256 => {
-            let (prefix, digest) = info.split_at_mut(SHA256_DIGEST_INFO.len());
-            prefix.copy_from_slice(&SHA256_DIGEST_INFO);
-            digest.copy_from_slice(input);
-            (Mechanism::RsaPkcs, info.as_slice())
-        }
-        Scheme::Ps256 => {
-            let parameters = PkcsPssParams {
-                hash_alg: MechanismType::SHA256,
-                mgf: PkcsMgfType::MGF1_SHA256,
-                s_len: 32.into(),
-            };
-            (Mechanism::RsaPkcsPss(parameters), input)
-        }
-        Scheme::Es256 | Scheme::Es384 => (Mechanism::Ecdsa, input),
-        Scheme::EdDsa => {
-            let parameters = EddsaParams::new(EddsaSignatureScheme::Ed25519);
-            (Mechanism::Eddsa(parameters), input)
-        }
-    };
+    key: Found,
+    mechanism: &Mechanism<'_>,
+    data: &[u8],
+    one_try: Option<OneTry>,
+) -> Result<Answer, Failure> {
+    let failure = |error: Error| codes::failure(&error);
     let mut signature = [0; SIGNATURE_MAX];
-    session
-        .sign_init(&mechanism, handle)
-        .and_then(|()| module.raw.sign(session, data, &mut signature))
-        .map(|length| signature[..length].to_vec())
-        .map_err(|error| codes::failure(&error))
+    session.sign_init(mechanism, key.handle).map_err(failure)?;
+    if let Some(refused) = log_in(module, session, one_try) {
+        return Ok(refused);
+    }
+    let length = module
+        .raw
+        .sign(session, data, &mut signature)
+        .map_err(failure)?;
+    Ok(Answer::Signature(signature[..length].to_vec()))
+}
+
+/// Logs in for the operation that has just begun, where it needs that. Nothing may come in between
+/// here and there. What it returns ends the job.
+fn log_in(module: &Module, session: &Session, one_try: Option<OneTry>) -> Option<Answer> {
+    match one_try?.for_this_use(module, session) {
+        LoginOutcome::Ok => None,
+        refused => Some(Answer::Login(refused)),
+    }
 }
 
 /// Decrypts with RSAES-OAEP (SHA-1, MGF1 with SHA-1, no label). A ciphertext that is not for this
 /// key is [`Failure::Undecryptable`], whatever the module calls it.
 fn try_decrypt(
+    module: &Module,
     session: &Session,
-    handle: ObjectHandle,
-    kind: objects::Kind,
+    key: Found,
     input: &[u8],
-) -> Result<PlainBytes, Failure> {
-    if kind != objects::Kind::Rsa {
+    one_try: Option<OneTry>,
+) -> Result<Answer, Failure> {
+    if key.kind != objects::Kind::Rsa {
         return Err(Failure::KeyType);
     }
     if input.len() > SIGNATURE_MAX {
@@ -332,8 +457,18 @@ fn try_decrypt(
         PkcsMgfType::MGF1_SHA1,
         PkcsOaepSource::empty(),
     ));
-    match session.decrypt(&mechanism, handle, input) {
-        Ok(plaintext) => Ok(PlainBytes::new(Zeroizing::new(plaintext))),
+    session
+        .decrypt_init(&mechanism, key.handle)
+        .map_err(|error| codes::failure(&error))?;
+    if let Some(refused) = log_in(module, session, one_try) {
+        return Ok(refused);
+    }
+    let mut plaintext = Zeroizing::new([0; SIGNATURE_MAX]);
+    match module.raw.decrypt(session, input, &mut plaintext) {
+        Ok(length) => {
+            let plaintext = Zeroizing::new(plaintext[..length].to_vec());
+            Ok(Answer::Plaintext(PlainBytes::new(plaintext)))
+        }
         // Bad padding has many names, and a hostile ciphertext must not look like an unwell
         // module. One that is unwell will show it when it signs.
         Err(Error::Pkcs11(
@@ -347,6 +482,18 @@ fn try_decrypt(
         )) => Err(Failure::Undecryptable),
         Err(error) => Err(codes::failure(&error)),
     }
+}
+
+/// Has the token do something in a session. Asking for the session's state would not do: many
+/// libraries answer that by themselves.
+pub fn keep_alive(session: &Session) -> Result<(), Failure> {
+    match session.generate_random_slice(&mut [0; 1]) {
+        Err(Error::Pkcs11(RvError::FunctionNotSupported | RvError::RandomNoRng, _)) => {
+            session.get_session_info().map(drop)
+        }
+        result => result,
+    }
+    .map_err(|error| codes::failure(&error))
 }
 
 /// Whether a failure means that the session is of no use any more.
@@ -371,6 +518,11 @@ pub fn is_shrink<T>(result: &Result<T, Failure>) -> bool {
     )
 }
 
+/// Whether a login for the one use of a key was refused, so that its operation still waits.
+pub fn is_refused(result: &Result<Answer, Failure>) -> bool {
+    matches!(result, Ok(Answer::Login(_)))
+}
+
 /// What a token without a session for us answered a while ago.
 fn no_session() -> Failure {
     codes::failure(&Error::Pkcs11(RvError::SessionCount, Function::OpenSession))
@@ -378,7 +530,7 @@ fn no_session() -> Failure {
 
 /// Modules answer caller's mistakes with CKR_GENERAL_ERROR, or cut an over-long digest and sign
 /// the rest; so type and length are checked before the call.
-fn check(kind: objects::Kind, scheme: Scheme, input: &[u8]) -> Result<(), Failure> {
+fn check(kind: objects::Kind, scheme: Scheme, input: Input, data: &[u8]) -> Result<(), Failure> {
     use objects::Kind;
     match (scheme, kind) {
         (Scheme::Rs256 | Scheme::Ps256, Kind::Rsa)
@@ -387,10 +539,11 @@ fn check(kind: objects::Kind, scheme: Scheme, input: &[u8]) -> Result<(), Failur
         | (Scheme::EdDsa, Kind::Ed25519) => {}
         _ => return Err(Failure::KeyType),
     }
-    let fits = match scheme {
-        Scheme::Rs256 | Scheme::Ps256 | Scheme::Es256 => input.len() == 32,
-        Scheme::Es384 => input.len() == 48,
-        Scheme::EdDsa => input.len() <= WHOLE_MESSAGE_MAX,
+    let fits = match (input, scheme) {
+        (Input::Digest, Scheme::Rs256 | Scheme::Ps256 | Scheme::Es256) => data.len() == 32,
+        (Input::Digest, Scheme::Es384) => data.len() == 48,
+        (Input::Digest, Scheme::EdDsa) => false,
+        (Input::Message, _) => data.len() <= WHOLE_MESSAGE_MAX,
     };
     if fits {
         Ok(())
@@ -406,18 +559,22 @@ mod tests {
 
     #[test]
     fn type_and_length_are_checked_before_the_module_sees_them() {
-        assert_eq!(check(Kind::P256, Scheme::Es256, &[0; 32]), Ok(()));
+        let digest = |kind, scheme, length| check(kind, scheme, Input::Digest, &vec![0; length]);
+        assert_eq!(digest(Kind::P256, Scheme::Es256, 32), Ok(()));
         assert_eq!(
-            check(Kind::P256, Scheme::Es256, &[0; 64]),
+            digest(Kind::P256, Scheme::Es256, 64),
             Err(Failure::InputLength)
         );
         assert_eq!(
-            check(Kind::Rsa, Scheme::Es256, &[0; 32]),
-            Err(Failure::KeyType)
-        );
-        assert_eq!(
-            check(Kind::Ed25519, Scheme::EdDsa, &[0; WHOLE_MESSAGE_MAX + 1]),
+            digest(Kind::P384, Scheme::Es384, 32),
             Err(Failure::InputLength)
         );
+        assert_eq!(digest(Kind::Rsa, Scheme::Es256, 32), Err(Failure::KeyType));
+        let message = [0; WHOLE_MESSAGE_MAX + 1];
+        for (kind, scheme) in [(Kind::Ed25519, Scheme::EdDsa), (Kind::Rsa, Scheme::Rs256)] {
+            let check = |length| check(kind, scheme, Input::Message, &message[..length]);
+            assert_eq!(check(WHOLE_MESSAGE_MAX), Ok(()));
+            assert_eq!(check(WHOLE_MESSAGE_MAX + 1), Err(Failure::InputLength));
+        }
     }
 }

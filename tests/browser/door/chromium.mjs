@@ -174,7 +174,45 @@ for (const [mode, args] of MODES) {
     await waiting(page, { channel: "loopback", port: place.port });
     await page.close();
   });
+  await check(`${mode}: a page hears that a person is asked`, async () => {
+    const page = await browser.open(place.portal);
+    await hears(page, { channel: "loopback", port: place.port });
+    await page.close();
+  });
   await browser.close();
+}
+
+/** Has the page listen to events while a person is asked, and until it wants no more. */
+async function hears(page, where) {
+  await inPage(
+    page,
+    async (opcert, where) => {
+      globalThis.told = [];
+      globalThis.listening = new AbortController();
+      const events = opcert.connect(where).events({ signal: listening.signal });
+      (async () => {
+        for await (const { event, data } of events) told.push({ event, data });
+        told.push({ event: "ended" });
+      })();
+    },
+    where,
+  );
+  const told = (event, waiting) =>
+    page.waitForFunction(
+      ([event, waiting]) =>
+        told.some((one) => one.event === event && one.data?.waiting === waiting),
+      [event, waiting],
+    );
+  await told("snapshot");
+  await waiting(page, where);
+  await told("prompts", 1);
+  await told("prompts", 0);
+  const events = await page.evaluate(() => (listening.abort(), told));
+  assert.deepEqual(
+    events[0].data.tokens.map(({ state }) => state),
+    ["ready"],
+  );
+  await told("ended");
 }
 
 /** Has the page ask for an approval, waits for the prompt, aborts, and waits for its end. */
@@ -251,6 +289,7 @@ await check("the extension is chosen where it is there, and names the page itsel
     assert.match(await click(page, "approve"), new RegExp(`^Approved for ${place.portal} by `));
     await page.screenshot({ path: screenshot("chromium-extension") });
     await waiting(page, { channel: "extension" });
+    await hears(page, { channel: "extension" });
     // A page cannot name another: what it says about its origin is not read.
     const claimed = await page.evaluate(
       (origin) =>

@@ -1,8 +1,13 @@
-"""Merchants' libraries from their registries, against a platform, with the real daemon and token.
+"""Merchants' servers in five languages, against a platform, with the real daemon and token.
 
-    check.py BINARIES NODE_MODULES
+    check.py BINARIES NODE_MODULES [LIBRARIES]
 
 BINARIES holds opcertd, opcert and opcert-worker; NODE_MODULES is where npm put the Node library.
+Python and Node run with the libraries that merchants use. Go, Java and PHP run what these examples
+plug into the official libraries; the libraries themselves too where LIBRARIES has them, as their
+registries' clients put them there: `go` (the vendor folder of go mod vendor in go/shop), `java` (the
+jars of mvn dependency:copy-dependencies), `php` (the vendor folder of composer install).
+
 A SoftHSM2 token is made in a temporary directory; nothing outside of it is touched.
 """
 
@@ -26,6 +31,8 @@ from wechatpayv3 import SignType, WeChatPay, WeChatPayType  # noqa: E402
 
 BINARIES = pathlib.Path(sys.argv[1]).resolve()
 NODE_MODULES = pathlib.Path(sys.argv[2]).resolve()
+LIBRARIES = pathlib.Path(sys.argv[3]).resolve() if sys.argv[3:] else None
+GSON = "/usr/share/java/gson.jar"
 MCHID, APPID = "1900007291", "wx8888888888888888"
 APIV3, API = secrets.token_hex(16), secrets.token_hex(16)
 MODULES = [
@@ -198,6 +205,62 @@ def check_node(platform, address, client):
     print(run("node", script, platform.address, address, client, MCHID, env=environment).strip())
 
 
+def check_go(platform, address, client):
+    shutil.copytree(HERE / "go", platform.folder / "go")
+    trusted = {"SSL_CERT_FILE": str(platform.folder / "platform-ca.pem")}
+    arguments = (platform.address, address, client, MCHID)
+    environment = {**os.environ, **trusted, "GOFLAGS": "-mod=readonly"}
+    check = ("go", "run", "./check", *arguments)
+    print(run(*check, cwd=platform.folder / "go", env=environment).strip())
+    if LIBRARIES:
+        shutil.copytree(LIBRARIES / "go", platform.folder / "go/shop/vendor")
+        environment["GOFLAGS"] = "-mod=vendor"
+        shop = ("go", "run", ".", *arguments)
+        print(run(*shop, cwd=platform.folder / "go/shop", env=environment).strip())
+
+
+def check_java(platform, address, client):
+    out = platform.folder / "java"
+    authority = platform.folder / "platform-ca.pem"
+    arguments = (platform.address, authority, address, client, MCHID)
+    sources, jars, programs = ["Opcert.java", "Check.java"], GSON, ["Check"]
+    if LIBRARIES:
+        sources += ["OpcertConfig.java", "Shop.java"]
+        jars = f"{LIBRARIES}/java/*:{GSON}"
+        programs.append("Shop")
+    sources = [HERE / "java" / name for name in sources]
+    run("javac", "-encoding", "UTF-8", "-Xlint:all,-serial", "-Werror", "-cp", jars, "-d", out, *sources)
+    for program in programs:
+        print(run("java", "-cp", f"{out}:{jars}", program, *arguments).strip())
+
+
+def check_php(platform, address, client):
+    folder = platform.folder / "php"
+    shutil.copytree(HERE / "php", folder)
+    programs = ["check.php"]
+    if LIBRARIES:
+        shutil.copytree(LIBRARIES / "php", folder / "vendor")
+        programs.append("shop.php")
+    trusted = f"-dcurl.cainfo={platform.folder}/platform-ca.pem"
+    for program in programs:
+        command = ("php", trusted, folder / program, platform.address, address, client, MCHID)
+        print(run(*command).strip())
+
+
+def check_pages():
+    """What the page shows of the examples stands in them."""
+    page = (HERE.parents[2] / "docs/wechatpay.md").read_text()
+    examples = "".join(
+        path.read_text() for path in HERE.glob("*/**/*") if path.suffix in (".go", ".java", ".php")
+    )
+    for language in ("go", "java", "php"):
+        blocks = page.split(f"```{language}\n")[1:]
+        assert blocks, language
+        for block in blocks:
+            block = block.split("```")[0]
+            assert block in examples, f"docs/wechatpay.md shows what no example has:\n{block}"
+
+
 def main(folder):
     platform = Platform(MCHID, APIV3)
     platform.folder = folder
@@ -221,6 +284,9 @@ def main(folder):
         address = f"https://localhost:{port}"
         check_python(platform, Daemon(address, client, MCHID))
         check_node(platform, address, client)
+        check_go(platform, address, client)
+        check_java(platform, address, client)
+        check_php(platform, address, client)
         bad = [request for request in platform.requests if request[2]]
         assert not bad, bad
         # Neither secret is anywhere on this computer but sealed.
@@ -237,5 +303,6 @@ def main(folder):
         daemon.wait()
 
 
+check_pages()
 with tempfile.TemporaryDirectory() as directory:
     main(pathlib.Path(directory))

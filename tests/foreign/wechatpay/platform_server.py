@@ -169,6 +169,13 @@ class Platform:
         if (method, path) == ("POST", "/v3/pay/transactions/native"):
             name = json.loads(body)["out_trade_no"]
             return {"code_url": f"weixin://wxpay/bizpayurl?pr={name}"}
+        if (method, path) == ("POST", "/v3/fields"):
+            name = self.decrypt(json.loads(body)["name"])
+            return {"name": self.encrypt_for_merchant(name)}
+        if path.startswith("/v3/callback/"):
+            identity = path.removeprefix("/v3/callback/")
+            headers, body = self.callback(identity, {"amount": 1})
+            return {"headers": headers, "body": body.decode()}
         name = path.removeprefix("/v3/pay/transactions/out-trade-no/")
         return {"out_trade_no": name, "trade_state": "SUCCESS", "名": "中文"}
 
@@ -188,6 +195,8 @@ class Platform:
                 )
                 if not (self.headers.get("Accept") and self.headers.get("User-Agent")):
                     why = "Http头缺少Accept或User-Agent"
+                if self.path == "/v3/fields" and self.headers["Wechatpay-Serial"] != PUBLIC_KEY_ID:
+                    why = "平台证书序列号Wechatpay-Serial错误"
                 platform.requests.append((self.command, self.path, why))
                 if why:
                     self.send(401, {"code": "SIGN_ERROR", "message": why}, None)

@@ -1,0 +1,3 @@
+module opcert.example/opcert
+
+go 1.19
