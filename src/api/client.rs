@@ -18,14 +18,14 @@ pub use super::problem::ProblemDocument;
 pub use super::types::{
     AddClient, AddedClient, Approval, BeginEnrolment, ClientList, CompleteEnrolment, CrlTaken,
     Enrolment, Enrolments, ExplainPolicy, KeysTaken, OperatingCertificate, OperatingCertificates,
-    Policy, PolicyExplained, PolicyReloaded, RequestApproval, Status, TestToken, TokenTested,
-    Tokens, Unlocked,
+    PinSet, Policy, PolicyExplained, PolicyReloaded, ReleaseToken, RequestApproval, Status,
+    TestToken, TokenMade, TokenReleased, TokenTested, Tokens, Unlocked,
 };
 use super::wechatpay::MerchantList;
 use crate::base::ids::{ClientName, EnrolmentId, Jti};
 use crate::base::pkcs11::TokenUri;
 use crate::base::secret::Pin;
-use crate::device::{LastTry, UnlockOutcome};
+use crate::device::{HeldKeys, LastTry, NewToken, PinOf, UnlockOutcome};
 use crate::http::client;
 pub use crate::http::client::{ClientError, ClientLimits, Target};
 use crate::http::tls::{self, Identity, TlsError};
@@ -134,17 +134,68 @@ impl Client {
         })
     }
 
-    /// `POST /v1/tokens/unlock`.
+    /// `POST /v1/tokens/unlock`. Without a PIN the person at the daemon's computer is asked.
     pub async fn unlock(
         &mut self,
         token: &TokenUri,
-        pin: &Pin,
+        pin: Option<&Pin>,
         last_try: LastTry,
     ) -> Result<UnlockOutcome, CallError> {
         let last_try = last_try == LastTry::Use;
-        let body = json!({ "uri": token, "pin": pin.expose(), "last_try": last_try });
+        let pin = pin.map(Pin::expose);
+        let body = json!({ "uri": token, "pin": pin, "last_try": last_try });
         let unlocked: Unlocked = self.json(Method::POST, "/v1/tokens/unlock", &body).await?;
         Ok(unlocked.outcome)
+    }
+
+    /// `POST /v1/tokens/init`.
+    pub async fn init_token(&mut self, new: &NewToken) -> Result<TokenMade, CallError> {
+        let body = json!({
+            "module": new.module,
+            "uri": new.target,
+            "label": new.label,
+            "so_pin": new.so_pin.as_ref().map(Pin::expose),
+            "user_pin": new.user_pin.as_ref().map(Pin::expose),
+            "erase_keys": new.keys == HeldKeys::Destroy,
+            "last_try": new.last_try == LastTry::Use,
+        });
+        self.json(Method::POST, "/v1/tokens/init", &body).await
+    }
+
+    /// `POST /v1/tokens/pin`, or `POST /v1/tokens/pin/unblock`.
+    pub async fn set_pin(
+        &mut self,
+        uri: &TokenUri,
+        by: &PinOf,
+        new: Option<&Pin>,
+        last_try: LastTry,
+    ) -> Result<PinSet, CallError> {
+        let last_try = last_try == LastTry::Use;
+        let new_pin = new.map(Pin::expose);
+        let (path, body) = match by {
+            PinOf::User(pin) => (
+                "/v1/tokens/pin",
+                json!({ "uri": uri, "pin": pin.as_ref().map(Pin::expose), "new_pin": new_pin, "last_try": last_try }),
+            ),
+            PinOf::SecurityOfficer(so_pin) => (
+                "/v1/tokens/pin/unblock",
+                json!({
+                    "uri": uri,
+                    "so_pin": so_pin.as_ref().map(Pin::expose),
+                    "new_pin": new_pin,
+                    "last_try": last_try,
+                }),
+            ),
+        };
+        self.json(Method::POST, path, &body).await
+    }
+
+    /// `POST /v1/tokens/release`.
+    pub async fn release_token(&mut self, uri: &TokenUri) -> Result<TokenReleased, CallError> {
+        let body = ReleaseToken {
+            uri: uri.to_string(),
+        };
+        self.json(Method::POST, "/v1/tokens/release", &body).await
     }
 
     /// `POST /v1/tokens/test`.
