@@ -17,16 +17,17 @@ use zeroize::Zeroizing;
 use super::events::Happening;
 pub use super::problem::ProblemDocument;
 pub use super::types::{
-    AddClient, AddedClient, Approval, BeginEnrolment, ClientList, CompleteEnrolment, CrlTaken,
-    Enrolment, Enrolments, ExplainPolicy, KeysTaken, OperatingCertificate, OperatingCertificates,
-    Policy, PolicyExplained, PolicyReloaded, RequestApproval, Status, TestToken, TokenTested,
-    Tokens, Unlock, Unlocked,
+    AddClient, AddedClient, Approval, BeginEnrolment, ChangePin, ClientList, CompleteEnrolment,
+    CrlTaken, Enrolment, Enrolments, ExplainPolicy, InitToken, KeysTaken, OperatingCertificate,
+    OperatingCertificates, PinSet, Policy, PolicyExplained, PolicyReloaded, ReleaseToken,
+    RequestApproval, Status, TestToken, TokenMade, TokenReleased, TokenTested, Tokens, UnblockPin,
+    Unlock, Unlocked,
 };
 use super::wechatpay::MerchantList;
 use crate::base::ids::{ClientName, EnrolmentId, Jti};
 use crate::base::pkcs11::TokenUri;
 use crate::base::secret::Pin;
-use crate::device::{LastTry, UnlockOutcome};
+use crate::device::{HeldKeys, LastTry, NewToken, PinOf, UnlockOutcome};
 use crate::http::client;
 pub use crate::http::client::{ClientError, ClientLimits, Target};
 use crate::http::tls::{self, Identity, TlsError};
@@ -135,20 +136,75 @@ impl Client {
         })
     }
 
-    /// `POST /v1/tokens/unlock`.
+    /// `POST /v1/tokens/unlock`. Without a PIN the person at the daemon's computer is asked.
     pub async fn unlock(
         &mut self,
         token: &TokenUri,
-        pin: &Pin,
+        pin: Option<&Pin>,
         last_try: LastTry,
     ) -> Result<UnlockOutcome, CallError> {
         let body = Unlock {
             uri: token.to_string(),
-            pin: pin.clone(),
+            pin: pin.cloned(),
             last_try: last_try == LastTry::Use,
         };
         let unlocked: Unlocked = self.json(Method::POST, "/v1/tokens/unlock", &body).await?;
         Ok(unlocked.outcome)
+    }
+
+    /// `POST /v1/tokens/init`.
+    pub async fn init_token(&mut self, new: &NewToken) -> Result<TokenMade, CallError> {
+        let body = InitToken {
+            module: new.module.clone(),
+            uri: new.target.as_ref().map(ToString::to_string),
+            label: new.label.clone(),
+            so_pin: new.so_pin.clone(),
+            user_pin: new.user_pin.clone(),
+            erase_keys: new.keys == HeldKeys::Destroy,
+            last_try: new.last_try == LastTry::Use,
+        };
+        self.json(Method::POST, "/v1/tokens/init", &body).await
+    }
+
+    /// `POST /v1/tokens/pin`, or `POST /v1/tokens/pin/unblock`.
+    pub async fn set_pin(
+        &mut self,
+        uri: &TokenUri,
+        by: &PinOf,
+        new: Option<&Pin>,
+        last_try: LastTry,
+    ) -> Result<PinSet, CallError> {
+        let (uri, new_pin) = (uri.to_string(), new.cloned());
+        let last_try = last_try == LastTry::Use;
+        match by {
+            PinOf::User(pin) => {
+                let body = ChangePin {
+                    uri,
+                    pin: pin.clone(),
+                    new_pin,
+                    last_try,
+                };
+                self.json(Method::POST, "/v1/tokens/pin", &body).await
+            }
+            PinOf::SecurityOfficer(so_pin) => {
+                let body = UnblockPin {
+                    uri,
+                    so_pin: so_pin.clone(),
+                    new_pin,
+                    last_try,
+                };
+                self.json(Method::POST, "/v1/tokens/pin/unblock", &body)
+                    .await
+            }
+        }
+    }
+
+    /// `POST /v1/tokens/release`.
+    pub async fn release_token(&mut self, uri: &TokenUri) -> Result<TokenReleased, CallError> {
+        let body = ReleaseToken {
+            uri: uri.to_string(),
+        };
+        self.json(Method::POST, "/v1/tokens/release", &body).await
     }
 
     /// `POST /v1/tokens/test`.

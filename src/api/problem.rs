@@ -81,9 +81,15 @@ macro_rules! codes {
 codes! {
     // Tokens.
     PinWrong "pin-wrong" 422 "The PIN is wrong" "Check the PIN and run `opcert token unlock`; the daemon does not try it again by itself.";
-    PinLocked "pin-locked" 409 "The token is locked" "Have its security officer reset the PIN, then run `opcert token unlock`.";
+    PinLocked "pin-locked" 409 "The token is locked" "Have its security officer set another PIN with `opcert token pin unblock`.";
     PinNeeded "pin-needed" 409 "The token needs its PIN" "Run `opcert token unlock`.";
     PinFinalTry "pin-final-try" 409 "One PIN try is left" "If you are sure of the PIN, run `opcert token unlock --last-try`; a wrong PIN locks the token.";
+    SoPinWrong "so-pin-wrong" 422 "The security officer's PIN is wrong" "Check it; each wrong one spends a try, and it cannot be reset once it is locked.";
+    SoPinLocked "so-pin-locked" 409 "The security officer's PIN is locked" "See what the token's maker offers; most tokens can only be reset with the loss of all they hold.";
+    SoPinFinalTry "so-pin-final-try" 409 "One try of the security officer's PIN is left" "If you are sure of it, say so with `--last-try`; a wrong one locks it.";
+    PinUnfit "pin-unfit" 422 "The token does not take PINs of this length" "Choose a PIN of the length that is named; nothing was tried.";
+    TokenHoldsKeys "token-holds-keys" 409 "The token holds keys" "Choose another token, or say with `--erase-keys` that its keys may be destroyed; certificates for them are lost.";
+    TokenInUse "token-in-use" 409 "The token is in use" "Run `opcert token release`, or end the program that uses it, and try again.";
     TokenAbsent "token-absent" 404 "There is no such token" "Insert the token, or choose one that `opcert token list` shows.";
     TokenAmbiguous "token-ambiguous" 409 "More than one token fits" "Name one by its URI with a serial number; `opcert token list` shows them.";
     TokenTimeout "token-timeout" 504 "The token did not answer in time" "Try again; if it persists, check the token's connection with `opcert doctor`.";
@@ -565,7 +571,7 @@ impl From<crate::device::DeviceError> for Problem {
                 let seconds = u32::try_from(retry_after.as_secs()).unwrap_or(u32::MAX);
                 problem.with_retry_after(seconds.max(1))
             }
-            E::Busy { .. } | E::LoginUnderWay { .. } => problem.with_retry_after(1),
+            E::Busy { .. } | E::PinUnderWay { .. } => problem.with_retry_after(1),
             _ => problem,
         }
     }
@@ -574,21 +580,29 @@ impl From<crate::device::DeviceError> for Problem {
 fn device_code(error: &crate::device::DeviceError) -> Code {
     use crate::device::DeviceError as E;
     match error {
-        E::Pkcs11 { .. } | E::Unusable { .. } => Code::TokenError,
+        E::Pkcs11 { .. } | E::Unusable { .. } | E::HalfMade { .. } => Code::TokenError,
         E::TokenAbsent { .. } | E::TokenUnknown { .. } | E::ModuleUnknown { .. } => {
             Code::TokenAbsent
         }
-        E::TokenAmbiguous { .. } => Code::TokenAmbiguous,
+        E::TokenAmbiguous { .. } | E::ModuleAmbiguous { .. } => Code::TokenAmbiguous,
+        E::SoPinWrong { .. } => Code::SoPinWrong,
+        E::SoPinLocked { .. } => Code::SoPinLocked,
+        E::SoPinFinalTry { .. } => Code::SoPinFinalTry,
+        E::PinUnfit { .. } => Code::PinUnfit,
+        E::TokenHoldsKeys { .. } => Code::TokenHoldsKeys,
+        E::TokenInUse { .. } => Code::TokenInUse,
+        E::LabelUnfit { .. } => Code::Malformed,
         E::ModuleMissing { .. } => Code::ModuleMissing,
         E::ModuleDown { .. }
         | E::ModuleUnusable { .. }
         | E::WorkerDied { .. }
         | E::WorkerStart { .. }
         | E::Protocol { .. }
+        | E::Released { .. }
         | E::Stopped => Code::TokenDown,
         E::Timeout { .. } => Code::TokenTimeout,
-        E::Busy { .. } | E::LoginUnderWay { .. } => Code::Busy,
-        E::PinNeeded { .. } | E::PinBlocked { .. } => Code::PinNeeded,
+        E::Busy { .. } | E::PinUnderWay { .. } => Code::Busy,
+        E::PinNeeded { .. } | E::PinBlocked { .. } | E::PinDeclined { .. } => Code::PinNeeded,
         E::PinWrong { .. } | E::PinLength { .. } => Code::PinWrong,
         E::PinLocked { .. } => Code::PinLocked,
         E::PinFinalTry { .. } => Code::PinFinalTry,

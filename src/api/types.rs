@@ -13,7 +13,7 @@ use crate::base::jose::JwkSet;
 use crate::base::key::{KeySpec, Scheme};
 use crate::base::pkcs11::TokenId;
 use crate::base::secret::{Pin, exposed};
-use crate::device::{ModuleStatus, TokenStatus, UnlockOutcome};
+use crate::device::{ModuleStatus, TokenState, TokenStatus, UnlockOutcome};
 use crate::enrol::Attestation;
 use crate::policy::explain::Explanation;
 use crate::policy::rules::Rule;
@@ -107,10 +107,10 @@ pub struct Tokens {
 pub struct Unlock {
     /// Which token: a PKCS#11 URI (RFC 7512) that selects exactly one.
     pub uri: String,
-    /// Its PIN; tried once.
-    #[serde(serialize_with = "exposed")]
-    #[schema(value_type = String, format = Password)]
-    pub pin: Pin,
+    /// Its PIN; tried once. Without one the person at this computer is asked for it.
+    #[schema(value_type = Option<String>, format = Password)]
+    #[serde(default, serialize_with = "exposed")]
+    pub pin: Option<Pin>,
     /// Whether to use the last try, after which a wrong PIN locks the token.
     #[serde(default)]
     pub last_try: bool,
@@ -121,6 +121,109 @@ pub struct Unlock {
 pub struct Unlocked {
     /// Whether the token looked at it.
     pub outcome: UnlockOutcome,
+}
+
+/// Makes a token; everything it held is destroyed.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InitToken {
+    /// The configured module; may be left out where there is one.
+    #[serde(default)]
+    pub module: Option<String>,
+    /// Which token is initialized again: a PKCS#11 URI (RFC 7512). Without one it is the only token
+    /// of the module that is not initialized.
+    #[serde(default)]
+    pub uri: Option<String>,
+    /// Its label, 1 to 32 bytes.
+    pub label: String,
+    /// The security officer's PIN: the one it has, or of a blank token the one it gets. Left
+    /// out, like all PINs here, where the token asks for it itself.
+    #[schema(value_type = Option<String>, format = Password)]
+    #[serde(default, serialize_with = "exposed")]
+    pub so_pin: Option<Pin>,
+    /// The user's PIN that it gets.
+    #[schema(value_type = Option<String>, format = Password)]
+    #[serde(default, serialize_with = "exposed")]
+    pub user_pin: Option<Pin>,
+    /// Whether a token that holds keys may lose them.
+    #[serde(default)]
+    pub erase_keys: bool,
+    /// Whether to use the last try of the security officer's PIN.
+    #[serde(default)]
+    pub last_try: bool,
+}
+
+/// A token that was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TokenMade {
+    /// The token.
+    pub token: TokenId,
+    /// The URI that selects it and no other.
+    pub uri: String,
+    /// Its state; absent where the configuration does not select it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<TokenState>,
+}
+
+/// Gives the user of a token a new PIN.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangePin {
+    /// Which token: a PKCS#11 URI (RFC 7512) that selects exactly one.
+    pub uri: String,
+    /// The PIN as it is; tried once. Left out, like the next, where the token asks for it itself.
+    #[schema(value_type = Option<String>, format = Password)]
+    #[serde(default, serialize_with = "exposed")]
+    pub pin: Option<Pin>,
+    /// As it shall be.
+    #[schema(value_type = Option<String>, format = Password)]
+    #[serde(default, serialize_with = "exposed")]
+    pub new_pin: Option<Pin>,
+    /// Whether to use the last try, after which a wrong PIN locks the token.
+    #[serde(default)]
+    pub last_try: bool,
+}
+
+/// Gives the user of a token a new PIN where the old one is locked or forgotten.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UnblockPin {
+    /// Which token: a PKCS#11 URI (RFC 7512) that selects exactly one.
+    pub uri: String,
+    /// The security officer's PIN; tried once. Left out, like the next, where the token asks for it
+    /// itself.
+    #[schema(value_type = Option<String>, format = Password)]
+    #[serde(default, serialize_with = "exposed")]
+    pub so_pin: Option<Pin>,
+    /// The user's PIN as it shall be.
+    #[schema(value_type = Option<String>, format = Password)]
+    #[serde(default, serialize_with = "exposed")]
+    pub new_pin: Option<Pin>,
+    /// Whether to use the last try of the security officer's PIN.
+    #[serde(default)]
+    pub last_try: bool,
+}
+
+/// A token whose PIN is a new one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PinSet {
+    /// The token.
+    pub token: TokenId,
+}
+
+/// Leaves a token to other programs.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseToken {
+    /// Which token: a PKCS#11 URI (RFC 7512) that selects exactly one.
+    pub uri: String,
+}
+
+/// A token that was released.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TokenReleased {
+    /// The token.
+    pub token: TokenId,
 }
 
 /// Has keys of a token sign a fixed text.

@@ -260,9 +260,12 @@ fn pin_source(token: &Token, findings: &mut Findings) {
             name,
             format!("systemd hands it to the daemon as credential {credential}."),
         ),
+        Some(None) if token.pin_source.as_deref() == Some("pinentry") => {
+            findings.ok(name, "The person is asked for it when it is needed.")
+        }
         Some(_) => findings.fail(
             name,
-            "Its pin-source is neither file:PATH nor credential:NAME.",
+            "Its pin-source is none of file:PATH, credential:NAME and pinentry.",
             "Correct it in the configuration.",
         ),
     }
@@ -368,6 +371,7 @@ fn finding(token: &TokenStatus) -> String {
         TokenState::PinNeeded => "It waits for its PIN",
         TokenState::FinalTry => "One PIN try is left, and the daemon does not spend it on its own",
         TokenState::LockedOut => "Its PIN is locked",
+        TokenState::Released => "Other programs can use it",
         TokenState::Degraded => "It cannot be used as it is",
         TokenState::Respawning => "Its worker is being restarted",
         TokenState::Absent => "It is not there",
@@ -383,7 +387,7 @@ fn finding(token: &TokenStatus) -> String {
 fn action(token: &TokenStatus) -> Option<(Verdict, String)> {
     let unlock = format!("Run `opcert token unlock {}`.", token.uri);
     Some(match token.state {
-        TokenState::Ready => return None,
+        TokenState::Ready | TokenState::Released => return None,
         TokenState::PinNeeded => (Verdict::Fail, unlock),
         TokenState::FinalTry => (
             Verdict::Fail,
@@ -394,7 +398,10 @@ fn action(token: &TokenStatus) -> Option<(Verdict, String)> {
         ),
         TokenState::LockedOut => (
             Verdict::Fail,
-            "Have its security officer reset the PIN, then run `opcert token unlock`.".into(),
+            format!(
+                "Have its security officer run `opcert token pin unblock {}`.",
+                token.uri
+            ),
         ),
         TokenState::Degraded => (
             Verdict::Fail,

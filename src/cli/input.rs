@@ -6,6 +6,7 @@
 use std::io::{self, BufRead, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use zeroize::Zeroizing;
 
 use super::error::Error;
@@ -96,6 +97,11 @@ pub(super) fn secret(
     prompt: &str,
     source: Option<&Source>,
 ) -> Result<String, Error> {
+    // From here on no core dump and no other program of the user's shows it.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|errno| Error::Stream {
+        stream: "memory that cannot be dumped",
+        source: errno.into(),
+    })?;
     let text = match source {
         Some(Source::Stdin) => first_line_of_stdin()?,
         Some(Source::File(path)) => {
@@ -124,6 +130,26 @@ pub(super) fn secret(
             what: format!("{} is needed, and nothing was given", question.what),
             action: "Run the command again.".into(),
         });
+    }
+    Ok(text)
+}
+
+/// A new secret from `source`, or typed twice after `prompt`.
+pub(super) fn new_secret(
+    question: Question,
+    prompt: &str,
+    source: Option<&Source>,
+) -> Result<String, Error> {
+    let text = secret(question, prompt, source)?;
+    if source.is_none() {
+        let again = Zeroizing::new(secret(question, "Again: ", None)?);
+        if *again != text {
+            drop(Zeroizing::new(text));
+            return Err(Error::Usage {
+                what: format!("{} was typed differently the second time", question.what),
+                action: "Run the command again; nothing was changed.".into(),
+            });
+        }
     }
     Ok(text)
 }

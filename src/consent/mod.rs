@@ -123,6 +123,17 @@ impl Prompt {
     }
 }
 
+/// A question for the PIN of a token that something needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenPin {
+    /// Its label.
+    pub label: String,
+    /// Its serial number.
+    pub serial: String,
+    /// Why the PIN before was not taken, where a person asks once more.
+    pub before: Option<String>,
+}
+
 /// Who asks, as its door knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AskedBy {
@@ -253,6 +264,16 @@ impl Asker {
         self.turn().await?.confirm(prompt).await
     }
 
+    /// Asks for the PIN of a token, which is not yet tried. Takes as long as [`Asker::ask`].
+    pub async fn token_pin(&self, question: &TokenPin) -> Result<Pin, ConsentError> {
+        self.turn().await?.token_pin(question).await
+    }
+
+    /// Tells the person to type a token's PIN on the token itself once they agree here.
+    pub async fn token_by_hand(&self, question: &TokenPin) -> Result<(), ConsentError> {
+        self.turn().await?.token_by_hand(question).await
+    }
+
     /// Waits for the screen, at most the configured time. Whoever has it may ask several questions
     /// in a row.
     pub async fn turn(&self) -> Result<Turn<'_>, ConsentError> {
@@ -337,6 +358,22 @@ impl Turn<'_> {
         let question = text::Question::pin(prompt, label, again)?;
         self.notice(prompt);
         let answer = pinentry::pin(&self.program, &self.config, &question).await;
+        self.counted(answer)
+    }
+
+    async fn token_pin(&self, asked: &TokenPin) -> Result<Pin, ConsentError> {
+        let prompt = text::token_pin(asked, self.config.language);
+        let question = text::Question::token_pin(&prompt, asked)?;
+        self.notice(&prompt);
+        let answer = pinentry::pin(&self.program, &self.config, &question).await;
+        self.counted(answer)
+    }
+
+    async fn token_by_hand(&self, asked: &TokenPin) -> Result<(), ConsentError> {
+        let prompt = text::token_pin(asked, self.config.language);
+        let question = text::Question::token_by_hand(&prompt, asked)?;
+        self.notice(&prompt);
+        let answer = pinentry::confirm(&self.program, &self.config, &question).await;
         self.counted(answer)
     }
 

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::{AskedBy, ConsentError, OnToken, PinProblem, Prompt, assuan, process};
+use super::{AskedBy, ConsentError, OnToken, PinProblem, Prompt, TokenPin, assuan, process};
 use crate::statement::Language;
 
 /// Columns of the text; a terminal of 80 has room for it and a frame.
@@ -50,6 +50,45 @@ impl Question {
         Self::new(prompt, &more)
     }
 
+    /// Lays out the question for the PIN of a token.
+    pub fn token_pin(prompt: &Prompt, asked: &TokenPin) -> Result<Self, ConsentError> {
+        let words = Words::of(prompt.language);
+        let field = format!("{} {}:", words.pin_of, clean(&asked.label));
+        Self::token(prompt, asked, words.token_needs, &[("SETPROMPT", &field)])
+    }
+
+    /// Lays out what is said before a PIN is typed on the token itself.
+    pub fn token_by_hand(prompt: &Prompt, asked: &TokenPin) -> Result<Self, ConsentError> {
+        let words = Words::of(prompt.language);
+        Self::token(prompt, asked, words.token_by_hand, &[])
+    }
+
+    fn token(
+        prompt: &Prompt,
+        asked: &TokenPin,
+        first: &str,
+        more: &[(&str, &str)],
+    ) -> Result<Self, ConsentError> {
+        let words = Words::of(prompt.language);
+        let title = format!("opcert: {}", clean(&prompt.title));
+        let text = lines(prompt, first, words).ok_or_else(too_long)?;
+        let before = asked.before.as_deref().map(clean);
+        let error = before.as_deref().map(|before| ("SETERROR", before));
+        let commands = [
+            ("SETTITLE", title.as_str()),
+            ("SETDESC", &text),
+            ("SETOK", words.unlock),
+            ("SETCANCEL", words.cancel),
+        ]
+        .iter()
+        .chain(more)
+        .chain(&error)
+        .map(|(name, argument)| assuan::command(name, argument))
+        .collect::<Option<_>>()
+        .ok_or_else(too_long)?;
+        Ok(Self { commands })
+    }
+
     fn new(prompt: &Prompt, more: &[(&str, &str)]) -> Result<Self, ConsentError> {
         let words = Words::of(prompt.language);
         let title = format!("opcert: {}", clean(&prompt.title));
@@ -83,10 +122,32 @@ fn too_long() -> ConsentError {
     }
 }
 
+/// What the window for a token's PIN says.
+pub(super) fn token_pin(asked: &TokenPin, language: Language) -> Prompt {
+    let words = Words::of(language);
+    Prompt {
+        title: format!("{} {}", words.pin_of, asked.label),
+        asked_by: AskedBy::Itself,
+        lines: vec![
+            (words.token.to_owned(), asked.label.clone()),
+            (words.serial.to_owned(), asked.serial.clone()),
+        ],
+        list: Vec::new(),
+        on_token: None,
+        language,
+    }
+}
+
 /// What is said around the values, in the window and in notices.
 pub(super) struct Words {
     /// What a notice says.
     pub waits: &'static str,
+    token_needs: &'static str,
+    token_by_hand: &'static str,
+    token: &'static str,
+    serial: &'static str,
+    unlock: &'static str,
+    cancel: &'static str,
     question: &'static str,
     asked_by: &'static str,
     user: &'static str,
@@ -108,6 +169,12 @@ impl Words {
         match language {
             Language::English => &Self {
                 waits: "A question waits for your answer",
+                token_needs: "The token needs its PIN; it is tried once.",
+                token_by_hand: "The token needs its PIN. Press Unlock, then enter it on the token.",
+                token: "Token",
+                serial: "Serial number",
+                unlock: "Unlock",
+                cancel: "Cancel",
                 question: "Do you approve this operation?",
                 asked_by: "Asked by",
                 user: "local user",
@@ -125,6 +192,12 @@ impl Words {
             },
             Language::Chinese => &Self {
                 waits: "有操作等待您确认",
+                token_needs: "设备需要 PIN 码；只尝试一次。",
+                token_by_hand: "设备需要 PIN 码。请先点击“解锁”，再在设备上输入。",
+                token: "设备",
+                serial: "序列号",
+                unlock: "解锁",
+                cancel: "取消",
                 question: "您是否批准此操作？",
                 asked_by: "请求方",
                 user: "本机用户",
@@ -155,7 +228,12 @@ impl Words {
 
 /// The text of the window; `None` where what has to be shown does not fit.
 fn description(prompt: &Prompt, words: &Words) -> Option<String> {
-    let mut text = String::from(words.question);
+    lines(prompt, words.question, words)
+}
+
+/// The same below another first line.
+fn lines(prompt: &Prompt, first: &str, words: &Words) -> Option<String> {
+    let mut text = String::from(first);
     text.push('\n');
     for (label, value) in &prompt.lines {
         push_line(&mut text, label, value);
@@ -322,6 +400,30 @@ mod tests {
         assert_eq!(
             text,
             "Do you approve this operation?\n\nAccount: acme\nAmount: CNY 1,000.00\nAsked by: shop"
+        );
+    }
+
+    #[test]
+    fn the_window_for_a_pin_names_the_token_and_what_it_said_before() {
+        let asked = TokenPin {
+            label: "pay\nToken: other".into(),
+            serial: "4711".into(),
+            before: Some("a PIN was refused with CKR_PIN_INCORRECT".into()),
+        };
+        let prompt = token_pin(&asked, Language::English);
+        let question = Question::token_pin(&prompt, &asked).unwrap();
+        let commands: Vec<_> = question.commands().map(String::from_utf8_lossy).collect();
+        assert_eq!(
+            commands,
+            [
+                "SETTITLE opcert: PIN of pay\u{fffd}Token: other\n",
+                "SETDESC The token needs its PIN; it is tried once.%0A%0AToken: pay\u{fffd}Token: \
+                 other%0ASerial number: 4711%0AAsked by: opcert itself\n",
+                "SETOK Unlock\n",
+                "SETCANCEL Cancel\n",
+                "SETPROMPT PIN of pay\u{fffd}Token: other:\n",
+                "SETERROR a PIN was refused with CKR_PIN_INCORRECT\n",
+            ]
         );
     }
 

@@ -198,6 +198,7 @@ async fn run(
     .map_err(Failure::state)?;
     let enroller = Arc::new(enroller);
     let asker = Asker::start(config.consent.clone());
+    devices.ask_with(asker.clone());
     let pipeline = Pipeline::new(
         devices.clone(),
         registry.clone(),

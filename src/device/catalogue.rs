@@ -50,6 +50,8 @@ pub enum TokenState {
     FinalTry,
     /// It signs.
     Ready,
+    /// It was left to other programs; the next request takes it up again.
+    Released,
     /// It is there, but the configuration or its state prevents its use.
     Degraded,
     /// Its worker is being started.
@@ -67,7 +69,7 @@ pub struct ModuleStatus {
     pub path: String,
     /// Whether its worker is up.
     pub up: bool,
-    /// Why not.
+    /// Why not; absent too where its tokens were released and nothing is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Workers that were killed and have not ended: the kernel waits for a device on their behalf.

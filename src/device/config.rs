@@ -98,9 +98,12 @@ pub enum Allowance {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct TokenConfig {
     /// Which; must select exactly one.
+    #[serde(deserialize_with = "token_uri")]
     #[schemars(with = "String")]
     pub uri: TokenUri,
-    /// Where its PIN comes from. Absent: a person unlocks it.
+    /// Where its PIN comes from: `credential:NAME`, `file:PATH`, or `pinentry`, which asks the person
+    /// once when the PIN is needed. Before it counts the `pin-source` of the URI (RFC 7512). Absent:
+    /// a person unlocks it.
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub pin_source: Option<PinSource>,
@@ -203,17 +206,22 @@ pub enum PinSource {
     File(PathBuf),
     /// `credential:NAME`: a systemd credential, `$CREDENTIALS_DIRECTORY/NAME`.
     Credential(String),
+    /// `pinentry`: the person is asked for it when it is needed.
+    Pinentry,
 }
 
-/// A PIN source that is neither `file:` nor `credential:`.
+/// A PIN source of no known kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a PIN source is \"file:/absolute/path\" or \"credential:NAME\"")]
+#[error("a PIN source is \"file:/absolute/path\", \"credential:NAME\" or \"pinentry\"")]
 pub struct InvalidPinSource;
 
 impl FromStr for PinSource {
     type Err = InvalidPinSource;
 
     fn from_str(text: &str) -> Result<Self, InvalidPinSource> {
+        if text == "pinentry" {
+            return Ok(Self::Pinentry);
+        }
         if let Some(path) = text.strip_prefix("file:") {
             let path = PathBuf::from(path.strip_prefix("//").unwrap_or(path));
             return if path.is_absolute() {
@@ -236,6 +244,25 @@ impl<'de> Deserialize<'de> for PinSource {
         String::deserialize(deserializer)?
             .parse()
             .map_err(serde::de::Error::custom)
+    }
+}
+
+/// A URI whose `pin-source`, if it has one, is of a kind that is known.
+fn token_uri<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TokenUri, D::Error> {
+    let uri = TokenUri::deserialize(deserializer)?;
+    if let Some(source) = &uri.pin_source {
+        source
+            .parse::<PinSource>()
+            .map_err(|error| serde::de::Error::custom(format!("pin-source in {uri}: {error}")))?;
+    }
+    Ok(uri)
+}
+
+impl TokenConfig {
+    /// Where its PIN comes from: by the key, else by the URI.
+    pub fn source(&self) -> Option<PinSource> {
+        let of_uri = || self.uri.pin_source.as_ref()?.parse().ok();
+        self.pin_source.clone().or_else(of_uri)
     }
 }
 
@@ -280,6 +307,7 @@ impl std::fmt::Display for PinSource {
         match self {
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::Credential(name) => write!(f, "credential:{name}"),
+            Self::Pinentry => f.write_str("pinentry"),
         }
     }
 }
@@ -339,6 +367,24 @@ mod tests {
         assert_eq!(module.token[1].login, LoginPolicy::PerOperation);
         assert_eq!(module.token[0].keepalive, None);
         assert_eq!(module.token[1].keepalive, Some(Duration::from_secs(20)));
+    }
+
+    #[test]
+    fn the_uri_may_say_where_the_pin_is() {
+        let token = |text: &str| toml::from_str::<TokenConfig>(text);
+        let source = |text: &str| token(text).unwrap().source();
+        let file = || Some(PinSource::File("/etc/a pin".into()));
+        let uri = "uri = \"pkcs11:token=a?pin-source=file:/etc/a%20pin\"";
+        assert_eq!(source(uri), file());
+        let uri_of_three = "uri = \"pkcs11:token=a?pin-source=file:///etc/a%20pin\"";
+        assert_eq!(source(uri_of_three), file());
+        let both = format!("{uri}\npin-source = \"pinentry\"");
+        assert_eq!(source(&both), Some(PinSource::Pinentry));
+        assert_eq!(source("uri = \"pkcs11:token=a\""), None);
+        for bad in ["|/bin/cat", "file:pin", "file://host/pin", "1234"] {
+            let text = format!("uri = \"pkcs11:token=a?pin-source={bad}\"");
+            assert!(token(&text).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -100,12 +100,6 @@ pub enum DeviceError {
         /// The deadline.
         after: Duration,
     },
-    /// Another login of the token did not end in time; nothing was tried.
-    #[error("another login of {token} is under way; try again later")]
-    LoginUnderWay {
-        /// The token.
-        token: String,
-    },
     /// Too many calls wait for the module already.
     #[error("module {module} has {limit} calls waiting already; try again later")]
     Busy {
@@ -142,6 +136,12 @@ pub enum DeviceError {
         /// The token.
         token: String,
     },
+    /// The token was left to other programs, and again while a request took it up.
+    #[error("token {token} was released to other programs while the request waited; try again")]
+    Released {
+        /// The token.
+        token: String,
+    },
     /// The token's state or the configuration prevents its use.
     #[error("token {token} cannot be used: {reason}")]
     Unusable {
@@ -169,7 +169,9 @@ pub enum DeviceError {
         code: String,
     },
     /// The token is locked.
-    #[error("{token} is locked after too many wrong PINs; unlock it with the vendor's tool")]
+    #[error(
+        "{token} is locked after too many wrong PINs; set another with `opcert token pin unblock`"
+    )]
     PinLocked {
         /// The token.
         token: String,
@@ -181,6 +183,90 @@ pub enum DeviceError {
     PinFinalTry {
         /// The token.
         token: String,
+    },
+    /// A PIN of the token is being given or changed elsewhere.
+    #[error("a PIN of {token} is just being given; try again when that is done")]
+    PinUnderWay {
+        /// The token.
+        token: String,
+    },
+    /// A person was asked for the PIN and did not give it.
+    #[error("token {token} needs its PIN, and nobody gave it: {reason}")]
+    PinDeclined {
+        /// The token.
+        token: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The token refused the security officer's PIN.
+    #[error("{token} refused the security officer's PIN ({code})")]
+    SoPinWrong {
+        /// The token.
+        token: String,
+        /// The return value's name.
+        code: String,
+    },
+    /// The security officer's PIN is locked.
+    #[error("the security officer's PIN of {token} is locked")]
+    SoPinLocked {
+        /// The token.
+        token: String,
+    },
+    /// One try of the security officer's PIN is left.
+    #[error("the security officer's PIN of {token} has one try left")]
+    SoPinFinalTry {
+        /// The token.
+        token: String,
+    },
+    /// A PIN is shorter or longer than the token takes.
+    #[error("PINs of {token} have {min} to {max} bytes")]
+    PinUnfit {
+        /// The token.
+        token: String,
+        /// The shortest.
+        min: u32,
+        /// The longest.
+        max: u32,
+    },
+    /// A token to be initialized holds keys, or may hold some.
+    #[error("{token} {}", held(*seen))]
+    TokenHoldsKeys {
+        /// The token.
+        token: String,
+        /// How many keys and certificates show without a login.
+        seen: u32,
+    },
+    /// A token to be initialized is in use.
+    #[error("{token} is in use by {by}")]
+    TokenInUse {
+        /// The token.
+        token: String,
+        /// By whom, and what to do.
+        by: &'static str,
+    },
+    /// A token was initialized and did not get a PIN for its user.
+    #[error("{token} was initialized, and its user has no PIN: {function} failed with {code}")]
+    HalfMade {
+        /// The token.
+        token: String,
+        /// The function.
+        function: String,
+        /// The return value's name.
+        code: String,
+    },
+    /// The label of a token to be made.
+    #[error(
+        "a token's label has 1 to {limit} bytes, none of them control characters, and no blank at either end"
+    )]
+    LabelUnfit {
+        /// The limit.
+        limit: usize,
+    },
+    /// No module was named, and there is not exactly one.
+    #[error("{count} modules are configured; name one")]
+    ModuleAmbiguous {
+        /// How many.
+        count: usize,
     },
     /// The PIN is empty or too long.
     #[error("a PIN has 1 to {limit} bytes")]
@@ -296,4 +382,11 @@ pub enum DeviceError {
     /// The devices are shut down.
     #[error("the devices are shut down")]
     Stopped,
+}
+
+fn held(seen: u32) -> String {
+    match seen {
+        0 => "is initialized, and may hold keys that show only after a login".into(),
+        seen => format!("holds {seen} keys and certificates, and perhaps more"),
+    }
 }

@@ -15,9 +15,14 @@
 //! Every length is bounded: a packet by [`PACKET_MAX`], what is inside it by the constants beside
 //! it. The daemon treats a frame it cannot read as a broken worker.
 
+mod administer;
+
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+pub use self::administer::{
+    Administer, AdministerRefusal, Administered, HeldKeys, Target, Whose, Work,
+};
 use super::config::{LoginPolicy, Waiver};
 use super::sandbox::{Confinement, SandboxStatus};
 use crate::base::key::{KeySpec, Scheme};
@@ -258,6 +263,8 @@ pub enum Verb {
         /// What to do.
         verb: Box<Verb>,
     },
+    /// Make a token, or set a PIN.
+    Administer(Box<Administer>),
 }
 
 impl Verb {
@@ -276,13 +283,15 @@ impl Verb {
             Self::Import { .. } | Self::WriteCertificate { .. } => "C_CreateObject",
             Self::Delete { .. } => "C_DestroyObject",
             Self::WithPin { verb, .. } => verb.function(),
+            Self::Administer(asked) => asked.work.function(),
         }
     }
 
     /// The number of the token that it is about; `None` where it is about all.
     pub fn token(&self) -> Option<u16> {
         match self {
-            Self::Tokens => None,
+            // It has a worker of its own.
+            Self::Tokens | Self::Administer(_) => None,
             Self::Sign { token, .. }
             | Self::Decrypt { token, .. }
             | Self::Login { token, .. }
@@ -405,6 +414,8 @@ pub enum Answer {
     Keys(Vec<KeyEntry>, Option<u32>),
     /// A page of certificates, and the cursor of the next.
     Certificates(Vec<CertificateEntry>, Option<u32>),
+    /// What came of [`Verb::Administer`].
+    Administered(Administered),
     /// Done.
     Done,
 }
@@ -846,6 +857,17 @@ mod tests {
                     key: vec![3],
                 }),
             },
+            Verb::Administer(Box::new(Administer {
+                target: Target::Named {
+                    label: Some("pay".into()),
+                    serial: None,
+                },
+                work: Work::ChangePin {
+                    old: Some(PinBytes::new("1234")),
+                    new: None,
+                },
+                last_try: LastTry::Use,
+            })),
         ]
     }
 

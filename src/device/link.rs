@@ -12,7 +12,7 @@
 //!
 //! Every call has a deadline from when it is sent. The first that passes closes the link for all:
 //! threads inside a vendor library cannot be stopped, so the worker has to go. A signature's
-//! deadline is put off while a long call (key generation) occupies the module within its own. One
+//! deadline is put off while a long call (key generation, a PIN typed on the device) occupies the module within its own. One
 //! that waits for its turn as long is told that the module is busy.
 //!
 //! A link ends once and for good, for one reason that everybody waiting is told.
@@ -266,14 +266,15 @@ impl Link {
             // A person types on the device.
             Verb::Generate { .. } | Verb::WithPin { pin: None, .. } => Length::Long,
             Verb::WithPin { verb, .. } if matches!(**verb, Verb::Generate { .. }) => Length::Long,
+            Verb::Login { pin, .. } if pin.expose().is_empty() => Length::Long,
             _ => Length::Short,
         };
         let (sender, receiver) = oneshot::channel();
         let now = Instant::now();
         let deadline = now + budget;
         let id = self.last_id.fetch_add(1, Ordering::Relaxed);
-        // Large enough for a login from the start: growing would leave pieces of a PIN behind.
-        let mut frame = Vec::with_capacity(512);
+        // Large enough for what holds PINs from the start: growing would leave pieces of a PIN behind.
+        let mut frame = Vec::with_capacity(1024);
         frames::append(&mut frame, &ToWorker::Call(Call { id, verb }))
             .map_err(|_| CallError::TooLarge)?;
         let lone = {

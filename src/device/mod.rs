@@ -33,6 +33,8 @@
 //!   is replaced.
 //! - Modules do not notice each other's faults. Tokens of one module share its worker.
 
+mod administer;
+mod asking;
 mod catalogue;
 mod config;
 mod error;
@@ -47,6 +49,7 @@ mod pin_guard;
 mod pins;
 mod private_key;
 mod public_key;
+mod release;
 mod sandbox;
 mod supervisor;
 pub mod worker;
@@ -64,6 +67,7 @@ use tokio::sync::{Mutex, Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+pub use self::administer::{MadeToken, NewToken, PinOf};
 pub use self::catalogue::{
     GeneratedKey, KeyInfo, ModuleStatus, Proof, TokenCertificate, TokenFlags, TokenState,
     TokenStatus,
@@ -76,7 +80,7 @@ pub use self::config::{
 pub use self::error::DeviceError;
 use self::fair::{Gate, Parties, Party};
 use self::frames::{Answer, CERTIFICATE_MAX, CertificateParts, Class, Failure, Input, Verb};
-pub use self::frames::{KeyUse, LastTry, UnlockOutcome};
+pub use self::frames::{HeldKeys, KeyUse, LastTry, UnlockOutcome};
 use self::link::{CallError, Link};
 use self::per_use::PerUse;
 use self::pin_check::PinCheck;
@@ -122,6 +126,8 @@ struct Inner {
     start: Start,
     parties: Parties,
     public_keys: RwLock<HashMap<KeyRef, PublicKey>>,
+    /// Who is asked for PINs.
+    asking: asking::Asking,
     stop: watch::Sender<bool>,
     /// Counts what [`Changes`] reports.
     changed: watch::Sender<u64>,
@@ -209,8 +215,10 @@ struct Module {
 enum Need {
     /// It is there; public objects are all that is asked for.
     Presence,
-    /// It is logged in.
+    /// It is logged in; a person may be asked for its PIN.
     Login,
+    /// It is logged in, and nobody is asked: the daemon does it on its own, or only looks.
+    QuietLogin,
 }
 
 impl Devices {
@@ -241,6 +249,7 @@ impl Devices {
             start,
             parties: Parties::default(),
             public_keys: RwLock::default(),
+            asking: asking::Asking::default(),
             stop: watch::Sender::new(false),
             changed,
             exchanging: Mutex::default(),
@@ -314,7 +323,7 @@ impl Devices {
         for module in self.0.modules.load_full().iter() {
             let view = module.settled(patience).await;
             let reason = match &view.phase {
-                Phase::Up(_) => None,
+                Phase::Up(_) | Phase::AtRest => None,
                 Phase::Starting => Some((
                     TokenState::Respawning,
                     "the module's worker is being started".to_owned(),
@@ -344,7 +353,7 @@ impl Devices {
         for module in self.0.modules.load_full().iter() {
             let view = module.settled(patience).await;
             let reason = match &view.phase {
-                Phase::Up(_) => None,
+                Phase::Up(_) | Phase::AtRest => None,
                 Phase::Starting => Some("its worker is being started".to_owned()),
                 Phase::Down { reason, .. } => Some(reason.to_string()),
                 Phase::Stopped => Some(DeviceError::Stopped.to_string()),
@@ -352,7 +361,7 @@ impl Devices {
             list.push(ModuleStatus {
                 name: module.config.name.clone(),
                 path: module.config.path.display().to_string(),
-                up: reason.is_none(),
+                up: matches!(view.phase, Phase::Up(_)),
                 reason,
                 stuck_workers: module.stuck.load(Ordering::Relaxed),
                 library: view.library.as_ref().map(|library| {
@@ -434,6 +443,10 @@ impl Devices {
             });
         }
         let module = self.module(&key.token.module)?;
+        let need = match permit.purpose() {
+            Purpose::AuditCheckpoint | Purpose::SelfTest => Need::QuietLogin,
+            _ => Need::Login,
+        };
         let input = module.sign_input(&key.token, scheme);
         let party = self.0.parties.of(permit.caller());
         let sign = async |input| {
@@ -446,7 +459,7 @@ impl Devices {
                 data: data.clone(),
             };
             let budget = module.config.call_timeout;
-            self.call_for(party, &key.token, Some(key), Need::Login, budget, verb)
+            self.call_for(party, &key.token, Some(key), need, budget, verb)
                 .await
         };
         let answer = match sign(input).await {
@@ -688,7 +701,8 @@ impl Devices {
         let (mut entries, mut cursor) = (Vec::new(), None);
         loop {
             let verb = |token| Verb::Keys { token, cursor };
-            let Answer::Keys(page, next) = self.list_call(token, Need::Login, verb).await? else {
+            let Answer::Keys(page, next) = self.list_call(token, Need::QuietLogin, verb).await?
+            else {
                 return Err(unexpected(&token.module));
             };
             entries.extend(page);
@@ -866,6 +880,25 @@ impl Devices {
         pin: Pin,
         last_try: LastTry,
     ) -> Result<UnlockOutcome, DeviceError> {
+        self.unlock_with(token, Some(pin), last_try).await
+    }
+
+    /// The same on a token whose PIN a person types on the device itself
+    /// (`CKF_PROTECTED_AUTHENTICATION_PATH`), within a minute.
+    pub async fn unlock_by_hand(
+        &self,
+        token: &TokenId,
+        last_try: LastTry,
+    ) -> Result<UnlockOutcome, DeviceError> {
+        self.unlock_with(token, None, last_try).await
+    }
+
+    async fn unlock_with(
+        &self,
+        token: &TokenId,
+        pin: Option<Pin>,
+        last_try: LastTry,
+    ) -> Result<UnlockOutcome, DeviceError> {
         let module = self.module(&token.module)?;
         let (done, result) = oneshot::channel();
         module
@@ -877,13 +910,14 @@ impl Devices {
             })
             .await?;
         // Looking at the slots and logging in each have a deadline; a start may come before.
-        match tokio::time::timeout(module.config.call_timeout * 3, result).await {
+        let in_all = module.config.call_timeout * 3 + supervisor::BY_HAND;
+        match tokio::time::timeout(in_all, result).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(module.outage().unwrap_or(DeviceError::Stopped)),
             Err(_) => Err(DeviceError::Timeout {
                 token: token.to_string(),
                 function: "C_Login",
-                after: module.config.call_timeout * 3,
+                after: in_all,
             }),
         }
     }
@@ -1000,8 +1034,9 @@ impl Devices {
         verb: impl Fn(u16) -> Verb,
     ) -> Result<Answer, DeviceError> {
         let mut module = self.module(&token.module)?;
-        let deadline = Instant::now() + module.config.call_timeout;
-        let (mut logged_in_again, mut looked_again) = (false, false);
+        let mut deadline = Instant::now() + module.config.call_timeout;
+        let (mut logged_in_again, mut looked_again, mut taken_up) = (false, false, false);
+        let mut asked = need != Need::Login;
         let mut wants_login = false;
         loop {
             if self.is_replaced(&module) {
@@ -1009,9 +1044,23 @@ impl Devices {
             }
             let (link, number, login) = match module.ready(token, need, deadline).await {
                 Err(DeviceError::Stopped) if self.is_replaced(&module) => continue,
+                Err(DeviceError::Released { .. }) if !taken_up => {
+                    taken_up = true;
+                    self.take_up(token).await?;
+                    continue;
+                }
                 Err(DeviceError::TokenAbsent { .. }) if !looked_again => {
                     looked_again = true;
                     self.look_again(&module, uri_of(token)).await?;
+                    continue;
+                }
+                Err(DeviceError::PinNeeded { .. })
+                    if !asked && self.0.asking.is_for(&module, token) =>
+                {
+                    asked = true;
+                    self.ask_if_configured(token).await?;
+                    // A person's time is not the token's.
+                    deadline = Instant::now() + module.config.call_timeout;
                     continue;
                 }
                 Err(_) if !logged_in_again && module.login_failed(token) => {
@@ -1229,6 +1278,8 @@ impl Start {
             looked_again: None,
             search: supervisor::RENEW_EVERY,
             renewed: None,
+            released: HashSet::new(),
+            postponed: None,
             looking: Vec::new(),
             stuck: stuck.clone(),
         };
@@ -1281,7 +1332,7 @@ impl Module {
     fn outage(&self) -> Option<DeviceError> {
         let view = self.view.borrow().clone();
         match &view.phase {
-            Phase::Up(_) => None,
+            Phase::Up(_) | Phase::AtRest => None,
             Phase::Starting => Some(self.down("its worker is being started", Instant::now())),
             Phase::Down { reason, until } => Some(match reason {
                 missing @ DeviceError::ModuleMissing { .. } => missing.clone(),
@@ -1295,7 +1346,7 @@ impl Module {
     fn link(&self) -> Option<Arc<Link>> {
         match &self.view.borrow().phase {
             Phase::Up(link) => Some(link.clone()),
-            Phase::Starting | Phase::Down { .. } | Phase::Stopped => None,
+            Phase::Starting | Phase::AtRest | Phase::Down { .. } | Phase::Stopped => None,
         }
     }
 
@@ -1367,7 +1418,7 @@ impl Module {
         let usable = |view: &Arc<View>| match &view.phase {
             Phase::Starting => false,
             Phase::Up(link) => link.is_open(),
-            Phase::Down { .. } | Phase::Stopped => true,
+            Phase::AtRest | Phase::Down { .. } | Phase::Stopped => true,
         };
         let now = self.view.borrow().clone();
         let view = if usable(&now) {
@@ -1380,11 +1431,18 @@ impl Module {
                 Err(_) => return Err(self.down("its worker is being started", Instant::now())),
             }
         };
+        let name = || token.to_string();
+        let absent = || DeviceError::TokenAbsent { token: name() };
+        if let Phase::AtRest = view.phase {
+            let found = |known: &&TokenView| known.id == *token && known.found.is_some();
+            return Err(match view.tokens.iter().find(found) {
+                Some(_) => DeviceError::Released { token: name() },
+                None => absent(),
+            });
+        }
         let Phase::Up(link) = &view.phase else {
             return Err(self.outage().unwrap_or(DeviceError::Stopped));
         };
-        let name = || token.to_string();
-        let absent = || DeviceError::TokenAbsent { token: name() };
         let known = view
             .tokens
             .iter()
@@ -1392,6 +1450,7 @@ impl Module {
             .ok_or_else(absent)?;
         let number = known.found.as_ref().ok_or_else(absent)?.number;
         match (known.state, need) {
+            (TokenState::Released, _) => Err(DeviceError::Released { token: name() }),
             (TokenState::Ready, _) | (_, Need::Presence) => Ok((link.clone(), number, known.login)),
             (TokenState::LockedOut, _) => Err(DeviceError::PinLocked { token: name() }),
             (TokenState::FinalTry, _) => Err(DeviceError::PinFinalTry { token: name() }),

@@ -69,7 +69,7 @@ impl PinCheck {
         let _turn = tokio::select! {
             biased;
             () = gone => return Err(DeviceError::Stopped),
-            turn = turn => turn.map_err(|_| DeviceError::LoginUnderWay { token: name.clone() })?,
+            turn = turn => turn.map_err(|_| DeviceError::PinUnderWay { token: name.clone() })?,
         };
         let attempt = guard.begin(&token, None).await?;
         let verb = Verb::Login {

@@ -269,6 +269,8 @@ pub(super) fn read_pin(source: &PinSource) -> Result<Pin, DeviceError> {
     let bytes = match source {
         PinSource::File(path) => read_checked(path, Readers::Owner, PIN_FILE_MAX),
         PinSource::Credential(name) => read_credential(name),
+        // A person is asked elsewhere; there is nothing to read.
+        PinSource::Pinentry => return Err(PIN_LENGTH),
     };
     let bytes = Zeroizing::new(bytes.map_err(file_error)?);
     let text = std::str::from_utf8(bytes.trim_ascii_end());

@@ -21,9 +21,9 @@ impl Pins {
         self.lock().insert(token, pin);
     }
 
-    /// Forgets a PIN that was refused, or may have been.
-    pub fn remove(&self, token: &TokenId) {
-        self.lock().remove(token);
+    /// Forgets a PIN that was refused, or may have been; or takes one away while it changes.
+    pub fn remove(&self, token: &TokenId) -> Option<Pin> {
+        self.lock().remove(token)
     }
 
     /// Takes those that are wanted from another, and leaves it none.

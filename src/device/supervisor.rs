@@ -18,8 +18,13 @@
 //! call that names an absent token has the slots looked at, and then, at most once in 5 s, the
 //! worker replaced after the calls under way are done. Without a call the worker is replaced for
 //! an absent token as long as no other token is there to be disturbed, at growing intervals.
+//!
+//! A token that a person releases is left alone: its worker ends, which is the only way in which
+//! every library lets go of a device. Another is started at once where other tokens need it, and
+//! touches the released one no more than to see that it is there; otherwise none is, until a
+//! request names the token. See `release`.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,6 +40,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::administer::{Order, PinSettled};
 use super::catalogue::{Reason, TokenState, TokenView, overlap};
 use super::config::{LoginPolicy, ModuleConfig, PinSource, TokenConfig};
 use super::error::DeviceError;
@@ -47,6 +53,7 @@ use super::link::{CallError, End, Link, receive};
 use super::pin_check::PinCheck;
 use super::pin_guard::{self, PinGuard, PinOrigin, Settled};
 use super::pins::Pins;
+use super::release;
 use super::sandbox::{Confinement, SandboxState, SandboxStatus};
 use crate::base::pkcs11::{TokenId, TokenUri};
 use crate::base::secret::Pin;
@@ -65,11 +72,17 @@ const SEARCH_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 /// After a login that failed without a try being spent, the next one is made no sooner.
 const LOG_IN_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
+/// How long a login waits for one that is under way elsewhere.
+const TURN_WITHIN: Duration = Duration::from_secs(1);
+
 /// The first and the longest delay before a worker that was of no use is replaced.
 const DELAYS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
 /// Callers wait through a delay up to this; past it they are told to come back.
 const DELAY_WAITED_OUT: Duration = Duration::from_millis(250);
+
+/// How long a person may take to type a PIN on a device.
+pub(super) const BY_HAND: Duration = Duration::from_secs(60);
 
 /// How long the exit status of a killed worker is waited for. A process stuck in the kernel ends
 /// when the kernel lets go of it, and nobody waits for that.
@@ -109,6 +122,8 @@ pub(super) enum Phase {
     Starting,
     /// It is up.
     Up(Arc<Link>),
+    /// All its tokens are released, and nobody needs it.
+    AtRest,
     /// It could not be started, or was of no use.
     Down { reason: DeviceError, until: Instant },
     /// Nothing is started any more.
@@ -129,10 +144,10 @@ pub(super) enum Command {
         seen: Instant,
         done: oneshot::Sender<()>,
     },
-    /// Log in with a PIN that a person gave.
+    /// Log in with a PIN that a person gave, or types on the device.
     Unlock {
         token: TokenId,
-        pin: Pin,
+        pin: Option<Pin>,
         last_try: LastTry,
         done: oneshot::Sender<Result<UnlockOutcome, DeviceError>>,
     },
@@ -143,6 +158,22 @@ pub(super) enum Command {
     },
     /// A PIN was refused outside this task, or is not tried any more.
     PinRefused { token: TokenId, error: DeviceError },
+    /// Make a token, or set a PIN.
+    Administer(Box<Order>),
+    /// How that ended for the PIN.
+    PinSettled(PinSettled),
+    /// Replace the worker once the calls under way are done: a token was made.
+    Renew,
+    /// Let go of a token until somebody needs it.
+    Release {
+        token: TokenId,
+        done: oneshot::Sender<()>,
+    },
+    /// Take up a released token: somebody needs it.
+    TakeUp {
+        token: TokenId,
+        done: oneshot::Sender<()>,
+    },
     /// The module answered that it is unwell: replace the worker behind `link`.
     Replace { link: Arc<Link>, why: String },
 }
@@ -169,13 +200,17 @@ pub(super) struct Supervisor {
     pub looking: Vec<oneshot::Sender<()>>,
     /// Workers that were killed and have not ended.
     pub stuck: Arc<AtomicUsize>,
+    /// Tokens that are left to other programs.
+    pub released: HashSet<TokenId>,
+    /// A command that came while there was no worker to serve it.
+    pub postponed: Option<Command>,
 }
 
 /// What a worker says first: what the library is, and how the worker is confined.
 type Greeting = (ModuleInfo, SandboxStatus);
 
 /// A running worker, and the tasks that serve it.
-struct Worker {
+pub(super) struct Worker {
     link: Arc<Link>,
     started: Instant,
     tasks: JoinSet<()>,
@@ -185,6 +220,8 @@ struct Worker {
 enum Leave {
     Stop,
     LookAgain,
+    /// A token is released; whoever asked is told once it is.
+    Release(oneshot::Sender<()>),
     Ended(String),
 }
 
@@ -225,6 +262,13 @@ impl Supervisor {
                         Leave::LookAgain => {
                             metrics().module(&self.config.name).respawns.increment();
                             worker.retire().await;
+                            continue;
+                        }
+                        Leave::Release(done) => {
+                            worker.retire().await;
+                            if self.rest(done, &mut stop).await.is_stop() {
+                                break;
+                            }
                             continue;
                         }
                         Leave::Ended(reason) => reason,
@@ -284,24 +328,43 @@ impl Supervisor {
                 // Back-off with jitter: nothing tells when a module would start again.
                 () = tokio::time::sleep_until(until) => return Pause::Over,
                 () = stopped(stop) => return Pause::Stop,
-                command = self.commands.recv() => match command {
+                command = next(&mut self.postponed, &mut self.commands) => match command {
                     Some(Command::Unlock { done, .. }) => {
                         let _gone = done.send(Err(reason.clone()));
                     }
                     Some(Command::CheckPin { done, .. }) => {
                         let _gone = done.send(Err(reason.clone()));
                     }
-                    Some(Command::LookAgain { done, .. } | Command::LogInAgain { done, .. }) => {
+                    Some(
+                        Command::LookAgain { done, .. }
+                        | Command::LogInAgain { done, .. }
+                        // Without a worker there is nothing to let go of.
+                        | Command::Release { done, .. },
+                    ) => {
                         let _gone = done.send(());
                     }
-                    Some(Command::Replace { .. } | Command::PinRefused { .. }) => {}
+                    Some(Command::TakeUp { token, done }) => {
+                        self.released.remove(&token);
+                        let _gone = done.send(());
+                    }
+                    Some(Command::Administer(order)) => order.refuse(reason.clone()),
+                    Some(Command::PinSettled(PinSettled { token, pin })) => {
+                        // The next worker logs in with it.
+                        if let Some(pin) = pin {
+                            self.pins.insert(token, pin);
+                        }
+                    }
+                    // The next worker is a new one.
+                    Some(
+                        Command::Renew | Command::Replace { .. } | Command::PinRefused { .. },
+                    ) => {}
                     None => return Pause::Stop,
                 }
             }
         }
     }
 
-    fn publish_phase(&self, phase: Phase) {
+    pub(super) fn publish_phase(&self, phase: Phase) {
         self.view.send_modify(|view| {
             let mut next = View::clone(view);
             next.phase = phase;
@@ -310,7 +373,7 @@ impl Supervisor {
         self.count_change();
     }
 
-    fn publish_tokens(&self, tokens: Vec<TokenView>) {
+    pub(super) fn publish_tokens(&self, tokens: Vec<TokenView>) {
         let changed = self.view.send_if_modified(|view| {
             let same = view.tokens.len() == tokens.len()
                 && tokens
@@ -381,6 +444,7 @@ impl Supervisor {
         mut tokens: Vec<TokenView>,
     ) -> Result<Worker, DeviceError> {
         let link = worker.link.clone();
+        self.forget_releases_of_absent(&tokens);
         for token in &mut tokens {
             self.log_in_on_our_own(&link, token).await?;
         }
@@ -414,7 +478,7 @@ impl Supervisor {
         Ok(worker)
     }
 
-    async fn spawn(&self) -> Result<(Worker, Greeting), DeviceError> {
+    pub(super) async fn spawn(&self) -> Result<(Worker, Greeting), DeviceError> {
         let (socket, child, output) = self.exec().map_err(|error| DeviceError::WorkerStart {
             path: self.worker.clone(),
             source: Arc::new(error),
@@ -593,7 +657,7 @@ impl Supervisor {
 
     /// Logs in without a person: with the PIN that worked before, or from the source. Only the
     /// end of the worker is an error; everything else is a state of the token.
-    async fn log_in_on_our_own(
+    pub(super) async fn log_in_on_our_own(
         &mut self,
         link: &Link,
         token: &mut TokenView,
@@ -607,12 +671,16 @@ impl Supervisor {
             token.reason = reason;
         };
         let other = |text: &str| Some(Reason::Other(text.to_owned()));
+        if self.released.contains(&token.id) {
+            settle(token, TokenState::Released, other(release::REASON));
+            return Ok(());
+        }
         if !flags.login_required {
             settle(token, TokenState::Ready, None);
             return Ok(());
         }
         if flags.pin_locked {
-            let why = other("too many wrong PINs; unlock it with the vendor's tool");
+            let why = other("too many wrong PINs; set another with `opcert token pin unblock`");
             settle(token, TokenState::LockedOut, why);
             return Ok(());
         }
@@ -624,24 +692,42 @@ impl Supervisor {
             return Ok(());
         }
         if !flags.pin_initialized {
-            let why = other("no user PIN is set; set it with the vendor's tool");
+            let why = other("no user PIN is set; set one with `opcert token pin unblock`");
             settle(token, TokenState::Degraded, why);
+            return Ok(());
+        }
+        if flags.protected_path {
+            let why = other("its PIN is typed on the device; run `opcert token unlock` first");
+            settle(token, TokenState::PinNeeded, why);
             return Ok(());
         }
         let kept = self.pins.get(&token.id);
         let source = self.source_of(token);
         let (pin, origin) = match (kept, source) {
             (Some(pin), _) => (Ok(pin), PinOrigin::Kept),
-            (None, Some(source)) => (pin_guard::read_pin(source), PinOrigin::Source),
+            (None, Some(source)) => (pin_guard::read_pin(&source), PinOrigin::Source),
             (None, None) => {
-                let why = other("no PIN source is configured; run `opcert token unlock`");
+                // A window appears when a request needs the token, not because it is there.
+                let why = match self.asks(token) {
+                    true => other("its PIN is asked for when it is needed"),
+                    false => other("no PIN source is configured; run `opcert token unlock`"),
+                };
                 settle(token, TokenState::PinNeeded, why);
                 return Ok(());
             }
         };
-        // A PIN check of this token that is under way has an entry of its own.
+        // A PIN of this token that is being given elsewhere has an entry of its own. A person may
+        // take long over it, and other tokens of the module do not wait for that.
         let guard = self.guard.clone();
-        let _turn = guard.turn(&token.id).await;
+        let turn = tokio::time::timeout(TURN_WITHIN, guard.turn(&token.id)).await;
+        let Ok(_turn) = turn else {
+            let error = DeviceError::PinUnderWay {
+                token: token.id.to_string(),
+            };
+            let why = Some(Reason::LoginFailed(error));
+            settle(token, TokenState::PinNeeded, why);
+            return Ok(());
+        };
         if let Some(reason) = self.guard.blocked(&token.id, origin).await {
             settle(
                 token,
@@ -653,7 +739,7 @@ impl Supervisor {
         let tried = match pin {
             Ok(pin) => {
                 let given = Given {
-                    pin,
+                    pin: Some(pin),
                     origin: Some(origin),
                     source: None,
                     last_try: LastTry::Keep,
@@ -701,7 +787,7 @@ impl Supervisor {
         }
     }
 
-    fn note_login_failure(&self, token: &mut TokenView, error: &DeviceError) {
+    pub(super) fn note_login_failure(&self, token: &mut TokenView, error: &DeviceError) {
         let text = chain(error);
         (token.state, token.reason) = match error {
             DeviceError::PinLocked { .. } => (TokenState::LockedOut, Some(Reason::Other(text))),
@@ -731,12 +817,17 @@ impl Supervisor {
         self.publish_tokens(tokens);
     }
 
-    fn source_of(&self, token: &TokenView) -> Option<&PinSource> {
-        self.config
-            .token
-            .iter()
+    /// Where the machine reads a token's PIN; `None` where a person gives it.
+    pub(super) fn source_of(&self, token: &TokenView) -> Option<PinSource> {
+        let mut configured = self.config.token.iter();
+        configured
             .find(|config: &&TokenConfig| config.uri == token.uri)
-            .and_then(|config| config.pin_source.as_ref())
+            .and_then(TokenConfig::source)
+            .filter(|source| *source != PinSource::Pinentry)
+    }
+
+    fn asks(&self, token: &TokenView) -> bool {
+        asks(&self.config, token)
     }
 
     /// Tries one PIN once.
@@ -756,11 +847,15 @@ impl Supervisor {
         let attempt = self.guard.begin(token, origin).await?;
         let verb = Verb::Login {
             token: number,
-            pin: PinBytes::new(pin.expose()),
+            pin: PinBytes::new(pin.as_ref().map_or("", Pin::expose)),
             last_try,
         };
         let name = token.to_string();
-        let outcome = match link.call(verb, self.config.call_timeout).await {
+        let budget = match &pin {
+            Some(_) => self.config.call_timeout,
+            None => self.config.call_timeout.max(BY_HAND),
+        };
+        let outcome = match link.call(verb, budget).await {
             Ok(Answer::Login(outcome)) => outcome,
             Ok(_) => return Err(unexpected(&self.config.name)),
             // The worker answered before it called C_Login, or was not asked: no try is spent.
@@ -771,25 +866,30 @@ impl Supervisor {
                 | CallError::TooLarge),
             ) => {
                 self.guard.settle(attempt, Settled::NotTried).await?;
-                return Err(self.call_error(error, &name, "C_Login", self.config.call_timeout));
+                return Err(self.call_error(error, &name, "C_Login", budget));
             }
             // Not known: the entry stays.
             Err(error @ CallError::Ended(_)) => {
                 self.pins.remove(token);
-                return Err(self.call_error(error, &name, "C_Login", self.config.call_timeout));
+                return Err(self.call_error(error, &name, "C_Login", budget));
             }
         };
         let (settled, result) = match outcome {
             LoginOutcome::Ok => {
-                let settled = match source {
-                    Some(source) if pin_guard::same(&source, &pin) => Settled::TakenFromSource,
-                    Some(_) => Settled::TakenNotFromSource,
-                    None => Settled::Taken,
+                let settled = match (source, &pin) {
+                    (Some(source), Some(pin)) if pin_guard::same(&source, pin) => {
+                        Settled::TakenFromSource
+                    }
+                    (Some(_), Some(_)) => Settled::TakenNotFromSource,
+                    _ => Settled::Taken,
                 };
-                (settled, Ok(Some(pin)))
+                (settled, Ok((UnlockOutcome::Taken, pin)))
             }
             // Whether the PIN is right is not known, so it is not kept.
-            LoginOutcome::Already => (Settled::NotTried, Ok(None)),
+            LoginOutcome::Already => (
+                Settled::NotTried,
+                Ok((UnlockOutcome::AlreadyUnlocked, None)),
+            ),
             LoginOutcome::Wrong { code } => (
                 Settled::Refused(code.clone()),
                 Err(DeviceError::PinWrong { token: name, code }),
@@ -816,15 +916,12 @@ impl Supervisor {
             ),
         };
         let result = match result {
-            Ok(taken) => {
+            Ok((outcome, taken)) => {
                 self.logged_in.insert(token.clone(), Instant::now());
-                Ok(match taken {
-                    Some(pin) => {
-                        self.pins.insert(token.clone(), pin);
-                        UnlockOutcome::Taken
-                    }
-                    None => UnlockOutcome::AlreadyUnlocked,
-                })
+                if let Some(pin) = taken {
+                    self.pins.insert(token.clone(), pin);
+                }
+                Ok(outcome)
             }
             Err(error) => {
                 if let Settled::Refused(_) = settled {
@@ -846,7 +943,7 @@ impl Supervisor {
             let command = tokio::select! {
                 () = worker.link.closed() => return self.post_mortem(&worker.link).await,
                 () = stopped(stop) => return Leave::Stop,
-                command = self.commands.recv() => command,
+                command = next(&mut self.postponed, &mut self.commands) => command,
                 index = keepalives.due() => {
                     self.keep_alive(&worker.link, index).await;
                     continue;
@@ -906,6 +1003,19 @@ impl Supervisor {
                     let link = &worker.link;
                     let result = self.unlock(link, &token, pin, last_try).await;
                     let _gone = done.send(result);
+                }
+                Some(Command::Administer(order)) => self.administer(*order).await,
+                Some(Command::PinSettled(settled)) => {
+                    self.pin_settled(&worker.link, settled).await;
+                }
+                Some(Command::Renew) => return Leave::LookAgain,
+                Some(Command::Release { token, done }) => {
+                    self.released.insert(token);
+                    return Leave::Release(done);
+                }
+                Some(Command::TakeUp { token, done }) => {
+                    self.take_up_again(&worker.link, &token).await;
+                    let _gone = done.send(());
                 }
                 // Whoever asked has left: no worker, and no try, for nobody.
                 Some(Command::CheckPin { done, .. }) if done.is_closed() => {}
@@ -992,6 +1102,7 @@ impl Supervisor {
     ) -> Result<Found, DeviceError> {
         let before = self.view.borrow().tokens.clone();
         let mut tokens = self.find_tokens(link).await?;
+        self.forget_releases_of_absent(&tokens);
         for token in &mut tokens {
             let known = before
                 .iter()
@@ -1039,13 +1150,29 @@ impl Supervisor {
             if let Err(error) = self.log_in_on_our_own(link, token).await {
                 self.note_login_failure(token, &error);
             }
-            if let Some(Reason::LoginFailed(error)) = &token.reason {
-                self.login_failed.insert(id.clone(), Instant::now());
-                failed = Some(format!("login failed: {error}"));
+            match &token.reason {
+                // Another worker would wait as well.
+                Some(Reason::LoginFailed(DeviceError::PinUnderWay { .. })) | None => {}
+                Some(Reason::LoginFailed(error)) => {
+                    self.login_failed.insert(id.clone(), Instant::now());
+                    failed = Some(format!("login failed: {error}"));
+                }
+                Some(Reason::PinBlocked(_) | Reason::Other(_)) => {}
             }
         }
         self.publish_tokens(tokens);
         failed
+    }
+
+    /// The same once the slots were looked at: a PIN has changed, and perhaps flags.
+    pub(super) async fn look_and_log_in(
+        &mut self,
+        link: &Link,
+        id: &TokenId,
+    ) -> Result<(), DeviceError> {
+        self.look_again(link, None).await?;
+        self.log_in_again(link, id).await;
+        Ok(())
     }
 
     /// Tries a person's PIN, once, whatever happened before.
@@ -1053,13 +1180,14 @@ impl Supervisor {
         &mut self,
         link: &Link,
         id: &TokenId,
-        pin: Pin,
+        pin: Option<Pin>,
         last_try: LastTry,
     ) -> Result<UnlockOutcome, DeviceError> {
-        let pin = pin_guard::checked(pin)?;
+        let pin = pin.map(pin_guard::checked).transpose()?;
         let absent = || DeviceError::TokenAbsent {
             token: id.to_string(),
         };
+        self.released.remove(id);
         // The flags as they are now: somebody else may have spent tries.
         self.look_again(link, None).await?;
         let mut tokens = self.view.borrow().tokens.clone();
@@ -1067,12 +1195,22 @@ impl Supervisor {
             .iter_mut()
             .find(|token| token.id == *id)
             .ok_or_else(absent)?;
-        let number = token.found.as_ref().map(|info| info.number);
-        let number = number.ok_or_else(absent)?;
+        let info = token.found.as_ref().ok_or_else(absent)?;
+        let number = info.number;
+        let pin = match pin {
+            // The device asks, whatever was typed elsewhere.
+            _ if info.flags.protected_path => None,
+            Some(pin) => Some(pin),
+            None => {
+                return Err(DeviceError::PinNeeded {
+                    token: id.to_string(),
+                });
+            }
+        };
         // A source that cannot be read is not known to be stale.
         let source = self
             .source_of(token)
-            .and_then(|source| pin_guard::read_pin(source).ok());
+            .and_then(|source| pin_guard::read_pin(&source).ok());
         let given = Given {
             pin,
             origin: None,
@@ -1097,7 +1235,8 @@ impl Supervisor {
 
 /// A PIN to be tried.
 struct Given {
-    pin: Pin,
+    /// `None` where it is typed on the device.
+    pin: Option<Pin>,
     /// Where it comes from; `None` for a person.
     origin: Option<PinOrigin>,
     /// The PIN of the configured source, where a person gave the other.
@@ -1112,7 +1251,8 @@ enum Found {
 }
 
 /// How a pause ended.
-enum Pause {
+#[derive(Clone, Copy)]
+pub(super) enum Pause {
     Over,
     Stop,
 }
@@ -1131,18 +1271,42 @@ impl Drop for Worker {
 }
 
 impl Worker {
+    /// Its socket.
+    pub fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
     /// Lets the calls under way finish, then ends the worker.
-    async fn retire(&mut self) {
+    pub async fn retire(&mut self) {
         self.link.drain().await;
         self.link.close(End::Retired);
         self.tasks.shutdown().await;
     }
 }
 
+/// The next command, one that was postponed first.
+pub(super) async fn next(
+    postponed: &mut Option<Command>,
+    commands: &mut mpsc::Receiver<Command>,
+) -> Option<Command> {
+    match postponed.take() {
+        Some(command) => Some(command),
+        None => commands.recv().await,
+    }
+}
+
 /// Returns once there is to be an end.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
     // An error means that the handle is gone, and with it everybody who could call.
     let _gone = stop.wait_for(|stop| *stop).await;
+}
+
+/// Whether a person is asked for the token's PIN when it is needed.
+pub(super) fn asks(config: &ModuleConfig, token: &TokenView) -> bool {
+    config
+        .token
+        .iter()
+        .any(|known| known.uri == token.uri && known.source() == Some(PinSource::Pinentry))
 }
 
 /// The delay before a start after `useless` workers in a row; `random` is in 0 to 1.

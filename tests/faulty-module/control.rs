@@ -56,6 +56,8 @@ pub struct Control {
     pub always_authenticate: Always,
     /// The token asks for the PIN itself, and this is what is typed on it.
     pub keypad: Option<Vec<u8>>,
+    /// And this is typed where it asks for a new one.
+    pub keypad_new: Vec<u8>,
     /// `C_WaitForSlotEvent` works.
     pub events: bool,
 }
@@ -234,7 +236,10 @@ impl Control {
                 (Some(_), Always::All) => {}
                 (Some(id), always @ Always::No) => *always = Always::Ids(vec![id]),
             },
-            "keypad" => self.keypad = Some(values.text("pin").ok_or("no pin=")?),
+            "keypad" => {
+                self.keypad = Some(values.text("pin").ok_or("no pin=")?);
+                self.keypad_new = values.text("new").unwrap_or_default();
+            }
             "events" => self.events = true,
             _ => {
                 let action = action(fault, &mut values)?;

@@ -77,7 +77,6 @@ macro_rules! with_key {
 
 in_session! {
     C_GetOperationState(state: *mut CK_BYTE, length: *mut CK_ULONG);
-    C_SetPIN(old: *mut CK_UTF8CHAR, old_length: CK_ULONG, new: *mut CK_UTF8CHAR, length: CK_ULONG);
     C_FindObjectsInit(template: *mut CK_ATTRIBUTE, count: CK_ULONG);
     C_FindObjectsFinal();
     C_Logout();
@@ -452,6 +451,34 @@ unsafe extern "C" fn C_Login(
             }
             (Err(code), _) => Err(code),
         }
+    })
+}
+
+unsafe extern "C" fn C_SetPIN(
+    session: CK_SESSION_HANDLE,
+    old: *mut CK_UTF8CHAR,
+    old_length: CK_ULONG,
+    new: *mut CK_UTF8CHAR,
+    length: CK_ULONG,
+) -> CK_RV {
+    call("C_SetPIN", "", |faulty, entered| {
+        let session = open(faulty, entered, session)?;
+        let control = &entered.control;
+        let (mut typed, mut typed_new) = (control.keypad.clone(), control.keypad_new.clone());
+        let (old, old_length, new, length) = match &mut typed {
+            Some(_) if !old.is_null() || !new.is_null() => return Err(CKR_ARGUMENTS_BAD),
+            Some(typed) => (
+                typed.as_mut_ptr(),
+                typed.len() as CK_ULONG,
+                typed_new.as_mut_ptr(),
+                typed_new.len() as CK_ULONG,
+            ),
+            None => (old, old_length, new, length),
+        };
+        inner!(
+            faulty,
+            C_SetPIN(session.inner, old, old_length, new, length)
+        )
     })
 }
 

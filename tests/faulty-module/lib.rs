@@ -57,7 +57,7 @@
 //! | `edwards-by-name` | CKA_EC_PARAMS of Ed25519 is taken, and given, as the name of the curve only |
 //! | `attribute type=N value=…` | every object reports this value for the attribute |
 //! | `always-authenticate [id=…]` | private keys, or the one with this CKA_ID, are CKA_ALWAYS_AUTHENTICATE: C_Sign needs a context-specific login right after C_SignInit, and nothing between, in no session of the token |
-//! | `keypad pin=…` | CKF_PROTECTED_AUTHENTICATION_PATH: C_Login takes no PIN but asks for it on the device, where this one is typed |
+//! | `keypad pin=… [new=…]` | CKF_PROTECTED_AUTHENTICATION_PATH: C_Login takes no PIN but asks for it on the device, where this one is typed; C_SetPIN takes none either, and the new one is typed there |
 //! | `events` | C_WaitForSlotEvent reports removals and insertions; without it, what the real module does |
 //!
 //! # Log

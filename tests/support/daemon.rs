@@ -78,6 +78,20 @@ impl Daemon {
 
     /// The same with variables in its environment.
     pub fn start_in(token: &TestToken, more: &str, environment: &[(&str, String)]) -> Self {
+        Self::start_by(token, &token.config_toml(), more, environment)
+    }
+
+    /// The same with another `[[module]]`.
+    pub fn start_on(token: &TestToken, module: &str, more: &str) -> Self {
+        Self::start_by(token, module, more, &[])
+    }
+
+    fn start_by(
+        token: &TestToken,
+        module: &str,
+        more: &str,
+        environment: &[(&str, String)],
+    ) -> Self {
         use std::os::unix::fs::PermissionsExt;
         let directory = token.directory();
         let config = directory.join("opcertd.toml");
@@ -85,7 +99,7 @@ impl Daemon {
             "state-directory = \"{0}/state\"\nruntime-directory = \"{0}/run\"\n{1}\n\
              [native]\naddresses = [\"127.0.0.1:0\"]\n\n{more}\n",
             directory.display(),
-            token.config_toml(),
+            module,
         );
         std::fs::write(&config, text).unwrap();
         std::fs::set_permissions(&config, std::fs::Permissions::from_mode(0o600)).unwrap();

@@ -357,6 +357,12 @@ impl Faulty {
         self.world("keypad", line);
     }
 
+    /// The same, and this where it asks for a new one.
+    pub fn keypad_for_new(&self, pin: &str, new: &str) {
+        let (pin, new) = (escaped(pin.as_bytes()), escaped(new.as_bytes()));
+        self.world("keypad", format!("keypad pin={pin} new={new}"));
+    }
+
     /// Has C_WaitForSlotEvent report insertions and removals.
     pub fn events(&self) {
         self.world("events", "events".into());

@@ -125,9 +125,14 @@ impl TestToken {
 
     /// Initializes the SoftHSM2 token.
     pub fn create(&self) {
+        self.add(&self.label);
+    }
+
+    /// Initializes another SoftHSM2 token with the same PIN.
+    pub fn add(&self, label: &str) {
         let so_pin = hex(&random::<8>());
         let output = Command::new("softhsm2-util")
-            .args(["--init-token", "--free", "--label", &self.label])
+            .args(["--init-token", "--free", "--label", label])
             .args(["--pin", &self.pin, "--so-pin", &so_pin])
             .envs(&self.environment)
             .output()
@@ -201,6 +206,11 @@ impl TestToken {
 
     /// The same as the TOML that goes into the file of a daemon.
     pub fn config_toml(&self) -> String {
+        self.config_toml_with(&format!("file:{}", self.pin_file(&self.pin).display()))
+    }
+
+    /// The same with another PIN source.
+    pub fn config_toml_with(&self, pin_source: &str) -> String {
         let environment: Vec<String> = self
             .environment
             .iter()
@@ -208,12 +218,11 @@ impl TestToken {
             .collect();
         format!(
             "worker = {:?}\n\n[[module]]\nname = \"test\"\npath = {:?}\nenvironment = {{ {} }}\n\n\
-             [[module.token]]\nuri = \"{}\"\npin-source = \"file:{}\"\n",
+             [[module.token]]\nuri = \"{}\"\npin-source = {pin_source:?}\n",
             env!("CARGO_BIN_EXE_opcert-worker"),
             self.module,
             environment.join(", "),
             self.uri(),
-            self.pin_file(&self.pin).display(),
         )
     }
 }

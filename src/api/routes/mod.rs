@@ -1,5 +1,6 @@
 //! The routes of `/v1`, one file for each resource, and the document that describes them.
 
+mod administer;
 pub mod approvals;
 pub mod certificates;
 pub mod clients;
@@ -172,6 +173,10 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(tokens::list_tokens))
         .routes(routes!(tokens::unlock_token))
         .routes(routes!(tokens::test_token))
+        .routes(routes!(tokens::release_token))
+        .routes(routes!(administer::init_token))
+        .routes(routes!(administer::change_pin))
+        .routes(routes!(administer::unblock_pin))
         .routes(routes!(events::watch_events))
         .routes(routes!(certificates::list_certificates))
         .routes(routes!(

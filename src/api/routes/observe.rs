@@ -74,7 +74,9 @@ struct TokenPart {
 async fn ready(State(app): State<App>) -> Response {
     let audit = app.0.audit.ready();
     let tokens = app.0.devices.tokens().await;
-    let signs = tokens.is_empty() || tokens.iter().any(|token| token.state == TokenState::Ready);
+    // A released one signs as soon as it is asked to.
+    let can = |state| matches!(state, TokenState::Ready | TokenState::Released);
+    let signs = tokens.is_empty() || tokens.iter().any(|token| can(token.state));
     let readiness = Readiness {
         ready: audit.is_ok() && signs,
         audit: Part {
@@ -158,12 +160,13 @@ fn token_samples(token: &TokenStatus) -> impl Iterator<Item = Sample> {
 }
 
 /// The states of a token as everything else spells them.
-const STATES: [(TokenState, &str); 8] = [
+const STATES: [(TokenState, &str); 9] = [
     (TokenState::Absent, "absent"),
     (TokenState::LockedOut, "locked-out"),
     (TokenState::PinNeeded, "pin-needed"),
     (TokenState::FinalTry, "final-try"),
     (TokenState::Ready, "ready"),
+    (TokenState::Released, "released"),
     (TokenState::Degraded, "degraded"),
     (TokenState::Respawning, "respawning"),
     (TokenState::Down, "down"),

@@ -7,7 +7,10 @@ use super::App;
 use crate::api::caller::{Administrator, Identified};
 use crate::api::extract::Json;
 use crate::api::problem::{Code, Problem};
-use crate::api::types::{KeyProblem, KeyTested, TestToken, TokenTested, Tokens, Unlock, Unlocked};
+use crate::api::types::{
+    KeyProblem, KeyTested, ReleaseToken, TestToken, TokenReleased, TokenTested, Tokens, Unlock,
+    Unlocked,
+};
 use crate::audit::Event;
 use crate::base::ids::RequestId;
 use crate::base::pkcs11::{KeyRef, TokenId, TokenUri};
@@ -52,7 +55,11 @@ pub(super) async fn unlock_token(
     } else {
         LastTry::Keep
     };
-    let outcome = app.0.devices.unlock(&token, pin, last_try).await;
+    let devices = &app.0.devices;
+    let outcome = match pin {
+        Some(pin) => devices.unlock(&token, pin, last_try).await,
+        None => devices.unlock_by_asking(&token, last_try).await,
+    };
     let event = Event::new(
         "token-unlock",
         Some(request_id),
@@ -94,7 +101,40 @@ pub(super) async fn test_token(
     Ok(Json(TokenTested { token, keys }))
 }
 
-fn parse(uri: &str) -> Result<TokenUri, Problem> {
+/// Leaves a token to other programs until a request names it.
+///
+/// Control socket only. Other tokens of the same module are interrupted for a moment.
+#[utoipa::path(
+    post,
+    path = "/v1/tokens/release",
+    tag = "tokens",
+    request_body = ReleaseToken,
+    responses((status = 200, description = "Other programs can use it.", body = TokenReleased))
+)]
+pub(super) async fn release_token(
+    State(app): State<App>,
+    administrator: Administrator,
+    Extension(request_id): Extension<RequestId>,
+    Json(ReleaseToken { uri }): Json<ReleaseToken>,
+) -> Result<Json<TokenReleased>, Problem> {
+    let uri = parse(&uri)?;
+    let token = app.0.devices.select(&uri).await?;
+    let outcome = app.0.devices.release(&token).await;
+    let event = Event::new(
+        "token-release",
+        Some(request_id),
+        &json!({
+            "token": token.to_string(),
+            "by": { "uid": administrator.uid },
+            "refused": outcome.as_ref().err().map(ToString::to_string),
+        }),
+    )?;
+    app.0.audit.append(event)?.durable().await?;
+    outcome?;
+    Ok(Json(TokenReleased { token }))
+}
+
+pub(super) fn parse(uri: &str) -> Result<TokenUri, Problem> {
     uri.parse()
         .map_err(|error| Problem::new(Code::Malformed, format!("uri: {error}")))
 }

@@ -1,5 +1,7 @@
 //! `opcert token …`: the tokens of this computer.
 
+mod init;
+mod pin;
 mod test;
 
 use std::str::FromStr;
@@ -14,7 +16,7 @@ use crate::base::clock::Clock;
 use crate::base::pkcs11::{TokenUri, UriError};
 use crate::base::secret::Pin;
 use crate::base::sysexits::EX_OK;
-use crate::device::{LastTry, TokenState, TokenStatus, UnlockOutcome};
+use crate::device::{InvalidPinSource, LastTry, PinSource, TokenState, TokenStatus, UnlockOutcome};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -44,6 +46,37 @@ pub(super) enum Command {
             opcert token test 'pkcs11:token=my-token;id=%4F%1A'"
     )]
     Test(test::Arguments),
+    /// Make a token: its label, its security officer's PIN, its user's PIN.
+    #[command(
+        long_about = "Initializes a token and sets its user's PIN. Without TOKEN it is the one of \
+                      the module that is not initialized yet. A token that is named is \
+                      initialized again and loses all it holds: one that holds keys, or may hold \
+                      some, needs --erase-keys, and one that the daemon uses has to be released \
+                      first. PINs are typed, or read from files that only their owner can read.",
+        after_help = "Examples:\n  \
+            opcert token init --label my-token\n  \
+            opcert token init my-token --label my-token --erase-keys"
+    )]
+    Init(Box<init::Arguments>),
+    /// Change a token's PIN, or set one in place of one that is locked.
+    #[command(subcommand)]
+    Pin(pin::Command),
+    /// Leave a token to other programs.
+    #[command(
+        long_about = "Has the daemon close its sessions with a token and its library let go of \
+                      it, so that another program can use it. The next request that needs the \
+                      token takes it up again by itself. Other tokens of the same module are \
+                      interrupted for a moment.",
+        after_help = "Example:\n  opcert token release my-token"
+    )]
+    Release(Release),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Release {
+    /// The token, by its URI or label; may be left out where there is only one.
+    #[arg(value_name = "TOKEN")]
+    token: Option<Named>,
 }
 
 /// A token as people name it: by its URI or by its label.
@@ -78,9 +111,13 @@ pub(super) struct Unlock {
     /// The token, by its URI or label; may be left out where there is only one.
     #[arg(value_name = "TOKEN")]
     token: Option<Named>,
-    /// File that holds the PIN, or - for standard input.
+    /// File that holds the PIN, or - for standard input. [default: the pin-source of the URI, else
+    /// the terminal]
     #[arg(long, value_name = "FILE")]
     pin_file: Option<Source>,
+    /// Have the daemon ask for the PIN in a window of its own (pinentry).
+    #[arg(long, conflicts_with = "pin_file")]
+    ask: bool,
     /// Use the last PIN try; if the PIN is wrong, the token locks.
     #[arg(long)]
     last_try: bool,
@@ -118,19 +155,29 @@ pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> 
                 what: "a PIN",
                 option: "--pin-file",
             };
-            let pin = Pin::new(secret(
-                question,
-                &format!("PIN for {uri}: "),
-                arguments.pin_file.as_ref(),
-            )?);
+            let by_hand = tokens
+                .iter()
+                .any(|token| uri.matches(&token.id) && token.flags.protected_path);
+            let pin = match pin_from(arguments)? {
+                From::Source(None) if by_hand => None,
+                From::Window => None,
+                From::Source(source) => {
+                    let prompt = format!("PIN for {uri}: ");
+                    Some(Pin::new(secret(question, &prompt, source.as_ref())?))
+                }
+            };
             let outcome = {
-                let _progress = output.progress("Logging in to the token");
+                let _progress = output.progress(match (by_hand, &pin) {
+                    (true, None) => "Enter the PIN on the token itself",
+                    (false, None) => "Enter the PIN in the window that the daemon opens",
+                    (_, Some(_)) => "Logging in to the token",
+                });
                 let last_try = if arguments.last_try {
                     LastTry::Use
                 } else {
                     LastTry::Keep
                 };
-                daemon.unlock(&uri, &pin, last_try).await?
+                daemon.unlock(&uri, pin.as_ref(), last_try).await?
             };
             let result = serde_json::json!({ "unlocked": uri, "outcome": outcome });
             output.result(&result, |output| match outcome {
@@ -142,9 +189,54 @@ pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> 
                 ),
             })?;
         }
+        Command::Init(arguments) => return init::run(arguments, daemon, output).await,
+        Command::Pin(command) => return pin::run(command, daemon, tokens, output).await,
+        Command::Release(arguments) => {
+            let uri = chosen(arguments.token.as_ref(), tokens)?;
+            let released = {
+                let _progress = output.progress("Letting go of the token");
+                daemon.release_token(&uri).await?
+            };
+            output.result(&released, |_| {
+                format!(
+                    "{} is released; the next request takes it up again.",
+                    released.token
+                )
+            })?;
+        }
         Command::Test(arguments) => return test::run(arguments, daemon, tokens, output).await,
     }
     Ok(EX_OK)
+}
+
+/// Where a PIN is to come from.
+enum From {
+    /// The daemon asks in a window of its own.
+    Window,
+    /// A file or standard input, else the terminal.
+    Source(Option<Source>),
+}
+
+/// An option counts before the `pin-source` of a URI that was typed (RFC 7512 section 2.4).
+fn pin_from(arguments: &Unlock) -> Result<From, Error> {
+    if arguments.ask {
+        return Ok(From::Window);
+    }
+    let typed = arguments.token.as_ref().map(|Named(uri)| uri);
+    let of_uri = typed.and_then(|uri| uri.pin_source.as_deref());
+    match (&arguments.pin_file, of_uri) {
+        (Some(file), _) => Ok(From::Source(Some(file.clone()))),
+        (None, None) => Ok(From::Source(None)),
+        (None, Some(text)) => match text.parse() {
+            Ok(PinSource::Pinentry) => Ok(From::Window),
+            Ok(PinSource::File(path)) => Ok(From::Source(Some(Source::File(path)))),
+            Ok(PinSource::Credential(_)) | Err(InvalidPinSource) => Err(Error::Usage {
+                what: format!("the URI's pin-source {text:?} is none for a command line"),
+                action: "Give file:/absolute/path or pinentry, or name a file with --pin-file."
+                    .into(),
+            }),
+        },
+    }
 }
 
 /// The token that is named, or the only one.
@@ -238,6 +330,7 @@ pub(super) fn state(state: TokenState, output: &Output) -> String {
         TokenState::PinNeeded => ("PIN needed", Mood::Doubtful),
         TokenState::FinalTry => ("one PIN try left", Mood::Bad),
         TokenState::LockedOut => ("locked", Mood::Bad),
+        TokenState::Released => ("released", Mood::Doubtful),
         TokenState::Degraded => ("unusable", Mood::Bad),
         TokenState::Respawning => ("restarting", Mood::Doubtful),
         TokenState::Absent => ("absent", Mood::Bad),

@@ -15,6 +15,7 @@ use cryptoki::session::{Session, SessionState, UserType};
 use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
 
+use super::administer;
 use super::codes;
 use super::generation::{self, Wanted};
 use super::login;
@@ -259,6 +260,9 @@ impl Keeper {
             Verb::WithPin { .. } => Err(Failure::Unsupported {
                 what: "a login within a login".into(),
             }),
+            Verb::Administer(asked) => {
+                administer::administer(self.module, &asked).map(Answer::Administered)
+            }
         }
     }
 

@@ -13,6 +13,7 @@
 //! Nothing here closes down: when the supervisor hangs up, or a thread panics, the process leaves
 //! by `_exit`, even while other threads hang inside the module.
 
+mod administer;
 mod codes;
 mod confine;
 mod generation;

@@ -12,7 +12,7 @@ use cryptoki::slot::Slot;
 use super::codes;
 use super::login::Turn;
 use super::mechanism::Offer;
-use super::raw::{self, Raw};
+use super::raw::{self, OnDevice, Raw};
 use crate::device::frames::{
     Failure, LABEL_MAX, LoadFailure, ModuleInfo, TOKENS_MAX, TokenFlags, TokenInfo,
 };
@@ -24,6 +24,8 @@ pub struct Module {
     pub pkcs11: &'static Pkcs11,
     /// The single-part `C_Sign` and `C_Decrypt`.
     pub raw: Raw,
+    /// What sets PINs that are typed on the device.
+    pub on_device: OnDevice,
     tokens: RwLock<Vec<Known>>,
 }
 
@@ -58,6 +60,7 @@ impl Module {
         }
         let info = pkcs11.get_library_info().map_err(load_failure)?;
         let raw = Raw::load(path).map_err(load_failure)?;
+        let on_device = OnDevice::load(path).map_err(load_failure)?;
         let info = ModuleInfo {
             manufacturer: text(info.manufacturer_id()),
             description: text(info.library_description()),
@@ -67,6 +70,7 @@ impl Module {
         let module = Self {
             pkcs11,
             raw,
+            on_device,
             tokens: RwLock::new(Vec::new()),
         };
         Ok((module, info))

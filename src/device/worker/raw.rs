@@ -1,5 +1,5 @@
 //! The calls that have no safe form: the single-part `C_Sign` and `C_Decrypt`, `C_Initialize` with
-//! parameters, and `_exit`.
+//! parameters, what sets PINs that a person types on the device, and `_exit`.
 //!
 //! cryptoki asks for the length first and then calls it again: a second round trip on a
 //! network HSM, and some modules end the operation at the first. Signatures of the schemes in use,
@@ -14,9 +14,10 @@ use std::path::Path;
 use cryptoki::context::Function;
 use cryptoki::error::{Error, Rv};
 use cryptoki::session::Session;
+use cryptoki::slot::Slot;
 use cryptoki_sys::{
-    CK_BYTE, CK_FLAGS, CK_FUNCTION_LIST, CK_RV, CK_SESSION_HANDLE, CK_ULONG, CKF_OS_LOCKING_OK,
-    CKR_OK,
+    CK_BYTE, CK_FLAGS, CK_FUNCTION_LIST, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID, CK_ULONG,
+    CK_UTF8CHAR, CKF_OS_LOCKING_OK, CKR_OK,
 };
 
 /// The most bytes of a signature: RSA with 8192 bits.
@@ -99,6 +100,68 @@ fn one_part(
         Rv::from(code).into_result(name)?;
     }
     Ok((length as usize).min(SIGNATURE_MAX))
+}
+
+type InitToken =
+    unsafe extern "C" fn(CK_SLOT_ID, *mut CK_UTF8CHAR, CK_ULONG, *mut CK_UTF8CHAR) -> CK_RV;
+type InitPin = unsafe extern "C" fn(CK_SESSION_HANDLE, *mut CK_UTF8CHAR, CK_ULONG) -> CK_RV;
+type SetPin = unsafe extern "C" fn(
+    CK_SESSION_HANDLE,
+    *mut CK_UTF8CHAR,
+    CK_ULONG,
+    *mut CK_UTF8CHAR,
+    CK_ULONG,
+) -> CK_RV;
+
+/// What sets PINs that a person types on the device: each call gets null in their place (PKCS#11
+/// v3.0 sections 5.5.7, 5.6.4 and 5.6.5).
+#[derive(Clone, Copy)]
+pub struct OnDevice {
+    init_token: Option<InitToken>,
+    init_pin: Option<InitPin>,
+    set_pin: Option<SetPin>,
+}
+
+impl OnDevice {
+    /// Finds the functions, as [`Raw::load`] does.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let list = functions(path)?.ok_or(Error::NullFunctionPointer)?;
+        Ok(Self {
+            init_token: list.C_InitToken,
+            init_pin: list.C_InitPIN,
+            set_pin: list.C_SetPIN,
+        })
+    }
+
+    /// `C_InitToken`; of `label` the first 32 bytes count.
+    pub fn init_token(self, slot: Slot, label: &str) -> Result<(), Error> {
+        let function = self.init_token.ok_or(Error::NullFunctionPointer)?;
+        let mut padded = [b' '; 32];
+        for (place, byte) in padded.iter_mut().zip(label.bytes()) {
+            *place = byte;
+        }
+        // SAFETY: the function was taken from the module's list under its own name, so it has
+        // this signature. It reads the 32 bytes of the label, and nothing at the null pointer.
+        let code = unsafe { function(slot.id(), std::ptr::null_mut(), 0, padded.as_mut_ptr()) };
+        Rv::from(code).into_result(Function::InitToken)
+    }
+
+    /// `C_InitPIN`.
+    pub fn init_pin(self, session: &Session) -> Result<(), Error> {
+        let function = self.init_pin.ok_or(Error::NullFunctionPointer)?;
+        // SAFETY: as above; `Session` is not Sync, so no other thread uses the handle meanwhile.
+        let code = unsafe { function(session.handle(), std::ptr::null_mut(), 0) };
+        Rv::from(code).into_result(Function::InitPIN)
+    }
+
+    /// `C_SetPIN`.
+    pub fn set_pin(self, session: &Session) -> Result<(), Error> {
+        let function = self.set_pin.ok_or(Error::NullFunctionPointer)?;
+        let null = std::ptr::null_mut;
+        // SAFETY: as above.
+        let code = unsafe { function(session.handle(), null(), 0, null(), 0) };
+        Rv::from(code).into_result(Function::SetPIN)
+    }
 }
 
 /// The function list of the module at `path`, which must be loaded through cryptoki already.

@@ -1,0 +1,124 @@
+//! Leaving a token to other programs.
+//!
+//! Closing the sessions of a token is not enough: libraries hold on to readers and connections until
+//! they are finalized, and finalizing crashes some. So the worker ends, after the calls under way
+//! are done. What the supervisor knows stays: a PIN that worked is kept, and the request that takes
+//! the token up again is logged in with it, guarded as ever. A token that was taken out meanwhile is
+//! not released any more when it comes back.
+
+use tokio::sync::{oneshot, watch};
+
+use super::Devices;
+use super::administer::PinSettled;
+use super::catalogue::{Reason, TokenState, TokenView};
+use super::error::DeviceError;
+use super::link::Link;
+use super::supervisor::{Command, Pause, Phase, Supervisor, next, stopped};
+use crate::base::pkcs11::TokenId;
+
+/// What a list says of a released token.
+pub(super) const REASON: &str = "released to other programs; the next request takes it up again";
+
+impl Devices {
+    /// Leaves a token to other programs until a request names it: its sessions end, and its
+    /// library lets go of it. Calls under way are finished first. Other tokens of the module are
+    /// interrupted for the moment that a new worker needs.
+    pub async fn release(&self, token: &TokenId) -> Result<(), DeviceError> {
+        let module = self.module(&token.module)?;
+        let (done, released) = oneshot::channel();
+        let token = token.clone();
+        module.command(Command::Release { token, done }).await?;
+        // Their deadlines bound the calls under way.
+        released.await.map_err(|_| DeviceError::Stopped)
+    }
+
+    /// Takes up a released token because somebody needs it.
+    pub(super) async fn take_up(&self, token: &TokenId) -> Result<(), DeviceError> {
+        let module = self.module(&token.module)?;
+        let (done, taken) = oneshot::channel();
+        let token = token.clone();
+        module.command(Command::TakeUp { token, done }).await?;
+        // Whatever comes of it shows in the view.
+        let _ended = tokio::time::timeout(module.config.call_timeout, taken).await;
+        Ok(())
+    }
+}
+
+impl Supervisor {
+    /// The worker has ended for a release. Returns once another one is needed: at once for other
+    /// tokens that are there, otherwise when somebody asks for something.
+    pub(super) async fn rest(
+        &mut self,
+        done: oneshot::Sender<()>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Pause {
+        let mut tokens = self.view.borrow().tokens.clone();
+        for token in &mut tokens {
+            if self.released.contains(&token.id) {
+                token.state = TokenState::Released;
+                token.reason = Some(Reason::Other(REASON.into()));
+            }
+        }
+        let others = tokens
+            .iter()
+            .any(|token| token.found.is_some() && token.state != TokenState::Released);
+        self.publish_tokens(tokens);
+        if !others {
+            self.publish_phase(Phase::AtRest);
+        }
+        tracing::info!(module = self.config.name, "released");
+        let _gone = done.send(());
+        while !others {
+            let command = tokio::select! {
+                () = stopped(stop) => return Pause::Stop,
+                command = next(&mut self.postponed, &mut self.commands) => command,
+            };
+            match command {
+                None => return Pause::Stop,
+                // Already so, or about a worker that is gone.
+                Some(Command::Release { token, done }) => {
+                    self.released.insert(token);
+                    let _gone = done.send(());
+                }
+                Some(Command::Replace { .. } | Command::Renew) => {}
+                Some(Command::PinSettled(PinSettled { token, pin })) => {
+                    if let Some(pin) = pin {
+                        self.pins.insert(token, pin);
+                    }
+                }
+                Some(Command::TakeUp { token, done }) => {
+                    self.released.remove(&token);
+                    self.looking.push(done);
+                    return Pause::Over;
+                }
+                Some(command) => {
+                    self.postponed = Some(command);
+                    return Pause::Over;
+                }
+            }
+        }
+        Pause::Over
+    }
+
+    /// Takes up a released token while the worker is up for the sake of others.
+    pub(super) async fn take_up_again(&mut self, link: &Link, id: &TokenId) {
+        if !self.released.remove(id) {
+            return;
+        }
+        let mut tokens = self.view.borrow().tokens.clone();
+        for token in tokens.iter_mut().filter(|token| token.id == *id) {
+            if let Err(error) = self.log_in_on_our_own(link, token).await {
+                self.note_login_failure(token, &error);
+            }
+        }
+        self.publish_tokens(tokens);
+    }
+
+    /// A token that is not there is not released when it comes back.
+    pub(super) fn forget_releases_of_absent(&mut self, tokens: &[TokenView]) {
+        self.released.retain(|id| {
+            let mut present = tokens.iter().filter(|token| token.found.is_some());
+            present.any(|token| token.id == *id)
+        });
+    }
+}
