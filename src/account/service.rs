@@ -179,7 +179,6 @@ impl Service {
             },
             texts: texts.clone(),
             delay: Duration::from_secs(config.recovery.delay_seconds),
-            papers_kept: config.recovery.papers_kept(),
         };
         let sealer = Arc::new(Sealer::new(&code_key));
         let requests = Requests {
@@ -190,6 +189,7 @@ impl Service {
             texts: texts.clone(),
             sealer: sealer.clone(),
             delay: Duration::from_secs(config.recovery.delay_seconds),
+            papers_kept: config.recovery.papers_kept(),
         };
         let vault = Vault::new(
             devices.clone(),

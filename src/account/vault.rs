@@ -81,7 +81,7 @@ impl Vault {
         if jwe.kid() != self.public.kid {
             return Err(JweError::Key.into());
         }
-        let permit = policy::own(&self.key, Purpose::SecretOpening, self.clock.now())?;
+        let permit = policy::own(&self.key, Purpose::SecretOpening)?;
         let content_key = match self.devices.decrypt(permit, jwe.encrypted_key()).await {
             Err(DeviceError::Undecryptable { .. }) => return Err(JweError::Closed.into()),
             result => result?,

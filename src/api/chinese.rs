@@ -12,7 +12,7 @@ pub(super) fn texts(code: Code) -> (&'static str, &'static str) {
         ),
         Code::PinLocked => (
             "设备已锁定",
-            "请由设备安全员重置 PIN 码，然后运行 `opcert token unlock`。",
+            "请由设备安全员用 `opcert token pin unblock` 设置新的 PIN 码。",
         ),
         Code::PinNeeded => ("设备需要 PIN 码", "请运行 `opcert token unlock`。"),
         Code::PinFinalTry => (
@@ -50,6 +50,34 @@ pub(super) fn texts(code: Code) -> (&'static str, &'static str) {
         Code::KeyNotProven => (
             "设备未能证明密钥不可导出",
             "请使用生成密钥时设置 CKA_SENSITIVE 并清除 CKA_EXTRACTABLE 的设备。",
+        ),
+        Code::SoPinWrong => (
+            "安全员 PIN 码错误",
+            "请核对；每次输错都会消耗一次尝试机会，锁定后无法重置。",
+        ),
+        Code::SoPinLocked => (
+            "安全员 PIN 码已锁定",
+            "请查阅设备制造商的说明；多数设备只能在丢失全部内容后重置。",
+        ),
+        Code::SoPinFinalTry => (
+            "安全员 PIN 码只剩一次尝试机会",
+            "如确定正确，请加上 `--last-try`；再次输错将锁定。",
+        ),
+        Code::PinUnfit => (
+            "设备不接受此长度的 PIN 码",
+            "请按所示长度选择 PIN 码；尚未尝试。",
+        ),
+        Code::TokenHoldsKeys => (
+            "设备中存有密钥",
+            "请选择其他设备，或用 `--erase-keys` 表明可以销毁其密钥；相应证书将失效。",
+        ),
+        Code::TokenInUse => (
+            "设备正在使用",
+            "请运行 `opcert token release`，或结束正在使用它的程序，然后重试。",
+        ),
+        Code::SecretRequestInvalid => (
+            "密钥请求被拒绝",
+            "请在该电脑上再次运行 `opcert sync`；`opcert doctor` 会检查其时钟和证书。",
         ),
         Code::KeyNotAttested => (
             "设备未证明密钥在其内部生成",

@@ -59,6 +59,7 @@ mod tests {
             login: crate::device::LoginPolicy::Session,
             keepalive,
             waive: Vec::new(),
+            attestation: None,
         };
         let seconds = |seconds| Some(Duration::from_secs(seconds));
         let tokens = [token(None), token(seconds(20)), token(seconds(30))];

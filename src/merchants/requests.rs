@@ -112,7 +112,7 @@ impl Merchants {
             "held": claims.held,
         });
         self.record("secret-request", request, &body).await?;
-        let permit = policy::own(&signer.key, Purpose::SecretRequest, now)?;
+        let permit = policy::own(&signer.key, Purpose::SecretRequest)?;
         let devices = &self.0.devices;
         let signature = devices
             .sign(permit, signer.scheme, input.as_bytes())

@@ -223,6 +223,7 @@ mod tests {
             id: Some(KeyId::from_bytes(vec![1, 2]).unwrap()),
             label: "pay".into(),
             spec: Some(KeySpec::P256),
+            always_authenticate: false,
         };
         let selects = |uri: &str| selects(&uri.parse().unwrap(), &key);
         assert!(selects("pkcs11:token=a"));

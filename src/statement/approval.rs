@@ -16,7 +16,7 @@ use super::origin::Origin;
 use super::strict::{FieldError, Object};
 use crate::base::encoding::{base64url, sha256};
 use crate::base::ids::{ComputerId, Jti};
-use crate::base::jose::{self, JoseError};
+use crate::base::jose::{self, JoseError, Jws};
 use crate::base::key::{KeyError, Scheme, Signature};
 use crate::base::x509::{Certificate, Crl, StaleCrl, X509Error};
 

@@ -3,9 +3,9 @@
 use clap::Subcommand;
 use serde_json::json;
 
+use super::AdminError;
 use super::desk::{change, look};
 use super::output::{Output, table};
-use super::AdminError;
 use crate::account::config::Config;
 use crate::account::store::accounts;
 use crate::base::ids::AccountId;

@@ -29,7 +29,7 @@ use serde_json::json;
 
 use super::codes::{CodeError, Codes, Sent};
 use super::issuing::Issuer;
-use super::operations::{NewOperation, OperationError, Operations};
+use super::operations::{Canceller, NewOperation, OperationError, Operations};
 use super::records::Records;
 use super::signer::{ChallengeKey, SignError};
 use super::sms::{self, News, Outgoing, Texts};
@@ -372,7 +372,9 @@ impl Secrets {
             })
             .await?;
         if let Some(operation) = self.open_operation(waiting).await? {
-            self.operations.cancel(&operation.id, request).await?;
+            self.operations
+                .cancel(&operation.id, Canceller::Person(by), request)
+                .await?;
         }
         Ok(())
     }
