@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use der::pem::LineEnding;
+use http::Method;
 use opcert::api::problem::{Code, Problem};
 use opcert::base::clock::Clock;
 use opcert::base::encoding::from_base64;
@@ -12,10 +13,15 @@ use opcert::base::key::{KeySpec, PublicKey};
 use opcert::base::x509::Certificate;
 use opcert::device::{AttestationConfig, Devices};
 use opcert::enrol::attestation::{Attestation, attest};
+use serde_json::{Value, json};
 
 mod support;
+use support::daemon::Daemon;
 use support::devices::{generate, select, start};
+use support::service::Service;
 use support::softhsm::TestToken;
+
+const ORIGIN: &str = "https://pay.example";
 
 /// A maker's authorities and one device of its.
 struct Maker(tempfile::TempDir);
@@ -123,7 +129,6 @@ async fn a_chain_that_ends_at_a_configured_authority_is_found_and_read() {
         return;
     };
     let (maker, other) = (Maker::new(), Maker::new());
-    let now = Clock::system().now();
     let devices = devices(
         &token,
         &[&other.path("root.pem"), &maker.path("root.pem")],
@@ -133,7 +138,7 @@ async fn a_chain_that_ends_at_a_configured_authority_is_found_and_read() {
     let id = select(&devices, &token).await;
     let key = generate(&devices, &id, KeySpec::P256).await;
     let public_key = devices.public_key(&key).await.unwrap();
-    let attested = async || attest(&devices, &key, &public_key, now).await;
+    let attested = async || attest(&devices, &key, &public_key, Clock::system().now()).await;
 
     // Nothing yet, then the key's certificate without the device's.
     let refused = attested().await.unwrap_err();
@@ -165,6 +170,7 @@ async fn a_chain_that_ends_at_a_configured_authority_is_found_and_read() {
     // Another key is not attested by it.
     let second = generate(&devices, &id, KeySpec::P256).await;
     let its_public_key = devices.public_key(&second).await.unwrap();
+    let now = Clock::system().now();
     assert!(
         attest(&devices, &second, &its_public_key, now)
             .await
@@ -184,7 +190,6 @@ async fn a_chain_of_another_maker_counts_for_nothing() {
     };
     let (maker, other) = (Maker::new(), Maker::new());
     maker.put_device(&token);
-    let now = Clock::system().now();
     let optional = devices(&token, &[&other.path("root.pem")], false).await;
     let id = select(&optional, &token).await;
     let key = generate(&optional, &id, KeySpec::P256).await;
@@ -192,6 +197,7 @@ async fn a_chain_of_another_maker_counts_for_nothing() {
     let leaf = maker.attests(&public_key);
     optional.write_certificate(&key, leaf.der()).await.unwrap();
     // The same names, another key: the signature decides.
+    let now = Clock::system().now();
     let found = attest(&optional, &key, &public_key, now).await.unwrap();
     assert_eq!(found, None);
     optional.shutdown().await;
@@ -216,4 +222,54 @@ async fn nobody_is_asked_where_no_authority_is_configured() {
     assert_eq!(found.unwrap(), None);
     devices.delete_key(&key).await.unwrap();
     devices.shutdown().await;
+}
+
+/// The whole way: no certification request leaves, and the key is gone.
+#[test]
+fn an_enrolment_that_needs_an_attestation_is_refused_without_one() {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let Some(token) = TestToken::softhsm("unattested") else {
+        return;
+    };
+    let maker = Maker::new();
+    let drop_ins = token.directory().join("opcertd.toml.d");
+    std::fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&drop_ins)
+        .unwrap();
+    let path = drop_ins.join("attestation.toml");
+    let text = format!(
+        "[[module]]\nname = \"test\"\n[[module.token]]\nuri = \"{}\"\n\
+         attestation = {{ authorities = [{:?}], required = true }}\n",
+        token.uri(),
+        maker.path("root.pem"),
+    );
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let daemon = Daemon::start(&token);
+    let service = Service::new(ORIGIN);
+    assert_eq!(
+        daemon.begin(&service, "alice", "p256").code(),
+        "key-not-attested"
+    );
+    let pending = daemon
+        .control(Method::GET, "/v1/enrolments", &Value::Null)
+        .ok();
+    assert_eq!(pending["enrolments"], json!([]));
+    let listed = Command::new("pkcs11-tool")
+        .arg("--module")
+        .arg(&token.module)
+        .args([
+            "--token-label",
+            &token.label,
+            "--login",
+            "--pin",
+            &token.pin,
+        ])
+        .arg("--list-objects")
+        .envs(&token.environment)
+        .output()
+        .unwrap();
+    assert!(listed.status.success());
+    assert_eq!(String::from_utf8_lossy(&listed.stdout), "");
 }
