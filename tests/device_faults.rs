@@ -1598,3 +1598,35 @@ async fn a_token_that_is_kept_alive_keeps_its_sessions() {
     assert_eq!(rig.spent(), 0);
     rig.devices.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_token_that_nobody_uses_is_released_and_the_next_request_takes_it_up() {
+    let Some(mut rig) = Rig::new("idle").await else {
+        return;
+    };
+    rig.config.module[0].token[0].idle_release = Some(Duration::from_secs(2));
+    rig.restart().await;
+    rig.sign().await.expect("a signature");
+    let (starts, looks) = (rig.starts(), rig.faulty.calls("C_GetSlotList"));
+    eventually("the slots are looked at", async || {
+        let signed = sign_as(1, &rig.devices, &rig.key).await;
+        signed.expect("a signature");
+        rig.faulty.calls("C_GetSlotList") > looks + 8
+    })
+    .await;
+    assert_eq!(rig.starts(), starts, "a token in use is not released");
+    for _ in 0..2 {
+        eventually("it is released", async || {
+            state(&rig.devices).await.0 == TokenState::Released
+        })
+        .await;
+        eventually("its worker ends", async || workers("idle").is_empty()).await;
+        let (starts, logins) = (rig.starts(), rig.faulty.logins().len());
+        let signed = sign_as(1, &rig.devices, &rig.key).await;
+        signed.expect("a signature");
+        assert_eq!(rig.starts(), starts + 1);
+        assert_eq!(rig.faulty.logins().len(), logins + 1);
+    }
+    assert_eq!(rig.spent(), 0);
+    rig.devices.shutdown().await;
+}

@@ -128,6 +128,18 @@ pub struct TokenConfig {
     )]
     #[schemars(with = "Option<f64>")]
     pub keepalive: Option<Duration>,
+    /// After how long without a request it is released to other programs, as `opcert token release`
+    /// does it, in seconds; the next request takes it up again, with the PIN that worked. Default:
+    /// never.
+    #[serde(
+        default,
+        rename = "idle-release-seconds",
+        deserialize_with = "some_seconds",
+        serialize_with = "in_some_seconds",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(with = "Option<f64>")]
+    pub idle_release: Option<Duration>,
     /// What its module is known to misreport of the keys it generates, although they are as they
     /// must be: `local`, `sensitive`, `always-sensitive`, `never-extractable`. A key is then taken
     /// without this proof, and the certification request and the records of its enrolment say so.

@@ -58,6 +58,7 @@ mod tests {
             touch: false,
             login: crate::device::LoginPolicy::Session,
             keepalive,
+            idle_release: None,
             waive: Vec::new(),
             attestation: None,
         };

@@ -93,6 +93,9 @@ pub(super) struct Link {
     /// Whether the link takes calls.
     open: watch::Sender<bool>,
     served: AtomicBool,
+    begun: Instant,
+    /// When each token was last used for somebody, in milliseconds from the begin.
+    used: Box<[AtomicU64]>,
     /// Where the module's numbers are kept.
     cells: Arc<ModuleCells>,
 }
@@ -222,6 +225,8 @@ impl Link {
             idle: Notify::new(),
             open: watch::Sender::new(true),
             served: AtomicBool::new(false),
+            begun: Instant::now(),
+            used: (0..frames::TOKENS_MAX).map(|_| AtomicU64::new(0)).collect(),
             cells,
         })
     }
@@ -508,6 +513,23 @@ impl Link {
     /// Whether a call is under way that may take long, so that others wait for it.
     pub fn is_occupied(&self) -> bool {
         self.state().long > 0
+    }
+
+    /// Somebody uses a token.
+    pub fn note_use(&self, token: u16) {
+        if let Some(used) = self.used.get(usize::from(token)) {
+            let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+            used.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// For how long nobody has used a token.
+    pub fn idle_for(&self, token: u16) -> Duration {
+        let used = self.used.get(usize::from(token));
+        let used = used.map_or(0, |used| used.load(Ordering::Relaxed));
+        self.begun
+            .elapsed()
+            .saturating_sub(Duration::from_millis(used))
     }
 
     /// Whether any call succeeded since [`Link::count_from_here`].

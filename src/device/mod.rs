@@ -41,6 +41,7 @@ mod error;
 mod fair;
 mod frames;
 mod hygiene;
+mod idle;
 mod keepalive;
 mod link;
 mod per_use;
@@ -93,7 +94,7 @@ use crate::base::clock::Clock;
 use crate::base::key::{KeySpec, PublicKey, Scheme, Signature};
 use crate::base::pkcs11::{KeyId, KeyRef, TokenId, TokenUri};
 use crate::base::secret::{Pin, SecretBytes};
-use crate::policy::{Permit, Purpose};
+use crate::policy::{Caller, Permit, Purpose};
 use crate::telemetry::metrics::metrics;
 
 /// The most bytes of a message to be hashed and signed.
@@ -448,7 +449,10 @@ impl Devices {
             _ => Need::Login,
         };
         let input = module.sign_input(&key.token, scheme);
-        let party = self.0.parties.of(permit.caller());
+        let party = match (permit.purpose(), permit.caller()) {
+            (Purpose::SelfTest, Caller::Itself) => Party::SELF_TEST,
+            (_, caller) => self.0.parties.of(caller),
+        };
         let sign = async |input| {
             let data = signed_data(scheme, input, message)?;
             let verb = |token| Verb::Sign {
@@ -1072,6 +1076,9 @@ impl Devices {
             };
             let verb = verb(number);
             let function = verb.function();
+            if party != Party::SELF_TEST {
+                link.note_use(number);
+            }
             wants_login |= login == LoginPolicy::PerOperation && need == Need::Login;
             let result = if wants_login {
                 let per_use = self.per_use(&module, token, link.clone(), login);

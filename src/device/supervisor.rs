@@ -1071,6 +1071,9 @@ impl Supervisor {
         if worker.link.is_occupied() {
             return None;
         }
+        if let Some(done) = self.release_idle(&worker.link) {
+            return Some(Leave::Release(done));
+        }
         match self.look_again(&worker.link, None).await {
             Ok(Found::Yes) => {
                 self.search = RENEW_EVERY;

@@ -198,6 +198,7 @@ impl TestToken {
             touch: false,
             login: opcert::device::LoginPolicy::default(),
             keepalive: None,
+            idle_release: None,
             waive: self.waive.clone(),
             attestation: None,
         }];
