@@ -853,7 +853,7 @@ async fn keys_that_want_a_login_for_each_use_sign_and_decrypt() {
     while let Some(signed) = signing.join_next().await {
         signed.unwrap().unwrap();
     }
-    let opening = || own(&rsa, Purpose::SecretOpening, Clock::system().now()).unwrap();
+    let opening = || own(&rsa, Purpose::SecretOpening).unwrap();
     let refused = devices.decrypt(opening(), &[1; 256]).await;
     assert!(
         matches!(refused, Err(DeviceError::Undecryptable { .. })),
