@@ -374,6 +374,8 @@ fn every_refusal_is_on_record_with_its_code_rule_and_request() {
     )
     .body;
     assert_eq!(looked["code"], "approval-unknown");
+    let asked = by_user(Method::POST, "/v1/policy/explain", &json!({})).body;
+    assert_eq!(asked["code"], "malformed");
     write(&site.rules, "forbid (\n");
     let reloaded = reload(&daemon).body;
 
@@ -410,8 +412,10 @@ fn every_refusal_is_on_record_with_its_code_rule_and_request() {
         ("policy-reload-refused", &json!("policy-invalid"))
     );
     assert!(why(&reloaded).1.contains("[policy-invalid]"));
-    // To look in vain is no refusal.
-    assert!(records_of(&daemon, &looked).is_empty());
+    // To look or to ask in vain is no refusal.
+    for vain in [looked, asked] {
+        assert!(records_of(&daemon, &vain).is_empty(), "{vain}");
+    }
 }
 
 #[test]

@@ -127,9 +127,14 @@ impl FromRequestParts<App> for Administrator {
     }
 }
 
+/// Whether a request looks at something and changes nothing.
+pub(super) fn only_looks(method: &Method, path: &str) -> bool {
+    method == Method::GET || path == super::routes::policy::EXPLAIN
+}
+
 /// What a request of an administrator changes; `None` where it only looks.
 fn administration(method: &Method, path: &str) -> Option<Administration> {
-    if method == Method::GET || path == super::routes::policy::EXPLAIN {
+    if only_looks(method, path) {
         return None;
     }
     let resource = path.strip_prefix("/v1/").unwrap_or(path);

@@ -14,7 +14,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use serde_json::json;
 
-use super::caller::Identified;
+use super::caller::{Identified, only_looks};
 use super::problem::{Code, Problem};
 use super::routes::App;
 use crate::audit::Event;
@@ -71,7 +71,7 @@ pub(super) async fn admitted(
     let response = next.run(request).await;
     if let Some(problem) = response.extensions().get::<Problem>()
         && !problem.is_on_record()
-        && (asked.method != Method::GET || is_forbidden(problem.code()))
+        && (!only_looks(&asked.method, asked.uri.path()) || is_forbidden(problem.code()))
     {
         let page = page.as_ref().map(|page| page.as_str());
         asked.record(app, &caller.to_string(), page, problem);
