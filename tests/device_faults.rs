@@ -923,6 +923,59 @@ async fn a_wrong_pin_given_while_logged_in_is_not_kept_for_the_next_worker() {
     rig.devices.shutdown().await;
 }
 
+/// Somebody types on the key pad while others ask: one login of a token at a time, waited for no
+/// longer than it may take, and none for somebody who has left.
+#[tokio::test]
+async fn a_pin_is_checked_in_turn_and_not_for_who_has_left() {
+    let Some(mut rig) = Rig::new("in turn").await else {
+        return;
+    };
+    let limit = Duration::from_secs(3);
+    rig.config.module[0].call_timeout = limit;
+    rig.restart().await;
+    rig.sign().await.expect("logged in");
+    let (faulty, id) = (&rig.faulty, &rig.id);
+    faulty.keypad(&rig.token.pin);
+    let before = faulty.logins().len();
+    let workers = faulty.calls("C_Initialize");
+    let check = |patience: Duration| {
+        let (devices, id) = (rig.devices.clone(), id.clone());
+        tokio::spawn(async move { devices.check_pin(&id, None, patience).await })
+    };
+    faulty.on("C_Login").times(1).slow(limit * 3);
+    let slow = check(limit * 6);
+    eventually("the slow login", async || {
+        faulty.logins().len() == before + 1
+    })
+    .await;
+
+    // One that leaves while it waits, and one that may not wait so long.
+    let left = check(limit * 6);
+    eventually("its worker", async || {
+        faulty.calls("C_Initialize") == workers + 2
+    })
+    .await;
+    left.abort();
+    assert!(left.await.unwrap_err().is_cancelled());
+    let typed = Some(Pin::new(rig.token.pin.clone()));
+    let refused = rig.devices.check_pin(id, typed, limit).await;
+    assert!(
+        matches!(refused, Err(DeviceError::LoginUnderWay { .. })),
+        "{refused:?}"
+    );
+    slow.await.expect("no panic").expect("the right PIN");
+    assert_eq!(faulty.logins().len(), before + 1);
+
+    // The turn is free again; whoever was logged in before is so still.
+    check(limit)
+        .await
+        .expect("no panic")
+        .expect("the right PIN");
+    assert_eq!(faulty.logins().len(), before + 2);
+    rig.sign().await.expect("a signature");
+    rig.devices.shutdown().await;
+}
+
 #[tokio::test]
 async fn a_token_that_locks_meanwhile_is_seen_at_the_next_login() {
     let Some(rig) = Rig::new("locks meanwhile").await else {
