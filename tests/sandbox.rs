@@ -9,7 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::process::{Child, Command, Stdio};
 
 use opcert::base::key::KeySpec;
-use opcert::device::{Config, Devices, Sandbox, SandboxState, TokenState};
+use opcert::device::{Config, Devices, Sandbox, SandboxLevel, TokenState};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
@@ -101,7 +101,7 @@ fn config(token: &TestToken, faulty: &Faulty, name: &str, sandbox: Sandbox) -> C
 }
 
 /// The answers to all temptations under a profile, in the order of [`Outside::all`].
-async fn answers(name: &str, sandbox: Sandbox) -> Option<(Vec<i32>, SandboxState)> {
+async fn answers(name: &str, sandbox: Sandbox) -> Option<(Vec<i32>, SandboxLevel)> {
     let token = TestToken::softhsm(name)?;
     let faulty = Faulty::new(&token);
     let outside = Outside::new();
@@ -129,7 +129,7 @@ async fn answers(name: &str, sandbox: Sandbox) -> Option<(Vec<i32>, SandboxState
         })
         .collect();
     drop((outside.tcp.0, outside.unix.0));
-    Some((answers, status.state))
+    Some((answers, status.level))
 }
 
 #[tokio::test]
@@ -171,10 +171,10 @@ async fn a_library_reaches_what_its_profile_leaves_open_and_nothing_else() {
         }
         assert_eq!(reached, expected, "{sandbox:?}");
         if sandbox == Sandbox::None {
-            assert_eq!(state, SandboxState::Off);
+            assert_eq!(state, SandboxLevel::Off);
             assert!(calls.iter().all(|errno| *errno != REFUSED), "{calls:?}");
         } else {
-            assert_eq!(state, SandboxState::On);
+            assert_eq!(state, SandboxLevel::On);
             assert_eq!(calls, [REFUSED; 3], "{sandbox:?}");
         }
     }
@@ -227,10 +227,10 @@ async fn softhsm_is_confined_without_being_told_and_a_strange_library_says_that_
     let status = devices.modules().await.remove(0).sandbox.unwrap();
     assert_eq!(status.profile, Sandbox::Softhsm);
     let expected = match has_landlock() {
-        true => SandboxState::On,
-        false => SandboxState::Degraded,
+        true => SandboxLevel::On,
+        false => SandboxLevel::Degraded,
     };
-    assert_eq!(status.state, expected, "{:?}", status.missing);
+    assert_eq!(status.level, expected, "{:?}", status.missing);
     devices.shutdown().await;
 
     let faulty = Faulty::new(&token);
@@ -241,8 +241,8 @@ async fn softhsm_is_confined_without_being_told_and_a_strange_library_says_that_
     assert_eq!(state(&devices).await.0, TokenState::Ready);
     let status = devices.modules().await.remove(0).sandbox.unwrap();
     assert_eq!(
-        (status.profile, status.state),
-        (Sandbox::None, SandboxState::Off)
+        (status.profile, status.level),
+        (Sandbox::None, SandboxLevel::Off)
     );
     devices.shutdown().await;
 }

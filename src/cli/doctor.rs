@@ -21,7 +21,7 @@ use crate::base::clock::Clock;
 use crate::base::files::{Readers, read_checked};
 use crate::base::sysexits::{EX_FAILED, EX_OK};
 use crate::config::daemon::Config;
-use crate::device::{ModuleStatus, Sandbox, SandboxState, TokenState, TokenStatus};
+use crate::device::{ModuleStatus, Sandbox, SandboxLevel, TokenState, TokenStatus};
 
 /// Certificates are to be renewed from so long before their end.
 const RENEWAL: SignedDuration = SignedDuration::from_hours(30 * 24);
@@ -347,16 +347,16 @@ fn confinement(module: &ModuleStatus, findings: &mut Findings) {
     let name = format!("sandbox of module {}", module.name);
     let profile = sandbox.profile.name();
     let mut missing = sandbox.missing.join("; ");
-    match sandbox.state {
+    match sandbox.level {
         // What is off without being asked for is said where the configuration is looked at.
-        SandboxState::Off => {}
-        SandboxState::On => {
+        SandboxLevel::Off => {}
+        SandboxLevel::On => {
             if !missing.is_empty() {
                 missing = format!(", but {missing}");
             }
             findings.ok(name, format!("Profile {profile} holds{missing}."));
         }
-        SandboxState::Degraded => findings.warn(
+        SandboxLevel::Degraded => findings.warn(
             name,
             format!("Profile {profile} does not hold: {missing}."),
             "Use a kernel with CONFIG_SECURITY_LANDLOCK and CONFIG_SECCOMP_FILTER, and name \

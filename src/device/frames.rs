@@ -790,7 +790,7 @@ pub fn decode<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T, FrameError> 
 
 #[cfg(test)]
 mod tests {
-    use super::super::sandbox::{Sandbox, SandboxState};
+    use super::super::sandbox::{Sandbox, SandboxLevel};
     use super::*;
     use proptest::prelude::*;
 
@@ -937,7 +937,7 @@ mod tests {
         let confined = |missing| {
             FromWorker::Confined(SandboxStatus {
                 profile: Sandbox::Pcscd,
-                state: SandboxState::On,
+                level: SandboxLevel::On,
                 missing,
             })
         };

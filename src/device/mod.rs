@@ -88,7 +88,7 @@ use self::pin_check::PinCheck;
 use self::pin_guard::PinGuard;
 use self::pins::Pins;
 pub use self::private_key::{InvalidPrivateKey, RsaPrivateKey};
-pub use self::sandbox::{Sandbox, SandboxState, SandboxStatus};
+pub use self::sandbox::{Sandbox, SandboxLevel, SandboxStatus};
 use self::supervisor::{Command, Phase, Supervisor, View, call_error, unexpected};
 use crate::base::clock::Clock;
 use crate::base::key::{KeySpec, PublicKey, Scheme, Signature};

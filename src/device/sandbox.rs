@@ -145,7 +145,7 @@ pub struct SandboxStatus {
     /// The profile.
     pub profile: Sandbox,
     /// Whether it holds.
-    pub state: SandboxState,
+    pub level: SandboxLevel,
     /// What of the profile the kernel does not enforce, and why.
     pub missing: Vec<String>,
 }
@@ -153,7 +153,7 @@ pub struct SandboxStatus {
 /// Whether a sandbox holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum SandboxState {
+pub enum SandboxLevel {
     /// Files and system calls are restricted.
     On,
     /// Files or system calls are not restricted, although the profile asks for it.

@@ -54,7 +54,7 @@ use super::pin_check::PinCheck;
 use super::pin_guard::{self, PinGuard, PinOrigin, Settled};
 use super::pins::Pins;
 use super::release;
-use super::sandbox::{Confinement, SandboxState, SandboxStatus};
+use super::sandbox::{Confinement, SandboxLevel, SandboxStatus};
 use crate::base::pkcs11::{TokenId, TokenUri};
 use crate::base::secret::Pin;
 use crate::telemetry::metrics::metrics;
@@ -459,7 +459,7 @@ impl Supervisor {
             sandbox = sandbox.profile.name(),
             "worker up"
         );
-        if sandbox.state == SandboxState::Degraded {
+        if sandbox.level == SandboxLevel::Degraded {
             tracing::warn!(
                 module = self.config.name,
                 sandbox = sandbox.profile.name(),

@@ -28,7 +28,7 @@ use seccompiler::{
     SeccompFilter, SeccompRule, TargetArch, sock_filter,
 };
 
-use crate::device::sandbox::{Confinement, Sandbox, SandboxState, SandboxStatus};
+use crate::device::sandbox::{Confinement, Sandbox, SandboxLevel, SandboxStatus};
 
 /// The newest Landlock whose rights are asked for; older kernels enforce what they know.
 const LANDLOCK: ABI = ABI::V9;
@@ -164,25 +164,25 @@ pub fn confine(confinement: &Confinement, library: &Path) -> SandboxStatus {
     if profile == Sandbox::None {
         return SandboxStatus {
             profile,
-            state: SandboxState::Off,
+            level: SandboxLevel::Off,
             missing,
         };
     }
-    let mut state = SandboxState::On;
+    let mut level = SandboxLevel::On;
     match restrict_files(confinement, library) {
         Ok(Restricted { gaps }) => missing.extend(gaps),
         Err(why) => {
-            state = SandboxState::Degraded;
+            level = SandboxLevel::Degraded;
             missing.push(format!("files are not restricted: {why}"));
         }
     }
     if let Err(why) = restrict_calls(profile) {
-        state = SandboxState::Degraded;
+        level = SandboxLevel::Degraded;
         missing.push(format!("system calls are not restricted: {why}"));
     }
     SandboxStatus {
         profile,
-        state,
+        level,
         missing,
     }
 }
@@ -195,7 +195,7 @@ struct Restricted {
 /// Why Landlock does not hold.
 #[derive(Debug, thiserror::Error)]
 enum Unrestricted {
-    #[error("this kernel has no Landlock")]
+    #[error("this kernel has no Landlock, or the SystemCallFilter= of a unit refuses it")]
     NotBuilt,
     #[error("Landlock is not among the kernel's security modules; boot with lsm=landlock,…")]
     NotEnabled,
