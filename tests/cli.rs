@@ -55,6 +55,7 @@ fn help_names_every_command_and_ends_with_zero() {
         "token",
         "client",
         "install",
+        "renew",
         "list",
         "sync",
         "approve",

@@ -21,7 +21,7 @@ use super::requests::Requests;
 use super::seal::Sealer;
 use super::secrets::Secrets;
 use super::sessions::Sessions;
-use super::signer::{ChallengeKey, Signer};
+use super::signer::{ChallengeKey, SignError, Signer};
 use super::sms::{Gateway, Texts};
 use super::store::keys::{self, KeyPurpose, ServiceKey};
 use super::store::{Store, StoreError};
@@ -40,6 +40,9 @@ pub const CODE_KEY_FILE: &str = "code-key";
 
 /// Length of that key, in bytes.
 pub const CODE_KEY_BYTES: usize = 32;
+
+/// How long the vouched key sets are given again as they are.
+pub const VOUCHED_KEPT: Duration = Duration::from_secs(5 * 60);
 
 /// Why the service cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +110,8 @@ struct Inner {
     sealer: Arc<Sealer>,
     portal: Portal,
     challenge_key: ChallengeKey,
+    /// When the vouched key sets were made, and the sets.
+    vouched: tokio::sync::Mutex<Option<(jiff::Timestamp, Vec<String>)>>,
     outbox: Notify,
 }
 
@@ -134,7 +139,8 @@ impl Service {
         let challenge_key = ChallengeKey::new(
             signer(challenge),
             config.origin.clone(),
-            keys.earlier_challenge.into_iter().map(|key| key.public_key),
+            keys.earlier_challenge.into_iter().map(signer),
+            keys.next_challenge.map(signer),
         )?;
         let issuing = signer(issuing);
         let responder = Responder::new(store.clone(), clock.clone(), issuing.clone(), &certificate);
@@ -247,6 +253,7 @@ impl Service {
             sealer,
             portal: config.portal.clone(),
             challenge_key,
+            vouched: tokio::sync::Mutex::default(),
             outbox: Notify::new(),
         })))
     }
@@ -346,6 +353,22 @@ impl Service {
         &self.0.challenge_key
     }
 
+    /// The key set as the service's keys vouch for it; made anew after [`VOUCHED_KEPT`], so that
+    /// strangers who ask keep no token busy.
+    pub async fn vouched_keys(&self) -> Result<Vec<String>, SignError> {
+        let mut kept = self.0.vouched.lock().await;
+        let now = self.0.clock.now();
+        if let Some((made_at, sets)) = &*kept
+            && *made_at <= now
+            && now < *made_at + VOUCHED_KEPT
+        {
+            return Ok(sets.clone());
+        }
+        let sets = self.0.challenge_key.vouched_sets().await?;
+        *kept = Some((now, sets.clone()));
+        Ok(sets)
+    }
+
     /// Tells the delivery of notices that there may be one.
     pub fn outbox_changed(&self) {
         self.0.outbox.notify_one();
@@ -381,11 +404,12 @@ struct Keys {
     challenge: ServiceKey,
     sealing: ServiceKey,
     earlier_challenge: Vec<ServiceKey>,
+    next_challenge: Option<ServiceKey>,
     earlier_authorities: Vec<Certificate>,
 }
 
 async fn find_keys(store: &Store, now: jiff::Timestamp) -> Result<Keys, StartError> {
-    let (issuing, challenge, sealing, earlier_issuing, earlier_challenge) = store
+    let (issuing, challenge, sealing, earlier_issuing, earlier_challenge, next_challenge) = store
         .read("find keys", move |tx| {
             Box::pin(async move {
                 Ok::<_, StoreError>((
@@ -394,6 +418,7 @@ async fn find_keys(store: &Store, now: jiff::Timestamp) -> Result<Keys, StartErr
                     keys::current(tx, KeyPurpose::Sealing).await?,
                     keys::retired(tx, KeyPurpose::Issuing, now).await?,
                     keys::retired(tx, KeyPurpose::Challenge, now).await?,
+                    keys::next(tx, KeyPurpose::Challenge).await?,
                 ))
             })
         })
@@ -408,6 +433,7 @@ async fn find_keys(store: &Store, now: jiff::Timestamp) -> Result<Keys, StartErr
         challenge: challenge.ok_or(StartError::KeyMissing { what: "challenge" })?,
         sealing: sealing.ok_or(StartError::KeyMissing { what: "sealing" })?,
         earlier_challenge,
+        next_challenge,
         earlier_authorities,
     })
 }

@@ -5,7 +5,7 @@ use crate::base::key::{PublicKey, Scheme, Signature};
 use crate::base::pkcs11::KeyRef;
 use crate::device::{DeviceError, Devices};
 use crate::policy::{self, Purpose, Refusal};
-use crate::statement::{NoKey, Origin};
+use crate::statement::{KeySet, NoKey, Origin};
 
 /// Why the service could not sign.
 #[derive(Debug, thiserror::Error)]
@@ -71,33 +71,51 @@ impl Signer {
 }
 
 /// The key that signs challenges and tickets, as the key set names it.
+///
+/// **Change of keys.** The next key is in the set before it signs, and the one before stays in it
+/// as long as daemons may have pinned nothing else. Each key of the service vouches for the whole
+/// set ([`ChallengeKey::vouched_sets`]), so a daemon that knows any of them learns the others.
 #[derive(Clone)]
 pub struct ChallengeKey {
-    signer: Signer,
     origin: Origin,
+    current: Known,
+    /// Keys that sign no more, but whose signatures are still good.
+    earlier: Vec<Known>,
+    /// The key that takes over next.
+    next: Option<Known>,
+}
+
+/// A key and how the set names it.
+#[derive(Clone)]
+struct Known {
+    signer: Signer,
     jwk: Jwk,
-    /// Keys that sign no more, but whose signatures are still good, by key id.
-    earlier: Vec<(Jwk, PublicKey)>,
+}
+
+impl Known {
+    fn new(signer: Signer) -> Result<Self, InvalidJwk> {
+        let jwk = Jwk::from_public_key(signer.public_key())?;
+        Ok(Self { signer, jwk })
+    }
 }
 
 impl ChallengeKey {
-    /// Takes a P-256 key of the service known as `origin`, and those it had before that are still
-    /// published.
+    /// Takes a P-256 key of the service known as `origin`, those it had before that are still
+    /// published, and the one that comes next.
     pub fn new(
-        signer: Signer,
+        current: Signer,
         origin: Origin,
-        earlier: impl IntoIterator<Item = PublicKey>,
+        earlier: impl IntoIterator<Item = Signer>,
+        next: Option<Signer>,
     ) -> Result<Self, InvalidJwk> {
-        let jwk = Jwk::from_public_key(signer.public_key())?;
-        let earlier = earlier
-            .into_iter()
-            .map(|key| Ok((Jwk::from_public_key(&key)?, key)))
-            .collect::<Result<_, _>>()?;
         Ok(Self {
-            signer,
             origin,
-            jwk,
-            earlier,
+            current: Known::new(current)?,
+            earlier: earlier
+                .into_iter()
+                .map(Known::new)
+                .collect::<Result<_, _>>()?,
+            next: next.map(Known::new).transpose()?,
         })
     }
 
@@ -108,23 +126,41 @@ impl ChallengeKey {
 
     /// The key's id.
     pub fn kid(&self) -> &str {
-        &self.jwk.kid
+        &self.current.jwk.kid
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Known> {
+        std::iter::once(&self.current)
+            .chain(&self.earlier)
+            .chain(&self.next)
     }
 
     /// The key set of the service.
     pub fn set(&self) -> JwkSet {
-        let mut keys = vec![self.jwk.clone()];
-        keys.extend(self.earlier.iter().map(|(jwk, _)| jwk.clone()));
-        JwkSet { keys }
+        JwkSet {
+            keys: self.all().map(|known| known.jwk.clone()).collect(),
+        }
+    }
+
+    /// The key set, vouched for by each key that signs or did, for daemons that have pinned an
+    /// older one; none where there is only one key.
+    pub async fn vouched_sets(&self) -> Result<Vec<String>, SignError> {
+        if self.all().count() < 2 {
+            return Ok(Vec::new());
+        }
+        let mut sets = Vec::new();
+        for known in std::iter::once(&self.current).chain(&self.earlier) {
+            let now = known.signer.clock.now();
+            let input =
+                KeySet::new(self.origin.clone(), self.set(), now).signing_input(&known.jwk.kid)?;
+            sets.push(sign_with(&known.signer, Purpose::KeySet, input).await?);
+        }
+        Ok(sets)
     }
 
     /// Signs a JWS signing input and gives the compact form.
     pub async fn sign(&self, purpose: Purpose, signing_input: String) -> Result<String, SignError> {
-        let signature = self
-            .signer
-            .sign(purpose, Scheme::Es256, signing_input.as_bytes())
-            .await?;
-        Ok(jose::compact(signing_input, &signature))
+        sign_with(&self.current.signer, purpose, signing_input).await
     }
 
     /// The key for an issuer and key id, if they are this one's.
@@ -132,13 +168,20 @@ impl ChallengeKey {
         if *issuer != self.origin {
             return Err(NoKey::Issuer);
         }
-        if kid == self.kid() {
-            return Ok(self.signer.public_key().clone());
-        }
-        self.earlier
-            .iter()
-            .find(|(jwk, _)| jwk.kid == kid)
-            .map(|(_, key)| key.clone())
+        self.all()
+            .find(|known| known.jwk.kid == kid)
+            .map(|known| known.signer.public_key().clone())
             .ok_or(NoKey::Key)
     }
+}
+
+async fn sign_with(
+    signer: &Signer,
+    purpose: Purpose,
+    signing_input: String,
+) -> Result<String, SignError> {
+    let signature = signer
+        .sign(purpose, Scheme::Es256, signing_input.as_bytes())
+        .await?;
+    Ok(jose::compact(signing_input, &signature))
 }

@@ -446,7 +446,7 @@ async fn certificates(daemon: &mut Client, findings: &mut Findings) {
             ("active", Some(end)) if end - now < RENEWAL => findings.warn(
                 name,
                 format!("It is valid until {} only.", local_time(end)),
-                again,
+                format!("Run `opcert renew --service {}`.", certificate.service),
             ),
             ("active", Some(end)) => {
                 findings.ok(name, format!("It is valid until {}.", local_time(end)));

@@ -11,7 +11,7 @@ use super::error::Error;
 use super::input::{Question, Source, secret};
 use super::list::describe;
 use super::output::Output;
-use super::service::{Address, CodeRequest, Computer, Service};
+use super::service::{Address, CodeRequest, Computer, Enroll, Service};
 use super::sync::{self, carry_revocations, carry_secrets};
 use super::{Global, daemon};
 use crate::api::client::Client;
@@ -181,7 +181,13 @@ async fn fresh(
     ticket: &SecretText,
     output: &Output,
 ) -> Result<(Enrolment, Certificates), Error> {
-    let enrolment = begin(arguments, service, daemon, ticket, output).await?;
+    let wanted = Wanted {
+        ticket,
+        token: arguments.token.as_ref(),
+        key_type: arguments.key_type,
+        origin: arguments.service.url.trim_end_matches('/'),
+    };
+    let enrolment = begin(service, daemon, &wanted, output).await?;
     let certificates = certify(arguments, service, ticket, &enrolment, output).await?;
     Ok((enrolment, certificates))
 }
@@ -226,36 +232,62 @@ async fn certify(
     enrolment: &Enrolment,
     output: &Output,
 ) -> Result<Certificates, Error> {
-    let request = from_base64(enrolment.csr.as_bytes()).ok_or(Error::Answer {
+    let request = request_of(enrolment)?;
+    let _progress = output.progress("Having the key certified");
+    service
+        .enroll(Enroll::First, &arguments.operator, ticket, &request)
+        .await
+}
+
+/// The certification request of an enrolment, DER.
+pub(super) fn request_of(enrolment: &Enrolment) -> Result<Vec<u8>, Error> {
+    from_base64(enrolment.csr.as_bytes()).ok_or(Error::Answer {
         who: "the daemon",
         problem: "a certification request that is not base64".into(),
-    })?;
-    let _progress = output.progress("Having the key certified");
-    service.enroll(&arguments.operator, ticket, &request).await
+    })
+}
+
+/// What the daemon is to make a key for.
+pub(super) struct Wanted<'a> {
+    /// The ticket that allows it.
+    pub(super) ticket: &'a SecretText,
+    /// The token; the only one where it is left out.
+    pub(super) token: Option<&'a TokenUri>,
+    /// The kind of key.
+    pub(super) key_type: KeySpec,
+    /// The account service.
+    pub(super) origin: &'a str,
 }
 
 /// Has the daemon make a key and a request for it.
-async fn begin(
-    arguments: &Arguments,
+pub(super) async fn begin(
     service: &mut Service,
     daemon: &mut Client,
-    ticket: &SecretText,
+    wanted: &Wanted<'_>,
     output: &Output,
 ) -> Result<Enrolment, Error> {
+    let enrolled = daemon.certificates().await?.certificates;
+    if enrolled
+        .iter()
+        .any(|certificate| certificate.service == wanted.origin)
+    {
+        // The service is pinned: a change of its keys has to come by a key that is.
+        sync::carry_keys(service, daemon).await?;
+    }
     let keys = service.keys().await?;
     let authorities = service.authorities().await?;
     let enrolment = {
         let _progress = output.progress(&format!(
             "Generating a {} key on the token",
-            arguments.key_type
+            wanted.key_type
         ));
         daemon
             .begin_enrolment(&BeginEnrolment {
-                ticket: ticket.expose().to_owned(),
-                token: arguments.token.as_ref().map(TokenUri::to_string),
-                key_type: arguments.key_type,
+                ticket: wanted.ticket.expose().to_owned(),
+                token: wanted.token.map(TokenUri::to_string),
+                key_type: wanted.key_type,
                 service: ServiceDescription {
-                    origin: arguments.service.origin().to_owned(),
+                    origin: wanted.origin.to_owned(),
                     keys,
                     ca: authorities.iter().map(|der| base64(der)).collect(),
                 },

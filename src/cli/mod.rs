@@ -28,6 +28,7 @@ mod native_host;
 mod operation;
 mod output;
 mod policy;
+mod renew;
 mod service;
 mod status;
 mod sync;
@@ -127,9 +128,11 @@ enum Command {
     NativeHost(native_host::Arguments),
     /// Install an operating certificate.
     Install(install::Arguments),
+    /// Get the successors of operating certificates that end soon.
+    Renew(renew::Arguments),
     /// List the installed operating certificates.
     List,
-    /// Carry the revocation list from the account service to the daemon.
+    /// Carry revocation list and next keys from the account service to the daemon.
     Sync(sync::Arguments),
     /// Have a challenge approved.
     Approve(approve::Arguments),
@@ -238,6 +241,7 @@ async fn run_remote(command: &Command, global: &Global, output: &Output) -> Resu
         Command::NativeHost(arguments) => native_host::run(arguments).await,
         Command::Install(arguments) => install::run(arguments, global, output).await,
         Command::List => list::run(global, output).await,
+        Command::Renew(arguments) => renew::run(arguments, global, output).await,
         Command::Sync(arguments) => sync::run(arguments, global, output).await,
         Command::Approve(arguments) => approve::run(arguments, global, output).await,
         Command::Policy(command) => policy::run(command, global, output).await,

@@ -15,7 +15,7 @@ use super::input::read_file;
 use crate::api::problem::ProblemDocument;
 use crate::base::cms;
 use crate::base::encoding::{base64, base64url, from_base64};
-use crate::base::ids::{AccountId, ComputerId, OperatorId, random};
+use crate::base::ids::{AccountId, ComputerId, OperationId, OperatorId, random};
 use crate::base::jose::JwkSet;
 use crate::base::secret::SecretText;
 use crate::http::client::{Client, ClientError, ClientLimits, Target};
@@ -75,6 +75,38 @@ pub(super) struct CodeSent {
     pub(super) expires_at: Timestamp,
     /// The number, all but its last digits hidden.
     pub(super) sent_to: String,
+}
+
+/// A renewal to be approved by the old key.
+#[derive(Debug, Deserialize)]
+pub(super) struct Renewal {
+    pub(super) operation: RenewalOperation,
+    /// The challenge, compact JWS.
+    pub(super) challenge: String,
+}
+
+/// The operation of a renewal.
+#[derive(Debug, Deserialize)]
+pub(super) struct RenewalOperation {
+    pub(super) id: OperationId,
+}
+
+/// Which certificate a request is for (RFC 7030 section 4.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Enroll {
+    /// One beside others.
+    First,
+    /// The successor of one.
+    Successor,
+}
+
+impl Enroll {
+    fn path(self) -> &'static str {
+        match self {
+            Self::First => "/.well-known/est/simpleenroll",
+            Self::Successor => "/.well-known/est/simplereenroll",
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -184,9 +216,43 @@ impl Service {
         self.ask(Method::POST, path, body).await
     }
 
+    /// Asks for the renewal of a certificate.
+    pub(super) async fn begin_renewal(&mut self, serial: &str) -> Result<Renewal, Error> {
+        #[derive(Serialize)]
+        struct Request<'a> {
+            certificate: &'a str,
+        }
+        let request = Request {
+            certificate: serial,
+        };
+        self.post("/v1/enrolment/renewals", &request).await
+    }
+
+    /// Exchanges the approval of a renewal for a ticket.
+    pub(super) async fn finish_renewal(
+        &mut self,
+        operation: &OperationId,
+        approval: String,
+    ) -> Result<SecretText, Error> {
+        let path = format!("/v1/enrolment/renewals/{operation}/ticket");
+        let issued: Issued = self.submit(&path, approval).await?;
+        Ok(issued.ticket)
+    }
+
+    /// The key sets that the service's keys vouch for; none where there is nothing new.
+    pub(super) async fn vouched_keys(&mut self) -> Result<Vec<String>, Error> {
+        #[derive(Deserialize)]
+        struct Vouched {
+            sets: Vec<String>,
+        }
+        let vouched: Vouched = self.get("/.well-known/opcert-keys").await?;
+        Ok(vouched.sets)
+    }
+
     /// Has a request certified; the ticket is the password (RFC 7030 section 4.2).
     pub(super) async fn enroll(
         &mut self,
+        what: Enroll,
         operator: &OperatorId,
         ticket: &SecretText,
         request: &[u8],
@@ -194,9 +260,7 @@ impl Service {
         let credential = base64(format!("{operator}:{}", ticket.expose()).as_bytes());
         let body = Body::typed("application/pkcs10", base64(request))
             .with_secret(AUTHORIZATION, &format!("Basic {credential}"))?;
-        let answer = self
-            .send(Method::POST, "/.well-known/est/simpleenroll", body)
-            .await?;
+        let answer = self.send(Method::POST, what.path(), body).await?;
         certificates(&answer)
     }
 

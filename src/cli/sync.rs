@@ -1,4 +1,5 @@
-//! `opcert sync`: carries what the daemon cannot fetch itself, as it opens no connection.
+//! `opcert sync`: carries what the daemon cannot fetch itself, as it opens no connection: the
+//! revocation list, the next keys of a service that changes its keys, and API secrets.
 //!
 //! Secrets take two rounds: the daemon's requests bring what is newer than what it has, and once
 //! it has taken that, its next requests say so.
@@ -23,10 +24,10 @@ use crate::wechatpay::MerchantId;
 
 #[derive(Debug, clap::Args)]
 #[command(
-    long_about = "Fetches the revocation list from the account service, and the API secrets of \
-                  merchants that take theirs from it, and hands them to the daemon, which checks \
-                  them. Meant for a timer. With --save, what `opcert verify` needs is left in a \
-                  directory too.",
+    long_about = "Fetches the revocation list from the account service, its next keys where it \
+                  changes them, and the API secrets of merchants that take theirs from it, and \
+                  hands them to the daemon, which checks them. Meant for a timer. With --save, what \
+                  `opcert verify` needs is left in a directory too.",
     after_help = "Examples:\n  \
         opcert sync --service https://accounts.example\n  \
         opcert sync --service https://accounts.example --save published"
@@ -60,6 +61,9 @@ pub(super) async fn run(
     let mut daemon = daemon::control(global).await?;
     let mut service = Service::connect(&arguments.service).await?;
     let revocations = carry_revocations(&mut service, &mut daemon).await?;
+    if carry_keys(&mut service, &mut daemon).await? {
+        output.done("the daemon took the next keys of the account service");
+    }
     let origin = arguments.service.origin();
     let secrets = carry_secrets(&mut service, &mut daemon, origin, output).await?;
     if let Some(folder) = &arguments.save {
@@ -212,4 +216,21 @@ pub(super) async fn carry_revocations(
 ) -> Result<CrlTaken, Error> {
     let list = service.revocation_list().await?;
     Ok(daemon.apply_crl(list).await?)
+}
+
+/// Hands in the next keys of a service that changes its keys; `false` where there are none.
+///
+/// The service gives the set once for each of its keys, as it cannot know which are pinned here.
+pub(super) async fn carry_keys(service: &mut Service, daemon: &mut Client) -> Result<bool, Error> {
+    let mut refused = None;
+    for set in service.vouched_keys().await? {
+        match daemon.replace_keys(set).await.map_err(Error::from) {
+            Ok(_) => return Ok(true),
+            Err(error @ Error::Refused { .. }) if error.code() == "keys-invalid" => {
+                refused = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    refused.map_or(Ok(false), Err)
 }

@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod courier;
 mod losses;
 mod main_path;
 mod people;

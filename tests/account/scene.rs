@@ -491,9 +491,15 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(made: &Made) -> Self {
+        Self::start_in(made, &[])
+    }
+
+    /// With variables in its environment.
+    pub(crate) fn start_in(made: &Made, environment: &[(&'static str, String)]) -> Self {
         let mut child = made
             .command()
             .args(["serve", "--allow-root"])
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .spawn()

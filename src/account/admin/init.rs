@@ -15,7 +15,7 @@ use crate::account::config::{Config, host_and_port};
 use crate::account::issuing::certify_authority;
 use crate::account::service::{CODE_KEY_BYTES, CODE_KEY_FILE};
 use crate::account::signer::Signer;
-use crate::account::store::keys::{self, KeyPurpose, ServiceKey};
+use crate::account::store::keys::{self, KeyPurpose, ServiceKey, Turn};
 use crate::account::store::{Store, StoreError};
 use crate::base::Clock;
 use crate::base::files::{private_directory, write_new};
@@ -227,9 +227,9 @@ async fn make(
     store
         .transaction("name the keys", move |tx| {
             Box::pin(async move {
-                keys::insert(tx, KeyPurpose::Issuing, issuing).await?;
-                keys::insert(tx, KeyPurpose::Challenge, challenge).await?;
-                keys::insert(tx, KeyPurpose::Sealing, sealing).await?;
+                keys::insert(tx, KeyPurpose::Issuing, issuing, Turn::Now).await?;
+                keys::insert(tx, KeyPurpose::Challenge, challenge, Turn::Now).await?;
+                keys::insert(tx, KeyPurpose::Sealing, sealing, Turn::Now).await?;
                 Ok::<_, StoreError>(())
             })
         })

@@ -8,6 +8,7 @@ mod accounts;
 mod certificates;
 mod desk;
 mod init;
+mod keys;
 mod output;
 mod people;
 mod platform_keys;
@@ -85,6 +86,9 @@ enum Command {
     /// Keys of the platform's backend.
     #[command(subcommand)]
     PlatformKey(platform_keys::Command),
+    /// The service's own keys.
+    #[command(subcommand)]
+    Key(keys::Command),
     /// Operating certificates.
     #[command(subcommand)]
     Certificate(certificates::Command),
@@ -341,6 +345,7 @@ fn run(arguments: Arguments, output: &Output) -> Result<(), AdminError> {
                 accounts::approval_rule(command, &config, output).await
             }
             Command::PlatformKey(command) => platform_keys::run(command, &config, output).await,
+            Command::Key(command) => keys::run(command, &config, output).await,
             Command::Certificate(command) => certificates::run(command, &config, output).await,
         }
     })

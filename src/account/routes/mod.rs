@@ -157,6 +157,7 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(operations::approve))
         .routes(routes!(operations::cancel))
         .routes(routes!(published::jwks))
+        .routes(routes!(published::vouched_keys))
         .routes(routes!(published::crl))
         .routes(routes!(published::ocsp))
         .routes(routes!(published::ocsp_get))

@@ -35,6 +35,30 @@ pub async fn jwks(State(service): State<Service>) -> Response {
     response
 }
 
+/// Key sets that the service's own keys vouch for.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct VouchedKeys {
+    /// The present set once for each key that signs or did, as compact JWS of type
+    /// `opcert-keys+jwt`; a daemon takes the one signed by a key that it has pinned. None where
+    /// the service has one key only.
+    pub sets: Vec<String>,
+}
+
+/// The key set, for those who have pinned an older one.
+#[utoipa::path(
+    get,
+    path = "/.well-known/opcert-keys",
+    tag = "published",
+    responses(
+        (status = 200, body = VouchedKeys),
+        (status = 503, description = "token-down, busy", body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+pub async fn vouched_keys(State(service): State<Service>) -> Result<Json<VouchedKeys>, Refused> {
+    let sets = service.vouched_keys().await.map_err(Problem::from)?;
+    Ok(Json(VouchedKeys { sets }))
+}
+
 /// The current revocation list, DER.
 #[utoipa::path(
     get,

@@ -6,17 +6,31 @@ use super::StoreError;
 /// Version, name and text of a migration.
 type Migrations = &'static [(i64, &'static str, &'static str)];
 
-const SQLITE: Migrations = &[(
-    1,
-    "accounts",
-    include_str!("migrations/sqlite/0001_accounts.sql"),
-)];
+const SQLITE: Migrations = &[
+    (
+        1,
+        "accounts",
+        include_str!("migrations/sqlite/0001_accounts.sql"),
+    ),
+    (
+        2,
+        "key rotation",
+        include_str!("migrations/sqlite/0002_key_rotation.sql"),
+    ),
+];
 
-const POSTGRES: Migrations = &[(
-    1,
-    "accounts",
-    include_str!("migrations/postgres/0001_accounts.sql"),
-)];
+const POSTGRES: Migrations = &[
+    (
+        1,
+        "accounts",
+        include_str!("migrations/postgres/0001_accounts.sql"),
+    ),
+    (
+        2,
+        "key rotation",
+        include_str!("migrations/postgres/0002_key_rotation.sql"),
+    ),
+];
 
 /// Which database it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,7 +18,8 @@ pub enum KeyPurpose {
 }
 
 impl KeyPurpose {
-    fn as_str(self) -> &'static str {
+    /// The stable name.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Issuing => "issuing",
             Self::Challenge => "challenge",
@@ -40,17 +41,27 @@ pub struct ServiceKey {
     pub created_at: Timestamp,
 }
 
+/// What a new key does first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// It signs.
+    Now,
+    /// It is published, and signs once [`activate`] says so.
+    Next,
+}
+
 /// Adds a key.
 pub async fn insert(
     tx: &mut Tx<'_>,
     purpose: KeyPurpose,
     key: &ServiceKey,
+    turn: Turn,
 ) -> Result<(), StoreError> {
     tx.execute(
         sqlx::query(
             "INSERT INTO service_keys (fingerprint, purpose, module, label, serial, key_id, spki,
-                                       certificate, created_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+                                       certificate, created_at, waits)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         )
         .bind(crate::base::encoding::hex(&key.public_key.fingerprint()))
         .bind(purpose.as_str())
@@ -60,10 +71,41 @@ pub async fn insert(
         .bind(key.key.id.to_string())
         .bind(key.public_key.spki().to_vec())
         .bind(key.certificate.clone())
-        .bind(millis(key.created_at)),
+        .bind(millis(key.created_at))
+        .bind(i64::from(turn == Turn::Next)),
     )
     .await?;
     Ok(())
+}
+
+/// The key that waits to sign for this purpose.
+pub async fn next(tx: &mut Tx<'_>, purpose: KeyPurpose) -> Result<Option<ServiceKey>, StoreError> {
+    let sql = format!("{SELECT} WHERE purpose = $1 AND waits = 1");
+    tx.optional(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(purpose.as_str()))
+        .await?
+        .map(|row| key(&row))
+        .transpose()
+}
+
+/// Lets the key that waits sign from now on; `false` where none waits. The one before it stays
+/// published until `until`.
+pub async fn activate(
+    tx: &mut Tx<'_>,
+    purpose: KeyPurpose,
+    until: Timestamp,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    if next(tx, purpose).await?.is_none() {
+        return Ok(false);
+    }
+    retire(tx, purpose, until, now).await?;
+    let changed = tx
+        .execute(
+            sqlx::query("UPDATE service_keys SET waits = 0 WHERE purpose = $1 AND waits = 1")
+                .bind(purpose.as_str()),
+        )
+        .await?;
+    Ok(changed == 1)
 }
 
 /// The key that signs for this purpose now.
@@ -71,7 +113,7 @@ pub async fn current(
     tx: &mut Tx<'_>,
     purpose: KeyPurpose,
 ) -> Result<Option<ServiceKey>, StoreError> {
-    let sql = format!("{SELECT} WHERE purpose = $1 AND retired_at IS NULL");
+    let sql = format!("{SELECT} WHERE purpose = $1 AND retired_at IS NULL AND waits = 0");
     tx.optional(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(purpose.as_str()))
         .await?
         .map(|row| key(&row))
@@ -100,24 +142,23 @@ pub async fn retired(
 }
 
 /// Ends the turn of the key that signs now; it stays published until `until`.
-pub async fn retire(
+async fn retire(
     tx: &mut Tx<'_>,
     purpose: KeyPurpose,
     until: Timestamp,
     now: Timestamp,
-) -> Result<bool, StoreError> {
-    let changed = tx
-        .execute(
-            sqlx::query(
-                "UPDATE service_keys SET retired_at = $2, published_until = $3
-                 WHERE purpose = $1 AND retired_at IS NULL",
-            )
-            .bind(purpose.as_str())
-            .bind(millis(now))
-            .bind(millis(until)),
+) -> Result<(), StoreError> {
+    tx.execute(
+        sqlx::query(
+            "UPDATE service_keys SET retired_at = $2, published_until = $3
+             WHERE purpose = $1 AND retired_at IS NULL AND waits = 0",
         )
-        .await?;
-    Ok(changed == 1)
+        .bind(purpose.as_str())
+        .bind(millis(now))
+        .bind(millis(until)),
+    )
+    .await?;
+    Ok(())
 }
 
 const SELECT: &str = "SELECT module, label, serial, key_id, spki, certificate, created_at

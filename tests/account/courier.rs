@@ -1,0 +1,331 @@
+//! The three programs together: the account service, the daemon, and `opcert` between them, as an
+//! operator runs them. Renewal, and a change of the service's keys.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::scene::*;
+use super::support::daemon::Daemon;
+use super::support::softhsm::TestToken;
+
+/// Where Debian's libfaketime is.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+
+/// A wall clock that programs started with it share, and that is set by hand.
+struct WallClock {
+    offset: PathBuf,
+}
+
+impl WallClock {
+    fn new(directory: &Path) -> Self {
+        let clock = Self {
+            offset: directory.join("offset"),
+        };
+        clock.set(0);
+        clock
+    }
+
+    fn set(&self, hours: i64) {
+        // Whole or not at all: programs read it at any time.
+        let next = self.offset.with_extension("next");
+        std::fs::write(&next, format!("{:+}\n", hours * 3600)).unwrap();
+        std::fs::rename(&next, &self.offset).unwrap();
+    }
+
+    fn environment(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("LD_PRELOAD", FAKETIME.to_owned()),
+            ("FAKETIME_TIMESTAMP_FILE", self.offset.display().to_string()),
+            ("FAKETIME_NO_CACHE", "1".to_owned()),
+            // Only the wall clock steps.
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+        ]
+    }
+}
+
+/// A program in pinentry's place whose person agrees to everything.
+fn agreeing(token: &TestToken) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let pinentry = token.directory().join("pinentry");
+    let script = "#!/bin/sh\necho 'OK ready'\nwhile read -r line; do\n  case \"$line\" in\n    \
+                  BYE*) echo OK; exit 0 ;;\n    *) echo OK ;;\n  esac\ndone\n";
+    std::fs::write(&pinentry, script).unwrap();
+    std::fs::set_permissions(&pinentry, std::fs::Permissions::from_mode(0o755)).unwrap();
+    format!("[consent]\npinentry = \"{}\"\n", pinentry.display())
+}
+
+/// The service at an address that stays the same when it is started again.
+fn at_fixed_address() -> (Made, String) {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let made = Made::new();
+    let text = std::fs::read_to_string(&made.config).unwrap();
+    let text = text
+        .replace("https://127.0.0.1:18443", &format!("https://{address}"))
+        .replace("[\"127.0.0.1:0\"]", &format!("[\"{address}\"]"));
+    std::fs::write(&made.config, text).unwrap();
+    (made, format!("https://{address}"))
+}
+
+/// A computer with a daemon, enrolled by `opcert`.
+struct Computer<'a> {
+    daemon: Daemon,
+    token: TestToken,
+    service: String,
+    trust: String,
+    operator: &'static str,
+    environment: &'a [(&'static str, String)],
+}
+
+impl<'a> Computer<'a> {
+    fn new(
+        made: &Made,
+        service: &str,
+        operator: &'static str,
+        environment: &'a [(&'static str, String)],
+    ) -> Self {
+        let token = TestToken::new("computer");
+        let daemon = Daemon::start_in(&token, &agreeing(&token), environment);
+        Self {
+            daemon,
+            token,
+            service: service.to_owned(),
+            operator,
+            trust: made.state().join("server-ca.pem").display().to_string(),
+            environment,
+        }
+    }
+
+    /// `opcert …` with the daemon and, where `serves`, the account service.
+    fn opcert(&self, arguments: &[&str], serves: bool) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_opcert"));
+        command
+            .args(arguments)
+            .arg("--socket")
+            .arg(self.daemon.socket())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if serves {
+            command.args(["--service", &self.service, "--service-ca", &self.trust]);
+        }
+        command
+    }
+
+    fn run(&self, arguments: &[&str], serves: bool) -> String {
+        succeed(&mut self.opcert(arguments, serves))
+    }
+
+    fn install(&self, running: &Running) {
+        let password = self.token.directory().join("password");
+        opcert::base::files::write_new(&password, PASSWORD.as_bytes(), 0o600).unwrap();
+        let mut install = self.opcert(&["install"], true);
+        install
+            .args(["--account", "acme", "--operator", self.operator])
+            .args(["--computer-name", "desk", "--code-file", "-"])
+            .arg("--password-file")
+            .arg(&password);
+        let mut child = install
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let text = running.lines.recv_timeout(Duration::from_secs(60)).unwrap();
+        let code = &text.split("opcert code ").nth(1).unwrap()[..6];
+        let mut input = child.stdin.take().unwrap();
+        writeln!(input, "{code}").unwrap();
+        drop(input);
+        let output = child.wait_with_output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{error}");
+    }
+
+    /// What is installed: serial number and standing of each certificate.
+    fn certificates(&self) -> Vec<(String, String)> {
+        let list = self.run(&["list", "--json"], false);
+        let list: Value = serde_json::from_str(&list).unwrap();
+        let certificates = list["certificates"].as_array().unwrap();
+        certificates
+            .iter()
+            .map(|one| {
+                let text = |name: &str| one[name].as_str().unwrap().to_owned();
+                (text("serial"), text("standing"))
+            })
+            .collect()
+    }
+
+    /// Has a withdrawal approved: by which key the challenge was signed, or why it was not.
+    fn approve(&self, made: &Made) -> Result<String, String> {
+        let path = |name: &str| self.token.directory().join(name).display().to_string();
+        let key = self.token.directory().join("platform-key");
+        std::fs::write(&key, &made.platform_key).unwrap();
+        std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .unwrap();
+        let (challenge, approval) = (path("challenge.jws"), path("approval.jws"));
+        let create = [
+            "operation",
+            "create",
+            "--key-file",
+            &path("platform-key"),
+            "--account",
+            "acme",
+            "--operator",
+            self.operator,
+            "--kind",
+            "withdrawal",
+            "--amount",
+            "100000",
+            "--currency",
+            "CNY",
+            "--payee",
+            "Acme Ltd",
+            "--reference",
+            "W-1",
+            "--out",
+            &challenge,
+            "--json",
+        ];
+        let created = self.run(&create, true);
+        let created: Value = serde_json::from_str(&created).unwrap();
+        let approve = ["approve", "--challenge", &challenge, "--out", &approval];
+        let (code, _, error) = run(&mut self.opcert(&approve, false), "");
+        if code != 0 {
+            return Err(error);
+        }
+        let id = created["operation"]["id"]
+            .as_str()
+            .unwrap_or_else(|| panic!("{created}"));
+        self.run(&["operation", "submit", id, &approval], true);
+        let text = std::fs::read_to_string(&challenge).unwrap();
+        let header = text.split('.').next().unwrap();
+        let header = opcert::base::encoding::from_base64url(header).unwrap();
+        let header: Value = serde_json::from_slice(&header).unwrap();
+        Ok(header["kid"].as_str().unwrap().to_owned())
+    }
+}
+
+#[test]
+fn a_certificate_is_renewed_with_its_old_key() {
+    if !Path::new(FAKETIME).exists() {
+        println!("skipped: {FAKETIME} is not installed");
+        return;
+    }
+    let (made, service) = at_fixed_address();
+    let mut config = std::fs::OpenOptions::new()
+        .append(true)
+        .open(&made.config)
+        .unwrap();
+    writeln!(config, "\n[certificates]\nvalidity-days = 1").unwrap();
+    drop(config);
+    let clock = WallClock::new(made.token.directory());
+    let environment = clock.environment();
+    let running = Running::start_in(&made, &environment);
+    let computer = Computer::new(&made, &service, "alice", &environment);
+    computer.install(&running);
+    let [(first, _)] = &computer.certificates()[..] else {
+        panic!("one certificate");
+    };
+
+    // Too early: a timer finds nothing to do, a person who insists is told from when on.
+    let said = computer.run(&["renew"], true);
+    assert!(said.contains("No certificate can be renewed yet"), "{said}");
+    let (code, _, error) = run(
+        &mut computer.opcert(&["renew", "--serial", first], true),
+        "",
+    );
+    assert_ne!(code, 0);
+    assert!(error.contains("renewal-too-early"), "{error}");
+
+    // In the last third the old key approves, without password or code.
+    clock.set(17);
+    let said = computer.run(&["renew"], true);
+    assert!(said.contains("alice"), "{said}");
+    let after = computer.certificates();
+    assert_eq!(after.len(), 2, "{after:?}");
+    assert_eq!(after[0], (first.clone(), "superseded".to_owned()));
+    assert_eq!(after[1].1, "active");
+    let listed = succeed(
+        made.command()
+            .args(["--json", "certificate", "list", "--account", "acme"])
+            .envs(environment.iter().map(|(name, value)| (name, value))),
+    );
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
+
+    // The new one signs when the old one is over, and is left alone until its own last third.
+    clock.set(25);
+    computer.approve(&made).unwrap();
+    let said = computer.run(&["renew"], true);
+    assert!(said.contains("No certificate can be renewed yet"), "{said}");
+    running.stop();
+}
+
+#[test]
+fn the_challenge_key_changes_and_daemons_follow() {
+    let (made, service) = at_fixed_address();
+    let keys = |made: &Made| -> Vec<(String, String)> {
+        let list = succeed(made.command().args(["--json", "key", "list"]));
+        let list: Value = serde_json::from_str(&list).unwrap();
+        list.as_array()
+            .unwrap()
+            .iter()
+            .filter(|key| key["purpose"] == "challenge")
+            .map(|key| {
+                let text = |name: &str| key[name].as_str().unwrap().to_owned();
+                (text("state"), text("fingerprint"))
+            })
+            .collect()
+    };
+    let running = Running::start(&made);
+    let early = Computer::new(&made, &service, "alice", &[]);
+    let late = Computer::new(&made, &service, "bob", &[]);
+    early.install(&running);
+    late.install(&running);
+    let old = early.approve(&made).unwrap();
+
+    // Nothing to activate, then one next key and no second.
+    let activate = ["key", "activate", "--overlap-days", "7"];
+    let (code, _, error) = run(made.command().args(activate), "");
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("key rotate"), "{error}");
+    succeed(made.command().args(["key", "rotate"]));
+    let (code, _, error) = run(made.command().args(["key", "rotate"]), "");
+    assert_eq!(code, 1, "{error}");
+    let listed = keys(&made);
+    assert_eq!(listed[0].0, "signs");
+    assert_eq!(listed[1].0, "next");
+
+    // Published before it signs: whoever synchronises meets it, by the word of the old one.
+    running.stop();
+    let running = Running::start(&made);
+    early.run(&["sync"], true);
+    assert_eq!(early.approve(&made).unwrap(), old);
+
+    // It signs. The computer that has met it does not notice; the other one has to synchronise.
+    succeed(made.command().args(activate));
+    running.stop();
+    let running = Running::start(&made);
+    let new = early.approve(&made).unwrap();
+    assert_ne!(new, old);
+    let refused = late.approve(&made).unwrap_err();
+    assert!(refused.contains("challenge-"), "{refused}");
+    late.run(&["sync"], true);
+    assert_eq!(late.approve(&made).unwrap(), new);
+
+    let states: Vec<String> = keys(&made).into_iter().map(|key| key.0).collect();
+    assert_eq!(states, ["signs", "still published"]);
+    running.stop();
+    let trail = made.state().join("admin-audit");
+    let records = succeed(
+        Command::new(env!("CARGO_BIN_EXE_opcert"))
+            .args(["audit", "show", "--json"])
+            .arg(&trail),
+    );
+    for kind in ["service-key-made", "service-key-activated"] {
+        assert!(records.contains(kind), "{kind}: {records}");
+    }
+}
