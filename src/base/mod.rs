@@ -16,6 +16,7 @@ pub mod memory;
 pub mod pkcs11;
 pub mod secret;
 pub mod sysexits;
+pub mod tree;
 pub mod x509;
 
 pub use clock::Clock;

@@ -23,9 +23,9 @@ use super::output::{Mood, Output};
 use crate::audit::snapshot;
 use crate::audit::verify::verify;
 use crate::base::Clock;
-use crate::base::encoding::{hex, sha256};
 use crate::base::files::{FileError, sync_directory, write_new};
 use crate::base::sysexits::EX_OK;
+use crate::base::tree::{self, copy, digests, entries, make, own_as};
 use crate::config::daemon::Config;
 
 /// What is not the daemon's: tokens in software, and what a restore put aside.
@@ -115,7 +115,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
     let manifest = Manifest {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         time: format!("{:.0}", Clock::system().now()),
-        files: digests(to)?,
+        files: digests(to, MANIFEST)?,
         records: summary.records,
     };
     let text =
@@ -199,23 +199,8 @@ fn check(from: &Path) -> Result<Manifest, Error> {
     };
     let manifest: Manifest = serde_json::from_slice(&bytes)
         .map_err(|error| broken(format!("{} is no manifest: {error}", path.display())))?;
-    let found = digests(from)?;
-    for (name, digest) in &manifest.files {
-        match found.get(name) {
-            None => return Err(broken(format!("{name} is missing from the backup"))),
-            Some(other) if other != digest => {
-                return Err(broken(format!("{name} of the backup was changed")));
-            }
-            Some(_) => {}
-        }
-    }
-    if let Some(extra) = found
-        .keys()
-        .find(|name| !manifest.files.contains_key(*name))
-    {
-        return Err(broken(format!(
-            "{extra} was not in the backup when it was made"
-        )));
+    if let Some(what) = tree::difference(&manifest.files, &digests(from, MANIFEST)?) {
+        return Err(broken(what));
     }
     let _sound = verify(&from.join("state").join(AUDIT)).map_err(refused)?;
     Ok(manifest)
@@ -264,8 +249,8 @@ fn still_copy(from: &Path, to: &Path) -> Result<(), Error> {
             match copy(path, &target) {
                 Ok(()) => made.push(target),
                 // Replaced or removed meanwhile.
-                Err(Error::File(FileError::Unreadable { .. })) if !path.exists() => gone = true,
-                Err(error) => return Err(error),
+                Err(FileError::Unreadable { .. }) if !path.exists() => gone = true,
+                Err(error) => return Err(error.into()),
             }
         }
         if !gone && look(from)? == before {
@@ -321,83 +306,12 @@ fn is_temporary(path: &Path) -> bool {
         .is_some_and(|name| name.as_encoded_bytes().starts_with(b".new-"))
 }
 
-/// SHA-256 of every file but the manifest, by its path.
-fn digests(directory: &Path) -> Result<BTreeMap<String, String>, Error> {
-    let mut found = BTreeMap::new();
-    let mut open = vec![directory.to_owned()];
-    while let Some(place) = open.pop() {
-        for path in entries(&place)? {
-            if path.is_dir() {
-                open.push(path);
-                continue;
-            }
-            let name = path.strip_prefix(directory).unwrap_or(&path);
-            if name != Path::new(MANIFEST) {
-                let bytes = fs::read(&path).map_err(unreadable(&path))?;
-                found.insert(name.display().to_string(), hex(&sha256(&bytes)));
-            }
-        }
-    }
-    Ok(found)
-}
-
-/// Gives everything below `directory` to the owner of `like`; only root can, and only root needs to.
-fn own_as(directory: &Path, like: &Path) -> Result<(), Error> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    let owner = fs::metadata(like).map_err(unreadable(like))?;
-    let mut open = vec![directory.to_owned()];
-    while let Some(place) = open.pop() {
-        for path in entries(&place)? {
-            std::os::unix::fs::lchown(&path, Some(owner.uid()), Some(owner.gid()))
-                .map_err(unwritable(&path))?;
-            if path.is_dir() {
-                open.push(path);
-            }
-        }
-    }
-    Ok(())
-}
-
-fn entries(directory: &Path) -> Result<Vec<PathBuf>, Error> {
-    let mut paths = fs::read_dir(directory)
-        .and_then(|entries| {
-            entries
-                .map(|entry| entry.map(|entry| entry.path()))
-                .collect::<io::Result<Vec<_>>>()
-        })
-        .map_err(unreadable(directory))?;
-    paths.sort_unstable();
-    Ok(paths)
-}
-
-fn make(directory: &Path) -> Result<(), Error> {
-    DirBuilder::new()
-        .mode(0o700)
-        .create(directory)
-        .map_err(unwritable(directory))
-}
-
-fn copy(from: &Path, to: &Path) -> Result<(), Error> {
-    let bytes = fs::read(from).map_err(unreadable(from))?;
-    if let Some(parent) = to.parent() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(parent)
-            .map_err(unwritable(parent))?;
-    }
-    write_new(to, &bytes, 0o600)?;
-    Ok(())
-}
-
 fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
-    move |source| Error::File(FileError::Unreadable { path, source })
+    move |source| Error::File(tree::unreadable(&path)(source))
 }
 
 fn unwritable(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
-    move |source| Error::File(FileError::Unwritable { path, source })
+    move |source| Error::File(tree::unwritable(&path)(source))
 }

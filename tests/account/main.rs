@@ -13,3 +13,4 @@ mod people;
 mod pki;
 mod scene;
 mod secrets;
+mod upkeep;

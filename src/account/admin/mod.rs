@@ -5,8 +5,10 @@
 //! the service keeps its trail locked while it runs.
 
 mod accounts;
+mod backup;
 mod certificates;
 mod desk;
+mod doctor;
 mod init;
 mod keys;
 mod output;
@@ -28,6 +30,7 @@ use super::service::StartError;
 use super::store::{Store, StoreError};
 use crate::api::problem::Code;
 use crate::audit::AuditError;
+use crate::audit::verify::VerifyError;
 use crate::base::files::FileError;
 use crate::base::memory::{lock_all, undumpable};
 use crate::base::sysexits::{
@@ -89,6 +92,20 @@ enum Command {
     /// The service's own keys.
     #[command(subcommand)]
     Key(keys::Command),
+    /// Copy what has to survive to a new directory, while the service runs.
+    Backup {
+        /// The directory to make.
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+    /// Put a backup in the place of what is there, while no service runs.
+    Restore {
+        /// The backup.
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+    /// Look for what is wrong and name the command that mends it.
+    Doctor,
     /// Operating certificates.
     #[command(subcommand)]
     Certificate(certificates::Command),
@@ -150,6 +167,27 @@ pub enum AdminError {
         /// What.
         what: String,
     },
+    /// A backup is not whole, or not of this service.
+    #[error("the backup cannot be used: {problem}")]
+    Backup {
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// An audit trail of a backup is not sound.
+    #[error("an audit trail cannot be used")]
+    Trail(#[from] VerifyError),
+    /// A process works on the state directory.
+    #[error("a service or a command uses {}", directory.display())]
+    Running {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// The doctor found something broken, and has said so.
+    #[error("{broken} checks failed")]
+    Broken {
+        /// How many.
+        broken: usize,
+    },
     /// An argument or input has no meaning.
     #[error("{what} {problem}")]
     Input {
@@ -205,12 +243,15 @@ impl AdminError {
             Self::File(_) => EX_CONFIG,
             Self::Store(StoreError::Schema { .. } | StoreError::Unsupported { .. }) => EX_CONFIG,
             Self::Store(_) => EX_IOERR,
-            Self::Audit(AuditError::Locked { .. }) => EX_TEMPFAIL,
+            Self::Audit(AuditError::Locked { .. }) | Self::Running { .. } => EX_TEMPFAIL,
             Self::Audit(_) | Self::Terminal(_) => EX_IOERR,
             Self::Device(_) => EX_UNAVAILABLE,
             Self::Root => EX_NOPERM,
-            Self::Exists { .. } | Self::Missing { .. } => EX_FAILED,
-            Self::Password(_) | Self::Input { .. } => EX_DATAERR,
+            Self::Exists { .. } | Self::Missing { .. } | Self::Broken { .. } => EX_FAILED,
+            Self::Password(_)
+            | Self::Input { .. }
+            | Self::Backup { .. }
+            | Self::Trail(_) => EX_DATAERR,
             Self::Issuing(_) | Self::X509(_) | Self::Logging(_) => EX_SOFTWARE,
         }
     }
@@ -266,6 +307,11 @@ impl AdminError {
             }
             Self::Exists { .. } => "Nothing was changed. Choose another name or path.".into(),
             Self::Missing { .. } => "Check the name.".into(),
+            Self::Backup { .. } | Self::Trail(_) => "Use another backup.".into(),
+            Self::Running { .. } => {
+                "Stop it first, for instance with `systemctl stop opcert-accountd`.".into()
+            }
+            Self::Broken { .. } => "Do what stands beside each of them.".into(),
             Self::Password(_) => "Choose another password.".into(),
             Self::Root => "Start it as a user of its own, as its systemd unit does, or pass \
                            --allow-root."
@@ -322,10 +368,14 @@ fn run(arguments: Arguments, output: &Output) -> Result<(), AdminError> {
         if let Command::Config(command) = arguments.command {
             return show_config(&command, &loaded, output);
         }
+        if let Command::Backup { directory } = &arguments.command {
+            telemetry::start(loaded.config.log)?;
+            return backup::backup(directory, &loaded, &arguments.config, output).await;
+        }
         let config = loaded.config;
         telemetry::start(config.log)?;
         match arguments.command {
-            Command::Init(_) | Command::Config(_) => Ok(()),
+            Command::Init(_) | Command::Config(_) | Command::Backup { .. } => Ok(()),
             Command::Serve { .. } => {
                 if let Err(error) = lock_all() {
                     tracing::warn!(
@@ -345,6 +395,8 @@ fn run(arguments: Arguments, output: &Output) -> Result<(), AdminError> {
                 accounts::approval_rule(command, &config, output).await
             }
             Command::PlatformKey(command) => platform_keys::run(command, &config, output).await,
+            Command::Restore { directory } => backup::restore(&directory, &config, output).await,
+            Command::Doctor => doctor::run(&config, output).await,
             Command::Key(command) => keys::run(command, &config, output).await,
             Command::Certificate(command) => certificates::run(command, &config, output).await,
         }

@@ -1,6 +1,8 @@
 //! What differs between the databases: addresses, settings of a connection, how a transaction
 //! begins, migrations.
 
+use std::path::PathBuf;
+
 use super::StoreError;
 
 /// Version, name and text of a migration.
@@ -59,6 +61,13 @@ impl Backend {
                 url: without_password(url),
             })
         }
+    }
+
+    /// The file of the database, where it is one.
+    pub(super) fn file(self, url: &str) -> Option<PathBuf> {
+        let rest = url.strip_prefix("sqlite:")?;
+        let path = rest.split_once('?').map_or(rest, |(path, _)| path);
+        Some(path.strip_prefix("//").unwrap_or(path).into())
     }
 
     /// The address that makes the database where it is missing; a server's must be there.

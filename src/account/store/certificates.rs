@@ -562,6 +562,13 @@ pub async fn revocations(tx: &mut Tx<'_>) -> Result<i64, StoreError> {
     .get(0)
 }
 
+/// When the newest certificate was issued.
+pub async fn newest_issue(tx: &mut Tx<'_>) -> Result<Option<Timestamp>, StoreError> {
+    tx.one(sqlx::query("SELECT MAX(issued_at) FROM certificates"))
+        .await?
+        .optional_time(0)
+}
+
 /// A revocation list that was signed.
 #[derive(Debug, Clone)]
 pub struct StoredCrl {

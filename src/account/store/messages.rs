@@ -103,3 +103,12 @@ pub async fn forget(tx: &mut Tx<'_>, since: Timestamp) -> Result<u64, StoreError
     tx.execute(sqlx::query("DELETE FROM sms_messages WHERE created_at < $1").bind(millis(since)))
         .await
 }
+
+/// How many texts the gateway did not take.
+pub async fn failed(tx: &mut Tx<'_>) -> Result<i64, StoreError> {
+    tx.one(sqlx::query(
+        "SELECT COUNT(*) FROM sms_messages WHERE state = 'failed'",
+    ))
+    .await?
+    .get(0)
+}

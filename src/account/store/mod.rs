@@ -35,7 +35,7 @@ pub mod sessions;
 
 use std::future::Future;
 use std::marker::PhantomData;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -280,6 +280,30 @@ impl Store {
                 }
             }
         }
+    }
+
+    /// The schema version that this program needs, for the database at `url`.
+    pub fn needed(url: &str) -> Result<i64, StoreError> {
+        Ok(Backend::of(url)?.needed())
+    }
+
+    /// The file of an SQLite database; `None` where the database is a server's.
+    pub fn file(url: &str) -> Result<Option<PathBuf>, StoreError> {
+        Ok(Backend::of(url)?.file(url))
+    }
+
+    /// Writes the database as it is at one instant to the file `to`, which is empty or not there,
+    /// while others go on with it. For SQLite only; a server has its own tools for that.
+    pub async fn copy_to(&self, to: &Path) -> Result<(), StoreError> {
+        sqlx::query("VACUUM INTO $1")
+            .bind(to.display().to_string())
+            .execute(&self.pool)
+            .await
+            .map_err(|source| StoreError::Query {
+                during: "copy database",
+                source,
+            })?;
+        Ok(())
     }
 
     /// Whether the database answers.

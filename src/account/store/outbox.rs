@@ -309,6 +309,17 @@ pub async fn next_due(tx: &mut Tx<'_>, busy: &[String]) -> Result<Option<Timesta
     tx.one(query).await?.optional_time(0)
 }
 
+/// How many deliveries were given up, those of ended subscriptions left out.
+pub async fn abandoned(tx: &mut Tx<'_>) -> Result<i64, StoreError> {
+    tx.one(sqlx::query(
+        "SELECT COUNT(*) FROM outbox o WHERE abandoned_at IS NOT NULL
+         AND NOT EXISTS (SELECT 1 FROM subscriptions s
+                         WHERE s.id = o.subscription AND s.ended_at IS NOT NULL)",
+    ))
+    .await?
+    .get(0)
+}
+
 /// Where a delivery stands.
 #[derive(Debug, Clone)]
 pub struct Delivery {
