@@ -20,6 +20,7 @@ pub mod service;
 pub mod strict;
 pub mod text;
 pub mod ticket;
+pub mod verifier;
 
 pub use approval::{
     Approval, ApprovalDraft, ApprovalError, ApprovalHeader, Consent, ConsentMethod, statement_in,
@@ -34,3 +35,4 @@ pub use sealed_secret::{SealedSecret, SecretKind};
 pub use secret_request::{SecretRequest, SecretRequestClaims, SecretRequestError};
 pub use service::{NoKey, ServiceError};
 pub use ticket::{Ticket, TicketClaims, TicketPurpose};
+pub use verifier::{Verifier, VerifierError};

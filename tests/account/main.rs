@@ -11,6 +11,7 @@ mod losses;
 mod main_path;
 mod people;
 mod pki;
+mod relying;
 mod scene;
 mod secrets;
 mod upkeep;

@@ -195,6 +195,23 @@ def the_client_certificate_chains_to_the_local_ca():
     assert (KEPT / "client-key.pem").stat().st_mode & 0o077 == 0
 
 
+def the_documented_script_verifies_it_and_nothing_else():
+    page = (pathlib.Path(__file__).parent / "../../docs/verify-approvals.md").read_text()
+    script = page.split("```python\n")[1].split("```")[0]
+    asked = json.loads(payload(read("challenge.jws")))
+    with tempfile.TemporaryDirectory() as folder:
+        program = pathlib.Path(folder) / "verify.py"
+        program.write_text(script)
+        arguments = [KEPT / name for name in ("ca.pem", "crl.der", "challenge.jws")]
+        command = [sys.executable, program, asked["iss"], *arguments]
+        assert json.loads(run(*command, KEPT / "approval.jws")) == asked["statement"]
+        parts = read("approval.jws").split(".")
+        parts[2] = parts[2][::-1]
+        damaged = pathlib.Path(folder) / "approval.jws"
+        damaged.write_text(".".join(parts))
+        assert "the signature" in run(*command, damaged, expect=1)
+
+
 CHECKS = [
     the_challenge_is_a_jws_of_the_published_key,
     the_approval_is_a_jws_of_the_certified_key,
@@ -205,6 +222,7 @@ CHECKS = [
     opcert_verifies_offline_and_notices_damage,
     opcert_finds_a_damaged_record,
     the_client_certificate_chains_to_the_local_ca,
+    the_documented_script_verifies_it_and_nothing_else,
 ]
 
 failed = 0
