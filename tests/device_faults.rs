@@ -960,7 +960,7 @@ async fn a_pin_is_checked_in_turn_and_not_for_who_has_left() {
     let typed = Some(Pin::new(rig.token.pin.clone()));
     let refused = rig.devices.check_pin(id, typed, limit).await;
     assert!(
-        matches!(refused, Err(DeviceError::LoginUnderWay { .. })),
+        matches!(refused, Err(DeviceError::PinUnderWay { .. })),
         "{refused:?}"
     );
     slow.await.expect("no panic").expect("the right PIN");

@@ -199,7 +199,6 @@ impl Service {
         };
         let vault = Vault::new(
             devices.clone(),
-            clock.clone(),
             keys.sealing.key,
             &keys.sealing.public_key,
             sealer.clone(),
@@ -364,7 +363,7 @@ impl Service {
         {
             return Ok(sets.clone());
         }
-        let sets = self.0.challenge_key.vouched_sets().await?;
+        let sets = self.0.challenge_key.vouched_sets(now).await?;
         *kept = Some((now, sets.clone()));
         Ok(sets)
     }

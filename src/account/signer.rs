@@ -1,5 +1,7 @@
 //! The keys of the service: where they are, and how anything gets signed with them.
 
+use jiff::Timestamp;
+
 use crate::base::jose::{self, InvalidJwk, Jwk, JwkSet};
 use crate::base::key::{PublicKey, Scheme, Signature};
 use crate::base::pkcs11::KeyRef;
@@ -144,13 +146,12 @@ impl ChallengeKey {
 
     /// The key set, vouched for by each key that signs or did, for daemons that have pinned an
     /// older one; none where there is only one key.
-    pub async fn vouched_sets(&self) -> Result<Vec<String>, SignError> {
+    pub async fn vouched_sets(&self, now: Timestamp) -> Result<Vec<String>, SignError> {
         if self.all().count() < 2 {
             return Ok(Vec::new());
         }
         let mut sets = Vec::new();
         for known in std::iter::once(&self.current).chain(&self.earlier) {
-            let now = known.signer.clock.now();
             let input =
                 KeySet::new(self.origin.clone(), self.set(), now).signing_input(&known.jwk.kid)?;
             sets.push(sign_with(&known.signer, Purpose::KeySet, input).await?);

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use super::seal::{Sealer, Unsealable};
 use super::store::secrets::Secret;
-use crate::base::Clock;
 use crate::base::jwe::{Jwe, JweError, RsaJwk};
 use crate::base::key::PublicKey;
 use crate::base::pkcs11::KeyRef;
@@ -43,7 +42,6 @@ pub enum VaultError {
 #[derive(Clone)]
 pub struct Vault {
     devices: Devices,
-    clock: Clock,
     key: KeyRef,
     public: RsaJwk,
     sealer: Arc<Sealer>,
@@ -53,14 +51,12 @@ impl Vault {
     /// With the RSA key `key` on the token.
     pub fn new(
         devices: Devices,
-        clock: Clock,
         key: KeyRef,
         public: &PublicKey,
         sealer: Arc<Sealer>,
     ) -> Result<Self, JweError> {
         Ok(Self {
             devices,
-            clock,
             key,
             public: RsaJwk::from_public_key(public)?,
             sealer,

@@ -283,7 +283,11 @@ async fn database(config: &Config, findings: &mut Findings) -> Option<Seen> {
         .read("look at everything", |tx| {
             Box::pin(async move {
                 let mut found = Vec::new();
-                for purpose in [KeyPurpose::Issuing, KeyPurpose::Challenge] {
+                for purpose in [
+                    KeyPurpose::Issuing,
+                    KeyPurpose::Challenge,
+                    KeyPurpose::Sealing,
+                ] {
                     let current = keys::current(tx, purpose).await?;
                     let next = keys::next(tx, purpose).await?;
                     found.extend(current.map(|key| (purpose, key)));
@@ -391,20 +395,25 @@ async fn service_keys(
         let name = match purpose {
             KeyPurpose::Issuing => "issuing key",
             KeyPurpose::Challenge => "challenge key",
+            KeyPurpose::Sealing => "sealing key",
         };
-        let signer = Signer::new(
-            devices.clone(),
-            clock.clone(),
-            key.key.clone(),
-            key.public_key.clone(),
-        );
+        let fingerprint = hex(&key.public_key.fingerprint());
+        if *purpose == KeyPurpose::Sealing {
+            // It signs nothing, and opens what the service sealed only.
+            match devices.public_key(&key.key).await {
+                Ok(found) if found == key.public_key => {
+                    findings.ok(name, format!("{fingerprint} is there"));
+                }
+                Ok(_) => findings.fail(name, "the token has another key".to_owned(), ACTION),
+                Err(error) => findings.fail(name, Chain(&error).to_string(), ACTION),
+            }
+            continue;
+        }
+        let signer = Signer::new(devices.clone(), key.key.clone(), key.public_key.clone());
         let scheme = key.public_key.default_scheme();
         let message = [SELF_TEST_PREFIX, b"opcert-accountd doctor"].concat();
         match signer.sign(Purpose::SelfTest, scheme, &message).await {
-            Ok(_) => findings.ok(
-                name,
-                format!("{} signs", hex(&key.public_key.fingerprint())),
-            ),
+            Ok(_) => findings.ok(name, format!("{fingerprint} signs")),
             Err(error) => findings.fail(name, Chain(&error).to_string(), ACTION),
         }
         match key.certificate.as_deref().map(Certificate::from_der) {

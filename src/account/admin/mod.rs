@@ -248,10 +248,9 @@ impl AdminError {
             Self::Device(_) => EX_UNAVAILABLE,
             Self::Root => EX_NOPERM,
             Self::Exists { .. } | Self::Missing { .. } | Self::Broken { .. } => EX_FAILED,
-            Self::Password(_)
-            | Self::Input { .. }
-            | Self::Backup { .. }
-            | Self::Trail(_) => EX_DATAERR,
+            Self::Password(_) | Self::Input { .. } | Self::Backup { .. } | Self::Trail(_) => {
+                EX_DATAERR
+            }
             Self::Issuing(_) | Self::X509(_) | Self::Logging(_) => EX_SOFTWARE,
         }
     }
