@@ -394,6 +394,11 @@ fn a_pin_for_one_approval_is_typed_on_a_device_that_has_keys() {
     std::fs::write(daemon.config(), with_keypad).unwrap();
     faulty.keypad(&token.pin);
     daemon.crash_and_restart();
+    // It is never logged in without a person, who is asked to type on it.
+    let unlock = json!({ "uri": token.uri().to_string() });
+    daemon
+        .control(Method::POST, "/v1/tokens/unlock", &unlock)
+        .ok();
 
     let challenge = service.challenge(&withdrawal("alice"), |_| ());
     let answer = approve(&daemon, &careful, &challenge).ok();

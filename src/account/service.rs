@@ -388,7 +388,8 @@ impl Service {
     }
 }
 
-fn read_code_key(state_directory: &Path) -> Result<SecretBytes, StartError> {
+/// Reads the key in the state directory.
+pub(super) fn read_code_key(state_directory: &Path) -> Result<SecretBytes, StartError> {
     let path = state_directory.join(CODE_KEY_FILE);
     let bytes = read_checked(&path, Readers::Owner, CODE_KEY_BYTES as u64)?;
     if bytes.len() == CODE_KEY_BYTES {

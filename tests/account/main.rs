@@ -14,4 +14,5 @@ mod pki;
 mod relying;
 mod scene;
 mod secrets;
+mod transfer;
 mod upkeep;

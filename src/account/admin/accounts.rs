@@ -1,11 +1,13 @@
 //! `account` and `approval-rule`.
 
+use std::path::PathBuf;
+
 use clap::Subcommand;
 use serde_json::json;
 
-use super::AdminError;
 use super::desk::{change, look};
 use super::output::{Output, table};
+use super::{AdminError, transfer};
 use crate::account::config::Config;
 use crate::account::store::accounts;
 use crate::base::ids::AccountId;
@@ -26,6 +28,27 @@ pub(super) enum AccountCommand {
     },
     /// List the accounts.
     List,
+    /// Write an account as JSON lines, to be taken to another database.
+    #[command(
+        after_help = "What is under way stays here: codes, operations, requests with their \
+                            papers; so do API secrets, which only this service's token opens. \
+                            Password hashes are sealed with code-key."
+    )]
+    Export {
+        /// The account.
+        id: AccountId,
+        /// The file to make.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Take over an account that `account export` wrote.
+    Import {
+        /// The file.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        #[command(flatten)]
+        how: transfer::TakeOver,
+    },
     /// Change what an account has chosen.
     Set {
         /// The account.
@@ -83,6 +106,8 @@ pub(super) async fn account(
     match command {
         AccountCommand::Create { id, name } => create(&id, &name, config, output).await,
         AccountCommand::List => list(config, output).await,
+        AccountCommand::Export { id, out } => transfer::export(&id, &out, config, output).await,
+        AccountCommand::Import { file, how } => transfer::import(&file, how, config, output).await,
         AccountCommand::Set {
             id,
             name,

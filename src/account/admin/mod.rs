@@ -15,6 +15,7 @@ mod output;
 mod people;
 mod platform_keys;
 mod secrets;
+mod transfer;
 mod trial;
 
 use std::path::PathBuf;
@@ -167,6 +168,15 @@ pub enum AdminError {
         /// What.
         what: String,
     },
+    /// An export is not whole, or cannot be taken over here.
+    #[error("the export cannot be used: {problem}")]
+    Export {
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The service cannot be opened.
+    #[error(transparent)]
+    Start(#[from] StartError),
     /// A backup is not whole, or not of this service.
     #[error("the backup cannot be used: {problem}")]
     Backup {
@@ -248,9 +258,12 @@ impl AdminError {
             Self::Device(_) => EX_UNAVAILABLE,
             Self::Root => EX_NOPERM,
             Self::Exists { .. } | Self::Missing { .. } | Self::Broken { .. } => EX_FAILED,
-            Self::Password(_) | Self::Input { .. } | Self::Backup { .. } | Self::Trail(_) => {
-                EX_DATAERR
-            }
+            Self::Password(_)
+            | Self::Input { .. }
+            | Self::Backup { .. }
+            | Self::Export { .. }
+            | Self::Trail(_) => EX_DATAERR,
+            Self::Start(_) => EX_CONFIG,
             Self::Issuing(_) | Self::X509(_) | Self::Logging(_) => EX_SOFTWARE,
         }
     }

@@ -32,6 +32,7 @@ pub mod outbox;
 pub mod requests;
 pub mod secrets;
 pub mod sessions;
+pub mod transfer;
 
 use std::future::Future;
 use std::marker::PhantomData;

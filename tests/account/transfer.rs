@@ -1,0 +1,165 @@
+//! An account that is taken from one database to another.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::scene::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_is_taken_to_another_database() {
+    use opcert::account::store::{Store, StoreError, transfer};
+    use opcert::base::ids::AccountId;
+
+    let scene = Scene::new().await;
+    let alice = scene.installed("alice", "c1").await;
+    scene.installed("bob", "c2").await;
+    let serial = opcert::base::encoding::hex(alice.certificate.serial());
+    for arguments in [
+        &["certificate", "revoke", &serial][..],
+        &["operator", "disable", "bob", "--account", "acme"],
+        &[
+            "approval-rule",
+            "set",
+            "--account",
+            "acme",
+            "--kind",
+            "withdrawal",
+            "--currency",
+            "CNY",
+            "--from",
+            "1000",
+            "--approvals",
+            "2",
+        ],
+    ] {
+        succeed(scene.made.command().args(arguments));
+    }
+    let directory = scene.made.token.directory().to_owned();
+    let file = directory.join("acme.jsonl");
+    let export = |account: &str| {
+        let mut export = scene.made.command();
+        export
+            .args(["account", "export", account, "--out"])
+            .arg(&file);
+        export
+    };
+    let (code, _, error) = run(&mut export("nobody"), "");
+    assert_eq!(code, 1, "{error}");
+    succeed(&mut export("acme"));
+    let text = std::fs::read_to_string(&file).unwrap();
+    // No line shows a hash, and everything else is there.
+    assert!(!text.contains("argon2"), "{text}");
+    for line in text.lines() {
+        serde_json::from_str::<Value>(line).unwrap();
+    }
+    let records = |kind: &str| text.matches(&format!("\"record\":\"{kind}\"")).count();
+    for (kind, count) in [
+        ("account", 1),
+        ("approval-rule", 1),
+        ("operator", 2),
+        ("computer", 2),
+        ("certificate", 2),
+    ] {
+        assert_eq!(records(kind), count, "{kind}: {text}");
+    }
+
+    // What went out comes in as it was.
+    let url = database().unwrap_or_else(|| Store::sqlite_url(&directory.join("other.db")));
+    let (other, _, _) = Store::migrate(&url).await.unwrap();
+    let account: &AccountId = &"acme".parse().unwrap();
+    let rows = async |store: &Store| {
+        store
+            .read("test", move |tx| Box::pin(transfer::rows(tx, account)))
+            .await
+            .unwrap_or_else(|error: StoreError| panic!("{error:?}"))
+    };
+    let here = &rows(scene.service.store()).await;
+    other
+        .transaction("test", move |tx| {
+            Box::pin(async move {
+                for row in here {
+                    transfer::insert(tx, account, row).await?;
+                }
+                Ok(())
+            })
+        })
+        .await
+        .unwrap_or_else(|error: StoreError| panic!("{error:?}"));
+    assert_eq!(rows(&other).await, *here);
+    other.close().await;
+
+    // One that is there, cut, or changed is refused; so is one of another authority or code-key,
+    // unless that is meant.
+    let import = |made: &Made, file: &Path, more: &[&str]| {
+        let mut import = made.command();
+        import.args(["account", "import"]).arg(file).args(more);
+        run(&mut import, "")
+    };
+    let (code, _, error) = import(&scene.made, &file, &[]);
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("exists already"), "{error}");
+    let write = |name: &str, text: &str| {
+        let path = directory.join(name);
+        opcert::base::files::write_new(&path, text.as_bytes(), 0o600).unwrap();
+        path
+    };
+    let lines: Vec<&str> = text.lines().collect();
+    let cut = write("cut", &(lines[..lines.len() - 1].join("\n") + "\n"));
+    let moved = write("moved", &text.replace("\"acme\"", "\"acne\""));
+    for (bad, words) in [(&cut, "its end is missing"), (&moved, "was changed")] {
+        let (code, _, error) = import(&scene.made, bad, &[]);
+        assert_eq!(code, 65, "{error}");
+        assert!(error.contains(words), "{error}");
+    }
+    let stranger = tokio::task::spawn_blocking(Made::new).await.unwrap();
+    let (code, _, error) = import(&stranger, &file, &[]);
+    assert_eq!(code, 65, "{error}");
+    assert!(error.contains("--without-certificates"), "{error}");
+    let (code, _, error) = import(&stranger, &file, &["--without-certificates"]);
+    assert_eq!(code, 65, "{error}");
+    assert!(error.contains("--new-passwords"), "{error}");
+    let flags = ["--without-certificates", "--new-passwords"];
+    let (code, _, error) = import(&stranger, &file, &flags);
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("exists already"), "{error}");
+
+    // Under a name that the stranger does not have.
+    succeed(
+        scene
+            .made
+            .command()
+            .args(["account", "create", "zeta", "--name", "Zeta Ltd"]),
+    );
+    let mut create = scene.made.command();
+    create
+        .args([
+            "operator",
+            "create",
+            "zoe",
+            "--account",
+            "zeta",
+            "--mobile",
+            "+8613800000009",
+        ])
+        .args(["--role", "super-administrator", "--password-file", "-"]);
+    succeed_with(&mut create, PASSWORD);
+    let zeta = directory.join("zeta.jsonl");
+    let mut export = scene.made.command();
+    export
+        .args(["account", "export", "zeta", "--out"])
+        .arg(&zeta);
+    succeed(&mut export);
+    let (code, _, error) = import(&stranger, &zeta, &flags);
+    assert_eq!(code, 0, "{error}");
+    let listed =
+        succeed(
+            stranger
+                .command()
+                .args(["--json", "operator", "list", "--account", "zeta"]),
+        );
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!(listed[0]["operator"], "zoe");
+    assert_eq!(listed[0]["role"], "super-administrator");
+    scene.end().await;
+}
