@@ -328,6 +328,11 @@ impl Loaded<Config> {
         if !config.state_directory.is_absolute() {
             return Err(self.refuse("state-directory", "must be an absolute path"));
         }
+        let mut tokens = config.module.iter().flat_map(|module| &module.token);
+        if tokens.any(|token| token.source() == Some(device::PinSource::Pinentry)) {
+            let problem = "must be a credential or a file: nobody is before a service to be asked";
+            return Err(self.refuse("module.token.pin-source", problem));
+        }
         if !(1..=16).contains(&config.listen.len()) {
             return Err(self.refuse("listen", "must name 1 to 16 addresses"));
         }
@@ -480,6 +485,13 @@ mod tests {
             (format!("{GOOD}\n[sms]\ncolour = 6"), "config-unknown-key"),
             (format!("colour = 1\n{GOOD}"), "config-unknown-key"),
             (format!("{GOOD}\n[sms"), "config-syntax"),
+            (
+                format!(
+                    "{GOOD}\n[[module]]\nname = \"m\"\npath = \"/m\"\n\
+                     [[module.token]]\nuri = \"pkcs11:token=a?pin-source=pinentry\""
+                ),
+                "config-value",
+            ),
             (
                 GOOD.replace("listen = [\"127.0.0.1:8443\"]", "listen = []"),
                 "config-value",

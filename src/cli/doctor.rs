@@ -19,9 +19,12 @@ use crate::api::client::Client;
 use crate::api::problem::Problem;
 use crate::base::clock::Clock;
 use crate::base::files::{Readers, read_checked};
+use crate::base::pkcs11::TokenUri;
 use crate::base::sysexits::{EX_FAILED, EX_OK};
 use crate::config::daemon::Config;
-use crate::device::{ModuleStatus, Sandbox, SandboxLevel, TokenState, TokenStatus};
+use crate::device::{
+    InvalidPinSource, ModuleStatus, PinSource, Sandbox, SandboxLevel, TokenState, TokenStatus,
+};
 
 /// Certificates are to be renewed from so long before their end.
 const RENEWAL: SignedDuration = SignedDuration::from_hours(30 * 24);
@@ -240,30 +243,30 @@ fn modules(excerpt: &Excerpt, findings: &mut Findings) {
 
 fn pin_source(token: &Token, findings: &mut Findings) {
     let name = format!("PIN of {}", token.uri);
-    match token
-        .pin_source
-        .as_deref()
-        .map(|source| source.split_once(':'))
-    {
-        None => findings.ok(name, "A person gives it, with `opcert token unlock`."),
-        Some(Some(("file", path))) => {
+    // As the daemon reads it: the key counts before the URI.
+    let of_uri = || token.uri.parse::<TokenUri>().ok()?.pin_source;
+    let Some(source) = token.pin_source.clone().or_else(of_uri) else {
+        return findings.ok(name, "A person gives it, with `opcert token unlock`.");
+    };
+    match source.parse() {
+        Ok(PinSource::File(path)) => {
             // The content is not looked at, and not kept.
-            match read_checked(path.as_ref(), Readers::Owner, 4096) {
+            match read_checked(&path, Readers::Owner, 4096) {
                 Ok(bytes) => {
                     drop(zeroize::Zeroizing::new(bytes));
-                    findings.ok(name, format!("{path} is closed to others."));
+                    findings.ok(name, format!("{} is closed to others.", path.display()));
                 }
                 Err(error) => findings.error(name, &error.into()),
             }
         }
-        Some(Some(("credential", credential))) => findings.ok(
+        Ok(PinSource::Credential(credential)) => findings.ok(
             name,
             format!("systemd hands it to the daemon as credential {credential}."),
         ),
-        Some(None) if token.pin_source.as_deref() == Some("pinentry") => {
-            findings.ok(name, "The person is asked for it when it is needed.")
+        Ok(PinSource::Pinentry) => {
+            findings.ok(name, "The person is asked for it when it is needed.");
         }
-        Some(_) => findings.fail(
+        Err(InvalidPinSource) => findings.fail(
             name,
             "Its pin-source is none of file:PATH, credential:NAME and pinentry.",
             "Correct it in the configuration.",
@@ -496,12 +499,14 @@ mod tests {
         let mut findings = Findings::default();
         let excerpt: Excerpt = toml::from_str(&format!(
             "[[module]]\nname = 'm'\npath = '/nonexistent.so'\n\
-             [[module.token]]\nuri = 'pkcs11:token=a'\npin-source = 'file:{}/pin'\n",
+             [[module.token]]\nuri = 'pkcs11:token=a'\npin-source = 'file:{0}/pin'\n\
+             [[module.token]]\nuri = 'pkcs11:token=b?pin-source=file:{0}/other'\n\
+             [[module.token]]\nuri = 'pkcs11:token=c?pin-source=file:{0}/pin'\npin-source = 'pinentry'\n",
             dir.path().display()
         ))
         .unwrap();
         modules(&excerpt, &mut findings);
-        assert_eq!(findings.count(Verdict::Fail), 2);
+        assert_eq!(findings.count(Verdict::Fail), 3);
         let output = Output::new(Format::Human, Color::Never);
         let text = show(&findings, &output);
         assert!(
@@ -509,6 +514,7 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("Install the token's library"), "{text}");
-        assert!(text.ends_with("2 to mend."), "{text}");
+        assert!(text.contains("cannot read"), "{text}");
+        assert!(text.ends_with("3 to mend."), "{text}");
     }
 }

@@ -1079,7 +1079,7 @@ impl Devices {
             if party != Party::SELF_TEST {
                 link.note_use(number);
             }
-            wants_login |= login == LoginPolicy::PerOperation && need == Need::Login;
+            wants_login |= login == LoginPolicy::PerOperation && need != Need::Presence;
             let result = if wants_login {
                 let per_use = self.per_use(&module, token, link.clone(), login);
                 per_use.run(party, verb, budget).await?

@@ -159,9 +159,9 @@ pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> 
                 .iter()
                 .any(|token| uri.matches(&token.id) && token.flags.protected_path);
             let pin = match pin_from(arguments)? {
-                From::Source(None) if by_hand => None,
-                From::Window => None,
-                From::Source(source) => {
+                Given::Source(None) if by_hand => None,
+                Given::Window => None,
+                Given::Source(source) => {
                     let prompt = format!("PIN for {uri}: ");
                     Some(Pin::new(secret(question, &prompt, source.as_ref())?))
                 }
@@ -210,7 +210,7 @@ pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> 
 }
 
 /// Where a PIN is to come from.
-enum From {
+enum Given {
     /// The daemon asks in a window of its own.
     Window,
     /// A file or standard input, else the terminal.
@@ -218,18 +218,18 @@ enum From {
 }
 
 /// An option counts before the `pin-source` of a URI that was typed (RFC 7512 section 2.4).
-fn pin_from(arguments: &Unlock) -> Result<From, Error> {
+fn pin_from(arguments: &Unlock) -> Result<Given, Error> {
     if arguments.ask {
-        return Ok(From::Window);
+        return Ok(Given::Window);
     }
     let typed = arguments.token.as_ref().map(|Named(uri)| uri);
     let of_uri = typed.and_then(|uri| uri.pin_source.as_deref());
     match (&arguments.pin_file, of_uri) {
-        (Some(file), _) => Ok(From::Source(Some(file.clone()))),
-        (None, None) => Ok(From::Source(None)),
+        (Some(file), _) => Ok(Given::Source(Some(file.clone()))),
+        (None, None) => Ok(Given::Source(None)),
         (None, Some(text)) => match text.parse() {
-            Ok(PinSource::Pinentry) => Ok(From::Window),
-            Ok(PinSource::File(path)) => Ok(From::Source(Some(Source::File(path)))),
+            Ok(PinSource::Pinentry) => Ok(Given::Window),
+            Ok(PinSource::File(path)) => Ok(Given::Source(Some(Source::File(path)))),
             Ok(PinSource::Credential(_)) | Err(InvalidPinSource) => Err(Error::Usage {
                 what: format!("the URI's pin-source {text:?} is none for a command line"),
                 action: "Give file:/absolute/path or pinentry, or name a file with --pin-file."
