@@ -68,7 +68,10 @@ impl Supervisor {
         }
         tracing::info!(module = self.config.name, "released");
         let _gone = done.send(());
-        while !others {
+        if others {
+            return Pause::Over;
+        }
+        loop {
             let command = tokio::select! {
                 () = stopped(stop) => return Pause::Stop,
                 command = next(&mut self.postponed, &mut self.commands) => command,
@@ -97,7 +100,6 @@ impl Supervisor {
                 }
             }
         }
-        Pause::Over
     }
 
     /// Takes up a released token while the worker is up for the sake of others.
