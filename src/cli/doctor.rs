@@ -514,7 +514,7 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("Install the token's library"), "{text}");
-        assert!(text.contains("cannot read"), "{text}");
+        assert!(text.contains("Cannot read"), "{text}");
         assert!(text.ends_with("3 to mend."), "{text}");
     }
 }
