@@ -10,8 +10,9 @@
 //! it. So the one before stays for the overlap that was chosen, at most a week, and is then
 //! destroyed, with all that was sealed of it. There are never more than two.
 //!
-//! **Who gets it.** A computer asks for itself ([`SecretRequest`]), by an operating certificate of
-//! the account in force, and names the key on its token. Having a certificate is not enough: the
+//! **Who gets it.** A computer asks for itself
+//! ([`SecretRequest`](crate::statement::SecretRequest)), by an operating certificate of the account
+//! in force, and names the key on its token. Having a certificate is not enough: the
 //! super administrator lets each key have secrets once, so no operator's computer gets them by
 //! asking. What a computer gets is sealed to its key and signed; versions count up, and the daemon
 //! takes none that is not newer than what it has. The next request tells what has arrived.
