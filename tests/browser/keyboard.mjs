@@ -77,10 +77,13 @@ for (const path of [
   assert.deepEqual(unreached, [], path);
 }
 
-/** Tabs from the top of the page to its end; what was not reached, or not seen, in its turn. */
+/** Tabs from the top of the page, wherever the page put the focus, to its end; what was not reached, or not seen, in its turn. */
 async function walk() {
   const controls = await page.evaluate(() => {
     const all = document.querySelectorAll("a[href], button, input, select, textarea, summary");
+    document.body.tabIndex = -1;
+    document.body.focus();
+    document.body.removeAttribute("tabindex");
     // A group of radio buttons is one stop.
     const groups = new Set();
     globalThis.controls = [...all].filter((one) => {
