@@ -61,6 +61,15 @@ impl Rig {
         self.devices = start(&self.token, self.config.clone()).await;
     }
 
+    /// The fault ends, a person gives the PIN, and the key signs again.
+    async fn mended_by_a_person(self) {
+        self.faulty.heal();
+        let pin = self.token.pin.clone();
+        self.unlock(&pin).await.expect("a person's PIN");
+        self.sign().await.expect("a signature");
+        self.devices.shutdown().await;
+    }
+
     async fn unlock(&self, pin: &str) -> Result<(), DeviceError> {
         self.devices
             .unlock(&self.id, Pin::new(pin.into()), LastTry::Keep)
@@ -899,11 +908,7 @@ async fn a_right_pin_that_is_refused_after_a_replug_is_tried_once() {
         "{refused:?}"
     );
     assert_eq!(rig.spent(), 1);
-    rig.faulty.heal();
-    let pin = rig.token.pin.clone();
-    rig.unlock(&pin).await.expect("a person's PIN");
-    rig.sign().await.expect("a signature");
-    rig.devices.shutdown().await;
+    rig.mended_by_a_person().await;
 }
 
 #[tokio::test]
@@ -1287,11 +1292,7 @@ async fn a_token_is_logged_in_for_each_operation_where_its_policy_says_so() {
         );
     }
     assert_eq!(rig.spent(), 1);
-    rig.faulty.heal();
-    let pin = rig.token.pin.clone();
-    rig.unlock(&pin).await.expect("a person's PIN");
-    rig.sign().await.expect("a signature");
-    rig.devices.shutdown().await;
+    rig.mended_by_a_person().await;
 }
 
 // Mechanisms.

@@ -40,6 +40,7 @@ impl Keepalives {
         let Some(first) = self.0.iter_mut().min_by_key(|kept| kept.next) else {
             return std::future::pending().await;
         };
+        // The interval itself: that nothing happens for so long is what a connection ends of.
         tokio::time::sleep_until(first.next).await;
         first.next = Instant::now() + first.every;
         first.index

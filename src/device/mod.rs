@@ -233,7 +233,7 @@ impl Devices {
         state_directory: &Path,
         clock: Clock,
     ) -> Result<Self, DeviceError> {
-        check_names(&config.module)?;
+        Self::check(&config.module)?;
         let changed = watch::Sender::new(0);
         let start = Start {
             worker: supervisor::find_worker(config.worker.as_deref()),
@@ -257,9 +257,16 @@ impl Devices {
         })))
     }
 
-    /// Whether [`Devices::reconfigure`] would take these modules.
+    /// Whether these modules can be used side by side: each is known by its name, so there is one
+    /// of each.
     pub fn check(modules: &[ModuleConfig]) -> Result<(), DeviceError> {
-        check_names(modules)
+        let mut names = HashSet::new();
+        match modules.iter().find(|module| !names.insert(&module.name)) {
+            Some(twice) => Err(DeviceError::ModuleTwice {
+                module: twice.name.clone(),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Takes over another set of modules, and returns without waiting for their workers.
@@ -273,7 +280,7 @@ impl Devices {
         &self,
         modules: Vec<ModuleConfig>,
     ) -> Result<ModuleChanges, DeviceError> {
-        check_names(&modules)?;
+        Self::check(&modules)?;
         let _exchanging = self.0.exchanging.lock().await;
         if *self.0.stop.borrow() {
             return Err(DeviceError::Stopped);
@@ -1483,17 +1490,6 @@ impl Module {
             .send(command)
             .await
             .map_err(|_| DeviceError::Stopped)
-    }
-}
-
-/// A module is known by its name, so there is one of each.
-fn check_names(modules: &[ModuleConfig]) -> Result<(), DeviceError> {
-    let mut names = HashSet::new();
-    match modules.iter().find(|module| !names.insert(&module.name)) {
-        Some(twice) => Err(DeviceError::ModuleTwice {
-            module: twice.name.clone(),
-        }),
-        None => Ok(()),
     }
 }
 

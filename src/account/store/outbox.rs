@@ -217,19 +217,24 @@ pub async fn due(
         .iter()
         .map(|row| {
             Ok(Due {
-                notice: Notice {
-                    id: row.get(0)?,
-                    event: row.get(1)?,
-                    subscription: row.get(2)?,
-                    operation: row.parsed(3, "outbox.operation")?,
-                    place: row.get(4)?,
-                    body: row.get(5)?,
-                    attempts: row.get(6)?,
-                },
+                notice: notice(row)?,
                 since: row.time(7)?,
             })
         })
         .collect()
+}
+
+/// The notice in the first seven columns of a row.
+fn notice(row: &Record) -> Result<Notice, StoreError> {
+    Ok(Notice {
+        id: row.get(0)?,
+        event: row.get(1)?,
+        subscription: row.get(2)?,
+        operation: row.parsed(3, "outbox.operation")?,
+        place: row.get(4)?,
+        body: row.get(5)?,
+        attempts: row.get(6)?,
+    })
 }
 
 /// Takes a due notice for one try: its next is put off by `hold`, so that no other instance takes
@@ -360,15 +365,7 @@ pub async fn deliveries(
     .iter()
     .map(|row| {
         Ok(Delivery {
-            notice: Notice {
-                id: row.get(0)?,
-                event: row.get(1)?,
-                subscription: row.get(2)?,
-                operation: row.parsed(3, "outbox.operation")?,
-                place: row.get(4)?,
-                body: row.get(5)?,
-                attempts: row.get(6)?,
-            },
+            notice: notice(row)?,
             created_at: row.time(7)?,
             next_attempt_at: row.time(8)?,
             error: row.get(9)?,
