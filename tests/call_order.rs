@@ -123,6 +123,33 @@ fn deciding_modules_do_no_input_or_output() {
     );
 }
 
+/// Connections are made by the command line and the account service, by way of the two clients; no
+/// module of the daemon uses those or makes one itself. Names are not looked up there either.
+#[test]
+fn the_daemon_opens_no_connection() {
+    let mut wrong = Vec::new();
+    for source in sources() {
+        let may = ["cli", "account", "lib"].contains(&source.module[0].as_str())
+            || source.is_under(&["api", "client"])
+            || source.is_under(&["http", "client"]);
+        if !may {
+            wrong.extend(source.find(&[
+                "http::client",
+                "http::Client",
+                "api::client",
+                "Client::connect",
+                "TcpStream::connect",
+                "TcpSocket",
+                "UdpSocket",
+                "TlsConnector",
+                "ToSocketAddrs",
+                "lookup_host",
+            ]));
+        }
+    }
+    report("a module of the daemon connects to somewhere", &wrong);
+}
+
 #[test]
 fn time_comes_from_the_clock() {
     let mut wrong = Vec::new();
