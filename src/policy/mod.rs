@@ -289,9 +289,9 @@ impl Grant {
 /// Nobody but [`decide`], [`decide_own`] and [`own`] can make one:
 ///
 /// ```compile_fail,E0451
-/// # use opcert::policy::{Permit, Purpose};
-/// fn forge(key: opcert::base::pkcs11::KeyRef) -> Permit {
-///     Permit { key, purpose: Purpose::Approval }
+/// # use opcert::policy::{Caller, Permit, Purpose};
+/// fn forge(caller: Caller, key: opcert::base::pkcs11::KeyRef) -> Permit {
+///     Permit { caller, key, purpose: Purpose::Approval }
 /// }
 /// ```
 ///
