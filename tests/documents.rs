@@ -24,36 +24,30 @@ fn each_direct_dependency_has_its_line() {
     assert_eq!(declared, listed);
 }
 
+/// Every page, by its path in the package.
+fn pages() -> Vec<String> {
+    let mut pages = ["CHANGELOG.md", "README.md", "SECURITY.md"]
+        .map(str::to_owned)
+        .to_vec();
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if name.ends_with(".md") {
+            pages.push(format!("docs/{name}"));
+        }
+    }
+    assert!(pages.len() > 15, "{pages:?}");
+    pages
+}
+
 #[test]
 fn relative_links_lead_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for document in [
-        "CHANGELOG.md",
-        "README.md",
-        "SECURITY.md",
-        "docs/README.md",
-        "docs/install.md",
-        "docs/integrate.md",
-        "docs/testing.md",
-        "docs/threat-model.md",
-        "docs/architecture.md",
-        "docs/browser.md",
-        "docs/configuration.md",
-        "docs/dependencies.md",
-        "docs/deploy.md",
-        "docs/devices.md",
-        "docs/metrics.md",
-        "docs/performance.md",
-        "docs/policy.md",
-        "docs/records.md",
-        "docs/wechatpay.md",
-    ] {
-        let text = read(document);
-        let folder = root.join(document);
+    for document in pages() {
+        let text = read(&document);
+        let folder = root.join(&document);
         let folder = folder.parent().unwrap();
         for (start, _) in text.match_indices("](") {
-            let target = text[start + 2..].split(')').next().unwrap();
-            let target = target.split('#').next().unwrap();
+            let target = text[start + 2..].split([')', '#']).next().unwrap();
             if target.is_empty() || target.contains("://") {
                 continue;
             }
@@ -269,4 +263,31 @@ fn each_test_that_the_pages_name_is_there() {
         }
     }
     assert!(named > 40, "{named}");
+}
+
+/// Each row of the threat model's tables ends with the tests that hold it.
+#[test]
+fn what_the_threat_model_promises_has_the_tests_it_names() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let code = code();
+    let page = read("docs/threat-model.md");
+    let (tables, _) = page.split_once("## Held by the code alone").unwrap();
+    let mut rows = 0;
+    for row in tables.lines().filter(|line| line.starts_with("| ")) {
+        let tests = row.trim_end_matches([' ', '|']).rsplit('|').next().unwrap();
+        if tests.trim() == "tests" || tests.trim() == "---" {
+            continue;
+        }
+        rows += 1;
+        let names: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "{row}");
+        for name in names {
+            let there = match name.contains('/') {
+                true => root.join(name).exists(),
+                false => code.contains(&format!("fn {name}(")),
+            };
+            assert!(there, "{name}");
+        }
+    }
+    assert!(rows > 35, "{rows}");
 }
