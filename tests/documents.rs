@@ -47,7 +47,8 @@ fn relative_links_lead_somewhere() {
         let folder = root.join(&document);
         let folder = folder.parent().unwrap();
         for (start, _) in text.match_indices("](") {
-            let target = text[start + 2..].split([')', '#']).next().unwrap();
+            // Up to its end, a title or a place within.
+            let target = text[start + 2..].split([')', ' ', '#']).next().unwrap();
             if target.is_empty() || target.contains("://") {
                 continue;
             }
@@ -290,4 +291,43 @@ fn what_the_threat_model_promises_has_the_tests_it_names() {
         }
     }
     assert!(rows > 35, "{rows}");
+}
+
+/// Every "yes" and "partly" of ours in README's table leads to a page, or to the test that its link
+/// is titled with.
+#[test]
+fn what_the_feature_table_says_of_us_is_shown() {
+    let readme = read("README.md");
+    let (_, table) = readme.split_once("## Beside comparable systems\n").unwrap();
+    let mut expected = 0;
+    for row in table.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let Ok(number) = cells[0].parse::<usize>() else {
+            continue;
+        };
+        expected += 1;
+        assert_eq!(number, expected, "{row}");
+        assert_eq!(cells.len(), 11, "{row}");
+        let ours = cells[2];
+        if ours.starts_with("N:") {
+            continue;
+        }
+        let link = ours
+            .strip_prefix("[Y](")
+            .or_else(|| ours.strip_prefix("[P]("))
+            .unwrap_or_else(|| panic!("{row}"));
+        let link = link.split(')').next().unwrap();
+        if ours.starts_with("[P]") {
+            assert!(ours.contains("): "), "what is missing? {row}");
+        }
+        match link.split_once(' ') {
+            None => assert!(link.ends_with(".md") || link.ends_with(".mjs"), "{row}"),
+            Some((file, title)) => {
+                let name = title.trim_matches('"');
+                let text = read(file);
+                assert!(text.contains(&format!("fn {name}(")), "{row}");
+            }
+        }
+    }
+    assert_eq!(expected, 75);
 }
