@@ -81,14 +81,6 @@ impl Purpose {
         }
     }
 
-    /// The `typ` of the JWS this purpose signs, if it signs one.
-    pub fn jws_type(self) -> Option<&'static str> {
-        match self.domain() {
-            Domain::Jws(typ) => Some(typ),
-            _ => None,
-        }
-    }
-
     fn domain(self) -> Domain {
         match self {
             Self::Approval => Domain::Jws("opcert-approval+jwt"),
