@@ -266,6 +266,23 @@ fn each_test_that_the_pages_name_is_there() {
     assert!(named > 40, "{named}");
 }
 
+#[test]
+fn each_test_program_is_in_the_table() {
+    let page = read("docs/testing.md");
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let mut programs = 0;
+    for entry in fs::read_dir(tests).unwrap() {
+        let path = entry.unwrap().path();
+        // Cargo takes a file, or a folder with a `main.rs`, as a test program.
+        if path.extension().is_some_and(|kind| kind == "rs") || path.join("main.rs").exists() {
+            let name = path.file_stem().unwrap().to_str().unwrap();
+            assert!(page.contains(&format!("`{name}`")), "{name}");
+            programs += 1;
+        }
+    }
+    assert!(programs > 25, "{programs}");
+}
+
 /// Each row of the threat model's tables ends with the tests that hold it.
 #[test]
 fn what_the_threat_model_promises_has_the_tests_it_names() {
