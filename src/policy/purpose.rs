@@ -90,10 +90,12 @@ impl Purpose {
             Self::SealedSecret => Domain::Jws("opcert-secret+jwt"),
             Self::SecretRequest => Domain::Jws("opcert-secret-request+jwt"),
             Self::AuditCheckpoint => Domain::Jws("opcert-checkpoint+jwt"),
-            Self::ApprovalCms => Domain::Der(DER_SET),
-            Self::CertificateRequest | Self::Certificate | Self::Crl | Self::Ocsp => {
-                Domain::Der(DER_SEQUENCE)
-            }
+            Self::ApprovalCms => Domain::Set,
+            // `version` 0, 2 in its own tag, 1; the responder named by its key.
+            Self::CertificateRequest => Domain::Sequence(&[0x02, 1, 0]),
+            Self::Certificate => Domain::Sequence(&[0xa0, 3, 0x02, 1, 2]),
+            Self::Crl => Domain::Sequence(&[0x02, 1, 1]),
+            Self::Ocsp => Domain::Sequence(&[0xa2]),
             Self::SelfTest => Domain::SelfTest,
             Self::TokenTest => Domain::TokenTest,
             Self::WechatPayRequest => Domain::Lines(RequestMessage::admits),
@@ -106,10 +108,10 @@ impl Purpose {
     /// never be spent on bytes that mean another.
     ///
     /// A JWS signing input begins with the base64url of `{"typ":"…"`, which our headers all
-    /// start with; signed CMS attributes are a DER SET, the other X.509 structures a DER SEQUENCE,
-    /// the self-test its prefix, the test of a key one text. WeChat Pay's messages are lines: a
-    /// request begins with an HTTP method, a payment with an appid (`wx`, `ww`), and a JWS has no
-    /// line end.
+    /// start with; signed CMS attributes are a DER SET, the other X.509 structures a DER SEQUENCE
+    /// told apart by its first element; the self-test has its prefix, the test of a key is one text.
+    /// WeChat Pay's messages are lines: a request begins with an HTTP method, a payment with an
+    /// appid (`wx`, `ww`), and a JWS has no line end.
     pub fn admits(self, message: &[u8]) -> bool {
         match self.domain() {
             Domain::Jws(typ) => {
@@ -122,7 +124,10 @@ impl Purpose {
                     .and_then(crate::base::encoding::from_base64url)
                     .is_some_and(|json| json.starts_with(format!("{{\"typ\":\"{typ}\"").as_bytes()))
             }
-            Domain::Der(tag) => message.first() == Some(&tag),
+            Domain::Set => message.first() == Some(&DER_SET),
+            Domain::Sequence(first) => {
+                sequence(message).is_some_and(|content| content.starts_with(first))
+            }
             Domain::SelfTest => message.starts_with(SELF_TEST_PREFIX),
             Domain::TokenTest => message == TOKEN_TEST_MESSAGE,
             Domain::Lines(admits) => admits(message),
@@ -135,8 +140,10 @@ impl Purpose {
 enum Domain {
     /// The signing input of a JWS of this `typ`.
     Jws(&'static str),
-    /// DER that begins with this tag.
-    Der(u8),
+    /// A DER SET.
+    Set,
+    /// A DER SEQUENCE whose content begins so.
+    Sequence(&'static [u8]),
     /// What begins with [`SELF_TEST_PREFIX`].
     SelfTest,
     /// [`TOKEN_TEST_MESSAGE`] and nothing else.
@@ -152,6 +159,16 @@ const DER_SET: u8 = 0x31;
 
 /// X.690 section 8.9.
 const DER_SEQUENCE: u8 = 0x30;
+
+/// What is in a DER SEQUENCE.
+fn sequence(message: &[u8]) -> Option<&[u8]> {
+    let [DER_SEQUENCE, length, rest @ ..] = message else {
+        return None;
+    };
+    // From 0x80 on the byte says how many bytes the length has (X.690 section 8.1.3.5).
+    let more = length.checked_sub(0x80).unwrap_or_default();
+    rest.get(usize::from(more)..)
+}
 
 #[cfg(test)]
 mod tests {
@@ -181,7 +198,16 @@ mod tests {
                 jws("opcert-checkpoint+jwt").into(),
             ),
             (Purpose::ApprovalCms, vec![0x31, 0]),
-            (Purpose::Certificate, vec![0x30, 0]),
+            (
+                Purpose::CertificateRequest,
+                b"\x30\x81\xc8\x02\x01\x00\x30".into(),
+            ),
+            (
+                Purpose::Certificate,
+                b"\x30\x82\x01\x9f\xa0\x03\x02\x01\x02\x02".into(),
+            ),
+            (Purpose::Crl, b"\x30\x7d\x02\x01\x01\x30".into()),
+            (Purpose::Ocsp, b"\x30\x82\x01\x02\xa2\x16\x04\x14".into()),
             (Purpose::SelfTest, [SELF_TEST_PREFIX, b"x"].concat()),
             (Purpose::TokenTest, TOKEN_TEST_MESSAGE.to_vec()),
             (
@@ -210,7 +236,15 @@ mod tests {
                 );
             }
             assert!(!purpose.admits(&[7; 32]), "a caller's hash");
-            assert!(!purpose.admits(b""));
+            for cut in [
+                &b""[..],
+                b"\x30",
+                b"\x30\x00",
+                b"\x30\x82\x01",
+                b"\x30\xff\x02\x01",
+            ] {
+                assert!(!purpose.admits(cut));
+            }
         }
         assert!(!Purpose::TokenTest.admits(&[TOKEN_TEST_MESSAGE, b"x"].concat()));
         for (_, message) in &messages {
