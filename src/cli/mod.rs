@@ -7,6 +7,9 @@
 //! client certificate, and to the account service; it sees no private key of an operating
 //! certificate and no PIN it was not given.
 //!
+//! What never lives here: what decides. Whether something may be signed is asked of the daemon, and
+//! how a thing is parsed or checked of the modules below.
+//!
 //! Exit codes are those of [`crate::base::sysexits`]: 0 for yes, 1 for a question answered with
 //! no, 64 and above for what went wrong.
 

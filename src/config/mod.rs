@@ -10,6 +10,8 @@
 //! A configuration may be several files, laid over each other ([`layers`]); `opcert config show`
 //! says which one a value comes from ([`show`]), and the reference page is written from the types
 //! ([`mod@reference`]).
+//!
+//! What never lives here: what a key means, and anything that writes a file.
 
 pub mod daemon;
 pub mod layers;

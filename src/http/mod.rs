@@ -20,6 +20,8 @@
 //! HTTP/1.1 and HTTP/2 are chosen by ALPN on TLS; a plain listener speaks HTTP/1.1. Each request
 //! carries its [`Peer`] as an extension. TLS sessions are not resumed by native doors, so that a
 //! client removed from the registry is checked by a full handshake as well as by each request.
+//!
+//! What never lives here: paths, what a body means, and who may do what. Those are the router's.
 
 pub mod body;
 pub mod client;

@@ -2,8 +2,14 @@
 //!
 //! Parsing happens once. A [`Statement`] obeys the rules of its kind; a [`Challenge`] was signed
 //! by a pinned key of the account service; an [`Approval`] verified against the issuing
-//! authority. So what a person is shown and what is signed come from the same value. Nothing here
-//! does input or output, and time is an argument.
+//! authority. So what a person is shown and what is signed come from the same value.
+//!
+//! The rest of what is signed between daemon and account service is here too, by the same strict
+//! reading: a [`Ticket`] for an enrolment, a [`KeySet`] that an older key vouches
+//! for, a computer's [`SecretRequest`] and the [`SealedSecret`] that answers it.
+//!
+//! What never lives here: input or output, time (it is an argument), private keys, and whether
+//! something may be signed (`policy`).
 
 pub mod approval;
 pub mod certified;

@@ -1,4 +1,5 @@
-//! `opcert token …`: the tokens of this computer.
+//! `opcert token …`: the tokens of this computer, by way of the daemon. Nothing here loads a
+//! PKCS#11 library.
 
 mod init;
 mod pin;
