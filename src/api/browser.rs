@@ -18,7 +18,7 @@
 //! Answers to a listed origin carry the CORS headers, refusals too, so that a page can tell why.
 //! There are no cookies: those of other programs on `localhost` are dropped unread, and none is set.
 
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
@@ -57,22 +57,21 @@ const METHODS: [Method; 4] = [Method::GET, Method::POST, Method::PUT, Method::DE
 const MEDIA_TYPES: [&str; 2] = ["application/json", "application/pkix-crl"];
 
 /// What the gates of one listener know.
-#[derive(Clone)]
 pub(super) struct Gates {
     pub app: App,
     pub port: u16,
 }
 
-/// The layer.
-pub(super) async fn gates(State(door): State<Gates>, request: Request, next: Next) -> Response {
-    let page = match named_page(&door, &request) {
+/// Lets a request through all gates, or answers it.
+pub(super) async fn pass(door: &Gates, request: Request, next: Next) -> Response {
+    let page = match named_page(door, &request) {
         Ok(page) => page,
         Err(problem) => return seal(problem.into_response(), None),
     };
     if is_preflight(&request) {
         return seal(preflight(request.headers()), Some(&page));
     }
-    let response = match admit(&door, request, &page) {
+    let response = match admit(door, request, &page) {
         Ok((identified, request)) => refusals::admitted(&door.app, identified, request, next).await,
         Err(problem) => problem.into_response(),
     };

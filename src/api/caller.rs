@@ -5,7 +5,7 @@
 //! every request, so that `client remove` bites on the next one. On the control socket the kernel
 //! tells the peer's user.
 
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, Method};
 use axum::middleware::Next;
@@ -159,9 +159,10 @@ pub enum ControlAccess {
     SocketGroup,
 }
 
-/// Layer of the control socket.
+/// The gate of the control socket.
 pub async fn identify_user(
-    State((app, access)): State<(App, ControlAccess)>,
+    app: &App,
+    access: ControlAccess,
     request: Request,
     next: Next,
 ) -> Response {
@@ -175,14 +176,14 @@ pub async fn identify_user(
             Code::NotPermitted,
             format!("user {uid} may not use the control socket"),
         );
-        return turned_away(&app, Source::User(uid), &Asked::of(&request), problem);
+        return turned_away(app, Source::User(uid), &Asked::of(&request), problem);
     }
     let identified = Identified {
         caller: Caller::Unix { uid },
         policy: None,
         page: None,
     };
-    refusals::admitted(&app, identified, request, next).await
+    refusals::admitted(app, identified, request, next).await
 }
 
 /// The answer to somebody whom a door does not let in. It is on record as far as `source` is told
@@ -200,14 +201,14 @@ fn turned_away(app: &App, source: Source, asked: &Asked, problem: Problem) -> Re
     problem.into_response()
 }
 
-/// Layer of the native door.
-pub async fn identify_client(State(app): State<App>, request: Request, next: Next) -> Response {
+/// The last gate of the native door.
+pub async fn identify_client(app: &App, request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>();
-    let identified = native_page(&app, request.headers()).and_then(|page| client(&app, peer, page));
+    let identified = native_page(app, request.headers()).and_then(|page| client(app, peer, page));
     match identified {
-        Ok(identified) => refusals::admitted(&app, identified, request, next).await,
+        Ok(identified) => refusals::admitted(app, identified, request, next).await,
         Err(problem) => match source(peer) {
-            Some(source) => turned_away(&app, source, &Asked::of(&request), problem),
+            Some(source) => turned_away(app, source, &Asked::of(&request), problem),
             None => problem.into_response(),
         },
     }

@@ -9,13 +9,15 @@
 //!
 //! A gate answers before routing, so that nothing is learned about paths from outside it.
 
+use std::sync::Arc;
+
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::HeaderMap;
 use axum::http::header::{HOST, ORIGIN};
 use axum::http::uri::Authority;
-use axum::middleware::{Next, from_fn, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
+use axum::middleware::{Next, from_fn};
+use axum::response::IntoResponse;
 
 use super::caller::{self, ControlAccess};
 use super::problem::{self, Code, Problem};
@@ -23,49 +25,52 @@ use super::routes::{self, App};
 
 /// The native door that listens on `port`.
 pub fn native(app: App, port: u16) -> Router {
-    routes::router(app.clone())
-        .layer(from_fn_with_state(app, caller::identify_client))
-        .layer(from_fn_with_state(port, refuse_browsers_and_other_hosts))
-        .layer(from_fn(problem::finish))
+    // One layer: each costs an allocation or two for every request.
+    routes::router(app.clone()).layer(from_fn(move |request: Request, next: Next| {
+        let app = app.clone();
+        problem::finish(request, async move |request: Request| {
+            match gate(request.headers(), request.uri().authority(), port) {
+                Ok(()) => caller::identify_client(&app, request, next).await,
+                Err(problem) => problem.into_response(),
+            }
+        })
+    }))
 }
 
 /// The browser door that listens on `port`.
 pub fn browser(app: App, port: u16) -> Router {
-    let door = super::browser::Gates {
+    let gates = Arc::new(super::browser::Gates {
         app: app.clone(),
         port,
-    };
-    routes::router(app)
-        .layer(from_fn_with_state(door, super::browser::gates))
-        .layer(from_fn(problem::finish))
+    });
+    routes::router(app).layer(from_fn(move |request: Request, next: Next| {
+        let gates = gates.clone();
+        problem::finish(request, async move |request| {
+            super::browser::pass(&gates, request, next).await
+        })
+    }))
 }
 
 /// The control socket.
 pub fn control(app: App, access: ControlAccess) -> Router {
-    routes::router_with_monitoring(app.clone())
-        .layer(from_fn_with_state((app, access), caller::identify_user))
-        .layer(from_fn(problem::finish))
+    routes::router_with_monitoring(app.clone()).layer(from_fn(
+        move |request: Request, next: Next| {
+            let app = app.clone();
+            problem::finish(request, async move |request| {
+                caller::identify_user(&app, access, request, next).await
+            })
+        },
+    ))
 }
 
 /// The port for monitoring, where one is configured: it shows numbers to every local program.
 pub fn monitoring(app: App) -> Router {
-    routes::monitoring(app).layer(from_fn(problem::finish))
+    routes::monitoring(app).layer(from_fn(problem::finish_next))
 }
 
 /// A page in a browser on this computer can reach the door, and the browser may even hold a
 /// client certificate; what it cannot do is leave out the headers by which browsers mark what
 /// pages send. The host check ends DNS rebinding.
-async fn refuse_browsers_and_other_hosts(
-    State(port): State<u16>,
-    request: Request,
-    next: Next,
-) -> Response {
-    match gate(request.headers(), request.uri().authority(), port) {
-        Ok(()) => next.run(request).await,
-        Err(problem) => problem.into_response(),
-    }
-}
-
 fn gate(headers: &HeaderMap, authority: Option<&Authority>, port: u16) -> Result<(), Problem> {
     let browser = headers
         .keys()

@@ -411,14 +411,17 @@ impl IntoResponse for Problem {
     }
 }
 
-/// The outermost layer of each router: gives the request a [`RequestId`] (an extension for
+/// What is outermost at each door: gives the request a [`RequestId`] (an extension for
 /// handlers, never taken from the client), names it in the answer, and writes problem documents.
 ///
 /// Problem documents are in the language that the request prefers ([`super::language`]).
 ///
 /// A caller's `traceparent` is taken over into log and records; one that is malformed is left out,
 /// as the standard asks.
-pub async fn finish(mut request: Request, next: Next) -> Response {
+pub async fn finish<F>(mut request: Request, answer: impl FnOnce(Request) -> F) -> Response
+where
+    F: Future<Output = Response>,
+{
     let id = RequestId::random();
     request.extensions_mut().insert(id.clone());
     let language = preferred(request.headers());
@@ -431,7 +434,7 @@ pub async fn finish(mut request: Request, next: Next) -> Response {
         Some(trace) => tracing::error_span!("request", request = %id, %trace),
     };
     let answer = async {
-        let mut response = next.run(request).await;
+        let mut response = answer(request).await;
         if let Some(problem) = response.extensions_mut().remove::<Problem>() {
             metrics().refusals.of(problem.code.as_str()).increment();
             tracing::info!(code = %problem.code, detail = %problem.detail, "refused");
@@ -448,6 +451,11 @@ pub async fn finish(mut request: Request, next: Next) -> Response {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
+}
+
+/// [`finish`] as a layer of its own.
+pub async fn finish_next(request: Request, next: Next) -> Response {
+    finish(request, |request| next.run(request)).await
 }
 
 fn write(response: &mut Response, problem: &Problem, id: &RequestId, language: Language) {

@@ -74,7 +74,7 @@ pub fn router(service: Service) -> Router {
         .fallback_service(portal::fallback(&service))
         .method_not_allowed_fallback(problems::method_not_allowed)
         .layer(axum::middleware::from_fn(small_bodies))
-        .layer(axum::middleware::from_fn(problems::finish))
+        .layer(axum::middleware::from_fn(problems::finish_next))
         .with_state(service)
 }
 
