@@ -210,6 +210,10 @@ pub(super) fn texts(code: Code) -> (&'static str, &'static str) {
             "无法写入审计记录",
             "未签名任何内容。请检查审计目录的空间和权限。",
         ),
+        Code::DatabaseUnavailable => (
+            "账户服务的数据库没有响应",
+            "除非请求此前已完成，否则未作任何更改：请在 `retry-after` 所示时间后用同一幂等键重发。如仍如此，请服务运维人员检查其日志、磁盘和数据库。",
+        ),
         Code::ApprovalUnknown => (
             "没有该授权",
             "请核对 `jti`；授权只保留到其质询不能再次使用为止。",

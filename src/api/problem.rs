@@ -148,6 +148,7 @@ codes! {
     CertificateExpired "certificate-expired" 422 "The operating certificate has expired" "Install a new one with `opcert install`.";
     CertificateRevoked "certificate-revoked" 422 "The operating certificate is revoked" "Install a new one with `opcert install`, if the account still allows it.";
     AuditUnavailable "audit-unavailable" 503 "The audit record cannot be written" "Nothing was signed. Check space and permissions of the audit directory.";
+    DatabaseUnavailable "database-unavailable" 503 "The account service's database does not answer" "Nothing was changed, unless the request went through before: send it again with the same idempotency key after the time in `retry-after`. If it stays so, whoever runs the service looks at its log, its disk and its database.";
     ApprovalUnknown "approval-unknown" 404 "There is no such approval" "Check the `jti`; approvals are kept as long as their challenges could be repeated.";
 
     // Enrolment and revocation lists.

@@ -67,6 +67,9 @@ impl IntoResponse for Refused {
     }
 }
 
+/// After so many seconds it makes sense to ask a database again that did not answer.
+const DATABASE_RETRY: u32 = 2;
+
 /// Logs a fault of ours and gives what the outside learns of it.
 fn fault(code: Code, detail: &'static str, error: &(dyn std::error::Error + 'static)) -> Problem {
     let mut chain = error.to_string();
@@ -82,7 +85,19 @@ fn fault(code: Code, detail: &'static str, error: &(dyn std::error::Error + 'sta
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
-        fault(Code::Internal, "the database did not answer", &error)
+        if error.may_pass() {
+            let problem = fault(
+                Code::DatabaseUnavailable,
+                "the database did not answer",
+                &error,
+            );
+            return problem.with_retry_after(DATABASE_RETRY);
+        }
+        fault(
+            Code::Internal,
+            "the database answered what it should not",
+            &error,
+        )
     }
 }
 

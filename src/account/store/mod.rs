@@ -105,6 +105,19 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether it passes by itself once the database is well again.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Open { source, .. } | Self::Query { source, .. } => may_pass(source),
+            Self::Unsupported { .. }
+            | Self::Schema { .. }
+            | Self::Migrate { .. }
+            | Self::Malformed { .. } => false,
+        }
+    }
+}
+
 /// The database; cloning shares it.
 #[derive(Clone)]
 pub struct Store {
@@ -463,6 +476,32 @@ fn lost_race(error: &sqlx::Error) -> bool {
             .parse::<i32>()
             .is_ok_and(|code| matches!(code & 0xff, 5 | 6)),
         None => false,
+    }
+}
+
+/// Whether the same work may succeed later without anybody's doing anything to this program: the
+/// database cannot be reached, is busy, or has no room.
+fn may_pass(error: &sqlx::Error) -> bool {
+    use sqlx::Error;
+    let code = match error {
+        Error::Io(_) | Error::PoolTimedOut | Error::WorkerCrashed | Error::BeginFailed => {
+            return true;
+        }
+        Error::Database(error) => error.code(),
+        _ => return false,
+    };
+    let Some(code) = code.as_deref() else {
+        return false;
+    };
+    match code.parse::<i32>() {
+        // SQLite: BUSY, LOCKED, READONLY, IOERR, FULL, CANTOPEN.
+        Ok(number) if code.len() < 5 => matches!(number & 0xff, 5 | 6 | 8 | 10 | 13 | 14),
+        // PostgreSQL: connections (08), lost races (40), resources (53), object_not_in_use and
+        // lock_not_available (55), operators' interventions (57), the system (58); and a server
+        // that takes no connections to this database at the moment.
+        _ => ["08", "40", "53", "55", "57", "58"]
+            .iter()
+            .any(|class| code.starts_with(class)),
     }
 }
 
