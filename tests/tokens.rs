@@ -427,6 +427,54 @@ fn a_pin_changes_and_the_daemon_goes_on() {
             "-",
             "--json",
         ];
+/// As daemon and workers are.
+#[test]
+fn a_command_that_is_given_a_pin_is_in_no_swap_and_no_dump() {
+    let Some(token) = TestToken::softhsm("opcert-test") else {
+        return;
+    };
+    let module = token.config_toml();
+    let without_pin = module
+        .lines()
+        .filter(|line| !line.starts_with("pin-source"));
+    let module: Vec<&str> = without_pin.collect();
+    let daemon = Daemon::start_on(&token, &module.join("\n"), "");
+    becomes(&daemon, "pin-needed");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_opcert"))
+        .arg("--socket")
+        .arg(daemon.socket())
+        .args(["token", "unlock", "--pin-file", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let process = format!("/proc/{}", child.id());
+    let read = |name: &str| std::fs::read_to_string(format!("{process}/{name}"));
+    // It waits for its PIN. An undumpable process's files are root's.
+    let kept_out = support::wait::until("it is undumpable", || match read("coredump_filter") {
+        Ok(filter) => (u32::from_str_radix(filter.trim(), 16) == Ok(0)).then_some(true),
+        Err(_) => Some(false),
+    });
+    if kept_out {
+        let locked = support::wait::until("its memory is locked", || {
+            let status = read("status").unwrap();
+            let line = status.lines().find(|line| line.starts_with("VmLck:"))?;
+            let size: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+            (size > 0).then_some(size)
+        });
+        assert!(locked > 1000, "{locked} KiB");
+    } else {
+        assert!(!rustix::process::geteuid().is_root());
+        println!("skipped: only root may look");
+    }
+    let mut input = child.stdin.take().unwrap();
+    writeln!(input, "{}", token.pin).unwrap();
+    drop(input);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
         token_command(daemon, &arguments, &format!("{old}\n{new}\n"))
     };
     assert_eq!(change(&daemon, "wrong", "654321").refused(), "pin-wrong");

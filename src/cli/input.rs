@@ -6,11 +6,11 @@
 use std::io::{self, BufRead, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use zeroize::Zeroizing;
 
 use super::error::Error;
 use crate::base::files::{FileError, Readers, read_checked};
+use crate::base::memory::{lock_all, undumpable};
 
 /// No secret is longer, in bytes.
 const SECRET_LIMIT: u64 = 4096;
@@ -97,11 +97,15 @@ pub(super) fn secret(
     prompt: &str,
     source: Option<&Source>,
 ) -> Result<String, Error> {
-    // From here on no core dump and no other program of the user's shows it.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|errno| Error::Stream {
+    // From here on no core dump and no other program of the user's shows it, and no swap where this
+    // process may lock its memory.
+    undumpable().map_err(|errno| Error::Stream {
         stream: "memory that cannot be dumped",
         source: errno.into(),
     })?;
+    if let Err(error) = lock_all() {
+        tracing::debug!(%error, "memory is not locked");
+    }
     let text = match source {
         Some(Source::Stdin) => first_line_of_stdin()?,
         Some(Source::File(path)) => {
