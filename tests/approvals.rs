@@ -9,7 +9,7 @@ use hyper::body::Bytes;
 use jiff::Timestamp;
 use opcert::base::encoding::from_base64;
 use opcert::base::jose::Jws;
-use opcert::base::x509::Certificate;
+use opcert::base::x509::{Certificate, CertificateRequest};
 use opcert::http::client::{Client, ClientLimits, Target};
 use opcert::statement::Approval;
 use serde_json::{Value, json};
@@ -824,7 +824,8 @@ fn an_enrolment_tells_what_was_waived() {
         let path = drop_ins.join("waive.toml");
         let text = format!(
             "[[module]]\nname = \"test\"\nallow = [\"writable-path\"]\n\
-             [[module.token]]\nuri = \"{}\"\nwaive = {waive}\n",
+             [[module.token]]\nuri = \"{0}\"\nwaive = {waive}\n\
+             [audit.checkpoint]\ntoken = \"{0}\"\n",
             token.uri()
         );
         std::fs::write(&path, text).unwrap();
@@ -848,6 +849,18 @@ fn an_enrolment_tells_what_was_waived() {
     assert_eq!(state["waived"], json!(["local"]));
     let certificate = service.issue(&request, &daemon.identity("alice"), 365);
     daemon.complete(&begun, &certificate).ok();
+    // So it is with the keys of a merchant: one for its messages, one for its secrets.
+    let merchant = json!({ "merchant": "1900009191", "rules": { "sign-type": "MD5" } });
+    let merchant = daemon
+        .control(Method::POST, "/v1/wechatpay/merchants", &merchant)
+        .ok();
+    let request = merchant["keys"][0]["request"].as_str().unwrap();
+    let request = from_base64(request.as_bytes()).unwrap();
+    let request = CertificateRequest::from_der(&request).unwrap();
+    assert!(request.note().unwrap().contains("CKA_LOCAL"));
+    let state = std::fs::read(token.directory().join("state/merchants.json")).unwrap();
+    let state = String::from_utf8(state).unwrap();
+    assert_eq!(state.matches("\"waived\": [").count(), 2, "{state}");
     assert_eq!(daemon.stop(), 0);
     let records: Vec<_> = opcert::audit::read::all(&daemon.audit_directory())
         .unwrap()
@@ -858,6 +871,20 @@ fn an_enrolment_tells_what_was_waived() {
         let body: Value = serde_json::from_str(record.body.get()).unwrap();
         assert_eq!(body["waived"], json!(["local"]), "{kind}");
     }
+    // And with the key of the checkpoints.
+    let waived = records
+        .iter()
+        .filter(|record| record.kind == "key-proof-waived");
+    let keys: std::collections::BTreeSet<String> = waived
+        .map(|record| {
+            let body: Value = serde_json::from_str(record.body.get()).unwrap();
+            assert_eq!(body["waived"], json!(["local"]));
+            body["key"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    assert_eq!(keys.len(), 4, "{keys:?}");
+    let checkpoint = |key: &String| key.contains("id=%6F%70%63%65%72%74%2D%61%75%64%69%74");
+    assert!(keys.iter().any(checkpoint), "{keys:?}");
 }
 
 #[test]

@@ -1,15 +1,14 @@
 //! Key attestation, with a maker of our own: openssl issues what a YubiKey shows, and a SoftHSM2
 //! token holds it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use der::pem::LineEnding;
 use http::Method;
 use opcert::api::problem::{Code, Problem};
 use opcert::base::clock::Clock;
 use opcert::base::encoding::from_base64;
-use opcert::base::key::{KeySpec, PublicKey};
+use opcert::base::key::KeySpec;
 use opcert::base::x509::Certificate;
 use opcert::device::{AttestationConfig, Devices};
 use opcert::enrol::attestation::{Attestation, attest};
@@ -18,100 +17,11 @@ use serde_json::{Value, json};
 mod support;
 use support::daemon::Daemon;
 use support::devices::{generate, select, start};
+use support::maker::Maker;
 use support::service::Service;
 use support::softhsm::TestToken;
 
 const ORIGIN: &str = "https://pay.example";
-
-/// A maker's authorities and one device of its.
-struct Maker(tempfile::TempDir);
-
-impl Maker {
-    fn new() -> Self {
-        let maker = Self(tempfile::tempdir().unwrap());
-        std::fs::write(
-            maker.path("device.ext"),
-            "basicConstraints = critical, CA:TRUE, pathlen:0\n",
-        )
-        .unwrap();
-        // Firmware 5.4.3, serial number 12345678, PIN once, touch never.
-        std::fs::write(
-            maker.path("key.ext"),
-            "1.3.6.1.4.1.41482.3.3 = DER:05:04:03\n\
-             1.3.6.1.4.1.41482.3.7 = DER:02:04:00:BC:61:4E\n\
-             1.3.6.1.4.1.41482.3.8 = DER:02:01\n",
-        )
-        .unwrap();
-        maker.openssl(
-            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 \
-             -keyout root.key -out root.pem -subj /CN=Maker_PIV_Root",
-        );
-        maker.openssl(
-            "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout device.key \
-             -out device.csr -subj /CN=Maker_PIV_Attestation",
-        );
-        maker.openssl(
-            "x509 -req -in device.csr -CA root.pem -CAkey root.key -extfile device.ext \
-             -days 3650 -out device.pem",
-        );
-        maker.openssl("x509 -in device.pem -outform DER -out device.der");
-        maker
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn openssl(&self, arguments: &str) {
-        let output = Command::new("openssl")
-            .args(arguments.split_ascii_whitespace())
-            .current_dir(self.0.path())
-            .output()
-            .expect("openssl is needed: apt-get install openssl");
-        assert!(
-            output.status.success(),
-            "openssl {arguments}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-
-    /// What the device says of a key.
-    fn attests(&self, key: &PublicKey) -> Certificate {
-        let pem = der::pem::encode_string("PUBLIC KEY", LineEnding::LF, key.spki()).unwrap();
-        std::fs::write(self.path("public.pem"), pem).unwrap();
-        self.openssl(
-            "x509 -new -force_pubkey public.pem -subj /CN=Maker_PIV_Attestation_9a \
-             -CA device.pem -CAkey device.key -extfile key.ext -days 3650 -out key.pem",
-        );
-        Certificate::from_pem(&std::fs::read(self.path("key.pem")).unwrap()).unwrap()
-    }
-
-    /// Puts the device's own certificate on the token, as in slot f9.
-    fn put_device(&self, token: &TestToken) {
-        let output = Command::new("pkcs11-tool")
-            .arg("--module")
-            .arg(&token.module)
-            .args([
-                "--token-label",
-                &token.label,
-                "--login",
-                "--pin",
-                &token.pin,
-            ])
-            .arg("--write-object")
-            .arg(self.path("device.der"))
-            .args(["--type", "cert", "--id", "19"])
-            .args(["--label", "X.509 Certificate for PIV Attestation"])
-            .envs(&token.environment)
-            .output()
-            .expect("pkcs11-tool is needed: apt-get install opensc");
-        assert!(
-            output.status.success(),
-            "pkcs11-tool: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-}
 
 /// Devices whose token is to attest to `authorities`.
 async fn devices(token: &TestToken, authorities: &[&Path], required: bool) -> Devices {

@@ -10,6 +10,7 @@ use opcert::device::{
     Config, DeviceError, Devices, LastTry, LoginPolicy, PinSource, TokenState, Waiver,
 };
 use opcert::policy::{Caller, ConsentRule, Decision, Permit, Purpose, decide_own};
+use opcert::telemetry::metrics::metrics;
 
 mod support;
 use support::devices::{
@@ -31,9 +32,15 @@ struct Rig {
 impl Rig {
     /// `None` where the tests run against another module than SoftHSM2. `name` names the module.
     async fn new(name: &str) -> Option<Self> {
+        Self::with(name, |_, _| ()).await
+    }
+
+    /// The same, with something said to the module, or about it, before it is loaded.
+    async fn with(name: &str, prepare: impl FnOnce(&Faulty, &mut Config)) -> Option<Self> {
         let token = TestToken::softhsm(name)?;
         let faulty = Faulty::new(&token);
-        let config = faulty_config(&token, &faulty, name);
+        let mut config = faulty_config(&token, &faulty, name);
+        prepare(&faulty, &mut config);
         let devices = start(&token, config.clone()).await;
         let id = select(&devices, &token).await;
         let key = generate(&devices, &id, KeySpec::P256).await;
@@ -428,6 +435,97 @@ async fn removal_and_insertion_show_without_a_request() {
     assert!(changes.next().await.is_none());
 }
 
+/// How often a token came or left, by what made it noticed.
+fn noticed(module: &str, by: &'static str) -> u64 {
+    metrics().module(module).token_changes.of(by).get()
+}
+
+/// Pulls the token out and puts it back `times` over; it is absent, and then ready, each time.
+async fn pull_and_put_back(rig: &Rig, times: usize) {
+    let mut changes = rig.devices.changes();
+    let mut becomes = async |expected: TokenState| {
+        let wait = async { while changes.next().await.expect("tokens")[0].state != expected {} };
+        tokio::time::timeout(Duration::from_secs(30), wait)
+            .await
+            .unwrap_or_else(|_| panic!("not in time: {expected:?}"));
+    };
+    for _ in 0..times {
+        rig.faulty.remove();
+        becomes(TokenState::Absent).await;
+        rig.faulty.insert(Slots::New, Handles::Swapped);
+        becomes(TokenState::Ready).await;
+    }
+    rig.sign().await.expect("the next request");
+}
+
+#[tokio::test]
+async fn a_change_is_noticed_by_the_librarys_event_or_else_by_a_poll() {
+    const TIMES: usize = 5;
+    let told = "tells of its slots";
+    let rig = Rig::with(told, |faulty, _| faulty.events()).await;
+    let polled = Rig::with("does not tell of its slots", |_, _| ()).await;
+    let forbidden = Rig::with("is not asked of its slots", |faulty, config| {
+        faulty.events();
+        config.module[0].slot_events = false;
+    })
+    .await;
+    let (Some(rig), Some(polled), Some(forbidden)) = (rig, polled, forbidden) else {
+        return;
+    };
+    assert!(rig.devices.modules().await[0].slot_events);
+    pull_and_put_back(&rig, TIMES).await;
+    let (event, poll) = (noticed(told, "event"), noticed(told, "poll"));
+    // A poll, every five seconds, may come first now and then.
+    assert_eq!(event + poll, 2 * TIMES as u64);
+    assert!(event > poll, "{event} by events, {poll} by polls");
+    assert_eq!(rig.faulty.calls("C_Initialize"), 1);
+    // The wait holds up neither a release nor the next worker nor the end.
+    rig.devices.release(&rig.id).await.expect("released");
+    eventually("its worker has ended", async || workers(told).is_empty()).await;
+    rig.sign().await.expect("taken up again");
+    pull_and_put_back(&rig, 1).await;
+    assert!(noticed(told, "event") > event);
+    rig.devices.shutdown().await;
+    eventually("its worker has ended", async || workers(told).is_empty()).await;
+
+    for (rig, name) in [
+        (polled, "does not tell of its slots"),
+        (forbidden, "is not asked of its slots"),
+    ] {
+        assert!(!rig.devices.modules().await[0].slot_events);
+        pull_and_put_back(&rig, 1).await;
+        assert_eq!(noticed(name, "event"), 0);
+        assert_eq!(noticed(name, "poll"), 2);
+        assert_eq!(
+            rig.faulty.log().matches("wait C_WaitForSlotEvent").count(),
+            0
+        );
+        rig.devices.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_library_that_locks_itself_up_while_it_waits_is_polled() {
+    let name = "locks itself up";
+    let Some(rig) = Rig::with(name, |faulty, config| {
+        faulty.events_behind_a_lock();
+        config.module[0].call_timeout = Duration::from_secs(2);
+    })
+    .await
+    else {
+        return;
+    };
+    // One worker hung and was killed, the next one is not asked to wait.
+    assert_eq!(
+        rig.faulty.log().matches("wait C_WaitForSlotEvent").count(),
+        1
+    );
+    assert!(!rig.devices.modules().await[0].slot_events);
+    pull_and_put_back(&rig, 1).await;
+    assert_eq!(noticed(name, "poll"), 2);
+    rig.devices.shutdown().await;
+}
+
 #[tokio::test]
 async fn what_a_person_mends_with_the_vendors_tool_is_noticed() {
     let Some(token) = TestToken::softhsm("mended") else {
@@ -604,6 +702,97 @@ async fn a_library_that_ends_its_process_is_started_again() {
     assert_eq!(workers("ends").len(), 1);
     rig.devices.shutdown().await;
     eventually("no worker is left", async || workers("ends").is_empty()).await;
+}
+
+/// OpenSC's spy without a module to spy on, as some vendors' libraries without their daemon.
+#[tokio::test]
+async fn a_library_whose_interface_cannot_be_had_is_down_and_says_so() {
+    let spy = std::path::Path::new("/usr/lib/x86_64-linux-gnu/pkcs11-spy.so");
+    let Some(token) = TestToken::softhsm("no interface") else {
+        return;
+    };
+    if !spy.exists() {
+        println!("skipped: {} is not installed", spy.display());
+        return;
+    }
+    let mut config = token.config();
+    config.module[0].path = spy.to_owned();
+    config.module[0].environment.clear();
+    config.module[0].allow = vec![opcert::device::Allowance::Forwarder];
+    let devices = start(&token, config).await;
+    eventually("down", async || state(&devices).await.0 == TokenState::Down).await;
+    let module = devices.modules().await.remove(0);
+    let reason = module.reason.expect("a reason");
+    assert!(
+        reason.contains("C_GetInterface failed with CKR_"),
+        "{reason}"
+    );
+    devices.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_library_that_says_it_was_started_before_is_used() {
+    let rig = Rig::with("started before", |faulty, _| {
+        let codes = faulty.on("C_Initialize").times(1);
+        codes.returns_after(CKR_CRYPTOKI_ALREADY_INITIALIZED);
+    });
+    let Some(rig) = rig.await else {
+        return;
+    };
+    assert_eq!(rig.starts(), 1);
+    rig.devices.shutdown().await;
+}
+
+/// Providers of OpenSSL that are PKCS#11 clients would enter the library again, and variables of
+/// libraries have PINs logged: none of ours reaches them.
+#[tokio::test]
+async fn a_worker_has_the_environment_that_is_configured_and_no_other() {
+    let Some(rig) = Rig::new("clean environment").await else {
+        return;
+    };
+    let [worker] = workers("clean environment")[..] else {
+        panic!("one worker");
+    };
+    let path = format!("/proc/{worker}/environ");
+    let Ok(environment) = std::fs::read(&path) else {
+        // An undumpable process's files are root's.
+        assert!(!rustix::process::geteuid().is_root(), "{path}");
+        println!("skipped: {path} is for root only");
+        return;
+    };
+    let mut expected: Vec<String> = rig
+        .faulty
+        .environment
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    expected.push("OPENSSL_CONF=/dev/null".into());
+    expected.sort();
+    let environment = String::from_utf8(environment).expect("text");
+    let mut found: Vec<&str> = environment.split_terminator('\0').collect();
+    found.sort_unstable();
+    assert_eq!(found, expected);
+    rig.devices.shutdown().await;
+}
+
+/// Some libraries take seconds to find a key among many.
+#[tokio::test]
+async fn a_key_is_looked_up_once() {
+    let Some(rig) = Rig::new("looked up").await else {
+        return;
+    };
+    // Each signing thread has handles of its own.
+    for _ in 0..20 {
+        rig.sign().await.expect("a signature");
+    }
+    let before = rig.faulty.calls("C_FindObjectsInit");
+    for _ in 0..50 {
+        rig.sign().await.expect("a signature");
+    }
+    let more = rig.faulty.calls("C_FindObjectsInit") - before;
+    // The other thread may have had nothing to do so far.
+    assert!(more <= 4, "{more} more searches");
+    rig.devices.shutdown().await;
 }
 
 #[tokio::test]
@@ -1036,6 +1225,128 @@ async fn one_token_out_does_not_disturb_its_neighbour() {
     faulty.insert_token("left");
     heals(&devices, &left).await;
     sign(&devices, &right).await.expect("the neighbour");
+    assert_eq!(spent(&faulty), 0);
+    devices.shutdown().await;
+}
+
+/// A person is awaited at one token: to touch it before it signs, or to type its PIN. Meanwhile the
+/// other token of the same library signs, is logged in, and is listed.
+#[tokio::test]
+async fn a_person_who_is_awaited_at_one_token_holds_up_no_other() {
+    let name = "waits for a person";
+    let Some(token) = TestToken::softhsm("slow") else {
+        return;
+    };
+    token.add("quick");
+    let faulty = Faulty::new(&token);
+    let mut config = faulty_config(&token, &faulty, name);
+    // Longer than the test: nobody is killed for waiting.
+    config.module[0].call_timeout = Duration::from_secs(120);
+    config.module[0].threads = Some(1);
+    let mut quick = config.module[0].token[0].clone();
+    quick.uri = "pkcs11:token=quick".parse().expect("a URI");
+    config.module[0].token.push(quick.clone());
+    let devices = start(&token, config).await;
+    let slow_id = select(&devices, &token).await;
+    let quick_id = devices.select(&quick.uri).await.expect("the quick token");
+    let slow = generate(&devices, &slow_id, KeySpec::P256).await;
+    let quick = generate(&devices, &quick_id, KeySpec::P256).await;
+    assert_eq!(workers(name).len(), 2, "a worker for each token");
+    assert_eq!(devices.modules().await.len(), 1);
+
+    let at_work = async |touched: &dyn Fn() -> bool| {
+        for _ in 0..5 {
+            sign(&devices, &quick).await.expect("the other token");
+        }
+        devices.keys(&quick_id).await.expect("its keys");
+        devices
+            .unlock(&quick_id, Pin::new(token.pin.clone()), LastTry::Keep)
+            .await
+            .expect("its PIN");
+        let states: Vec<_> = devices
+            .tokens()
+            .await
+            .iter()
+            .map(|token| token.state)
+            .collect();
+        assert_eq!(states, [TokenState::Ready, TokenState::Ready]);
+        assert!(!touched(), "nobody has touched the slow one yet");
+    };
+    // A touch.
+    let before = faulty.calls("C_Sign");
+    let touch = faulty.on("C_Sign").times(1).hangs();
+    let waiting = {
+        let (devices, slow) = (devices.clone(), slow.clone());
+        tokio::spawn(async move { sign(&devices, &slow).await })
+    };
+    eventually("a touch is awaited", async || {
+        faulty.calls("C_Sign") > before
+    })
+    .await;
+    at_work(&|| waiting.is_finished()).await;
+    faulty.lift(&touch);
+    waiting.await.expect("a task").expect("touched");
+
+    // A PIN, typed on the device.
+    let before = faulty.logins().len();
+    let typed = faulty.on("C_Login").times(1).hangs();
+    let waiting = {
+        let (devices, slow_id, pin) = (devices.clone(), slow_id.clone(), token.pin.clone());
+        tokio::spawn(async move { devices.unlock(&slow_id, Pin::new(pin), LastTry::Keep).await })
+    };
+    eventually("a PIN is awaited", async || faulty.logins().len() > before).await;
+    at_work(&|| waiting.is_finished()).await;
+    faulty.lift(&typed);
+    waiting.await.expect("a task").expect("typed");
+    sign(&devices, &slow).await.expect("the slow token");
+    devices.shutdown().await;
+    eventually("no worker is left", async || workers(name).is_empty()).await;
+}
+
+/// Two tokens in one worker, where the configuration wants that.
+#[tokio::test]
+async fn tokens_share_a_worker_where_told_and_are_taken_apart_again() {
+    let name = "share a worker";
+    let Some(token) = TestToken::softhsm("one") else {
+        return;
+    };
+    token.add("two");
+    let faulty = Faulty::new(&token);
+    let mut config = faulty_config(&token, &faulty, name);
+    let mut two = config.module[0].token[0].clone();
+    two.uri = "pkcs11:token=two".parse().expect("a URI");
+    config.module[0].token.push(two.clone());
+    let apart = config.module.clone();
+    config.module[0].share_worker = true;
+    let devices = start(&token, config.clone()).await;
+    let one = select(&devices, &token).await;
+    let two = devices.select(&two.uri).await.expect("the other token");
+    let one = generate(&devices, &one, KeySpec::P256).await;
+    let two = generate(&devices, &two, KeySpec::P256).await;
+    let all_sign = async || {
+        sign(&devices, &one).await.expect("one");
+        sign(&devices, &two).await.expect("two");
+    };
+    assert_eq!(workers(name).len(), 1);
+    let changes = devices.reconfigure(apart.clone()).await.expect("apart");
+    assert_eq!(changes.changed, [name]);
+    all_sign().await;
+    eventually("a worker for each", async || workers(name).len() == 2).await;
+    // One goes, the other does not notice.
+    let kept = workers(name);
+    let mut fewer = apart.clone();
+    fewer[0].token.pop();
+    let changes = devices.reconfigure(fewer).await.expect("fewer");
+    assert_eq!(changes.changed, [name]);
+    eventually("one worker", async || workers(name).len() == 1).await;
+    assert!(kept.contains(&workers(name)[0]));
+    sign(&devices, &one).await.expect("one");
+    devices.reconfigure(apart).await.expect("both again");
+    all_sign().await;
+    assert!(workers(name).iter().any(|worker| kept.contains(worker)));
+    devices.reconfigure(config.module).await.expect("together");
+    all_sign().await;
+    eventually("one worker", async || workers(name).len() == 1).await;
     assert_eq!(spent(&faulty), 0);
     devices.shutdown().await;
 }

@@ -140,6 +140,7 @@ fn metrics_and_health_tell_what_happens() {
         "opcert_signature_failures",
         "opcert_prompts",
         "opcert_config_reloads",
+        "opcert_token_changes",
     ];
     let listed: BTreeSet<&str> = ALL
         .iter()

@@ -382,10 +382,28 @@ fn a_token_is_made_used_and_made_again_only_when_told() {
         "token-in-use"
     );
     assert_eq!(token_command(&daemon, &["release"], "").code, 0);
-    assert_eq!(
-        init(&[uri], "12345678", &token.pin).refused(),
-        "token-holds-keys"
-    );
+    let said = init(&[uri], "12345678", &token.pin);
+    let error: Value = serde_json::from_str(&said.err).unwrap();
+    let detail = error["detail"].as_str().unwrap();
+    for part in [
+        "public key \"opcert acme alice\" (id ",
+        "certificate \"",
+        "keys and certificates",
+    ] {
+        assert!(detail.contains(part), "{part}: {detail}");
+    }
+    assert_eq!(said.refused(), "token-holds-keys");
+    // A person is told what goes before any PIN is asked for.
+    let mut arguments = vec!["init", "--label", "made", "--erase-keys", uri];
+    arguments.extend(["--so-pin-file", "/nonexistent"]);
+    let said = token_command(&daemon, &arguments, "");
+    assert_ne!(said.code, 0);
+    let (told, refused) = said.err.split_once("/nonexistent").expect(&said.err);
+    assert!(told.contains("This destroys all that"), "{told}");
+    for part in ["public key \"opcert acme alice\" (id ", "certificate \""] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    assert!(!refused.contains("opcert acme alice"), "{refused}");
     assert_eq!(
         init(&[uri, "--erase-keys"], "87654321", &token.pin).refused(),
         "so-pin-wrong"
@@ -409,24 +427,6 @@ fn a_token_is_made_used_and_made_again_only_when_told() {
     }
 }
 
-#[test]
-fn a_pin_changes_and_the_daemon_goes_on() {
-    let Some(token) = TestToken::softhsm("opcert-test") else {
-        return;
-    };
-    let mut daemon = Daemon::start(&token);
-    let service = support::service::Service::new("https://pay.example");
-    daemon.enrol(&service, "alice", "p256");
-    let change = |daemon: &Daemon, old: &str, new: &str| {
-        let arguments = [
-            "pin",
-            "change",
-            "--pin-file",
-            "-",
-            "--new-pin-file",
-            "-",
-            "--json",
-        ];
 /// As daemon and workers are.
 #[test]
 fn a_command_that_is_given_a_pin_is_in_no_swap_and_no_dump() {
@@ -475,6 +475,24 @@ fn a_command_that_is_given_a_pin_is_in_no_swap_and_no_dump() {
     assert!(output.status.success(), "{output:?}");
 }
 
+#[test]
+fn a_pin_changes_and_the_daemon_goes_on() {
+    let Some(token) = TestToken::softhsm("opcert-test") else {
+        return;
+    };
+    let mut daemon = Daemon::start(&token);
+    let service = support::service::Service::new("https://pay.example");
+    daemon.enrol(&service, "alice", "p256");
+    let change = |daemon: &Daemon, old: &str, new: &str| {
+        let arguments = [
+            "pin",
+            "change",
+            "--pin-file",
+            "-",
+            "--new-pin-file",
+            "-",
+            "--json",
+        ];
         token_command(daemon, &arguments, &format!("{old}\n{new}\n"))
     };
     assert_eq!(change(&daemon, "wrong", "654321").refused(), "pin-wrong");

@@ -67,6 +67,9 @@ pub struct Config {
     /// Operating certificates.
     #[serde(default)]
     pub certificates: Certificates,
+    /// Makers of devices whose attestation of a key counts. Absent: nobody's, and none is needed.
+    #[serde(default)]
+    pub attestation: Option<device::AttestationConfig>,
     /// Operations and their challenges.
     #[serde(default)]
     pub operations: Operations,

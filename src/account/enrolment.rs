@@ -25,6 +25,7 @@ use serde_json::json;
 use super::codes::{CodeError, Codes};
 use super::config::Quotas;
 use super::issuing::{Issuer, IssuingError};
+use super::key_proof::{KeyProof, Makers};
 use super::operations::{NewOperation, OperationError, Operations};
 use super::records::Records;
 use super::requests;
@@ -36,7 +37,7 @@ use super::store::notices::Audience;
 use super::store::operations::{
     self as operation_rows, Challenge, Creator, Effect, Operation, State,
 };
-use super::store::{Store, StoreError, Tx, accounts};
+use super::store::{Store, StoreError, Tx, accounts, key_proofs};
 use crate::audit::AuditError;
 use crate::base::Clock;
 use crate::base::encoding::{hex, sha256};
@@ -103,6 +104,9 @@ pub enum EnrolmentError {
     /// The request's key is of a kind that no operating certificate has.
     #[error("the key of the certificate request is not supported")]
     RequestKey,
+    /// The request shows no attestation of its key that ends at an authority of the configuration.
+    #[error("the request shows no attestation of its key that this service takes")]
+    NotAttested,
     /// A certificate was issued for this key before.
     #[error("the key of the certificate request had a certificate before")]
     KeyReused,
@@ -170,6 +174,8 @@ pub struct Enrolment {
     pub quotas: Quotas,
     /// How long a ticket is valid, in seconds.
     pub ticket_lifetime: u64,
+    /// Whose attestation of a key counts.
+    pub makers: Makers,
 }
 
 impl Enrolment {
@@ -421,6 +427,7 @@ impl Enrolment {
         let presented = &X509Certificate::from_der(presented).map_err(|_| unknown())?;
         let serial = &hex(presented.serial());
         let csr = read_request(csr)?;
+        let proof = &self.proof(&csr, now)?;
         let (request_hash, key_fingerprint) = (
             &hex(&sha256(csr.der())),
             &hex(&csr.public_key().fingerprint()),
@@ -463,7 +470,7 @@ impl Enrolment {
                         Succession::Open(_) => (),
                     }
                     let ground = Ground::Predecessor(request_hash);
-                    let texts = self.keep(tx, row, ground, None, request).await?;
+                    let texts = self.keep(tx, row, proof, ground, None, request).await?;
                     Ok::<_, EnrolmentError>((row.der.clone(), texts))
                 })
             })
@@ -513,6 +520,7 @@ impl Enrolment {
         let claim = &Claim {
             jti,
             identity,
+            proof: self.proof(&csr, now)?,
             request_hash: hex(&sha256(csr.der())),
             key_fingerprint: hex(&csr.public_key().fingerprint()),
             now,
@@ -593,6 +601,7 @@ impl Enrolment {
             .keep(
                 tx,
                 row,
+                &claim.proof,
                 Ground::Ticket(jti),
                 Some(&binding.computer_name),
                 request,
@@ -606,6 +615,7 @@ impl Enrolment {
         &self,
         tx: &mut Tx<'_>,
         row: &Certificate,
+        proof: &KeyProof,
         ground: Ground<'_>,
         name: Option<&str>,
         request: &RequestId,
@@ -615,11 +625,14 @@ impl Enrolment {
             certificates::upsert_computer(tx, &row.account, &row.computer, name, now).await?;
         }
         certificates::insert(tx, row, ground).await?;
+        if !proof.is_usual() {
+            key_proofs::insert(tx, &row.serial, proof).await?;
+        }
         let ticket = match ground {
             Ground::Ticket(jti) => Some(jti),
             Ground::Predecessor(_) => None,
         };
-        let body = json!({
+        let mut body = json!({
             "serial": row.serial,
             "operator": row.operator,
             "computer": row.computer,
@@ -628,6 +641,9 @@ impl Enrolment {
             "ticket": ticket,
             "replaces": row.replaces,
         });
+        if !proof.is_usual() {
+            body["key_proof"] = json!(proof);
+        }
         let audience = &[Audience::Administrators];
         self.records
             .tell::<EnrolmentError>(
@@ -647,6 +663,13 @@ impl Enrolment {
             computer_name: computer_name.to_owned(),
         };
         Ok(sms::to_administrators(tx, &self.texts, &row.account, &news, now).await?)
+    }
+
+    /// What the request says of its key, and whether that is enough.
+    fn proof(&self, csr: &CertificateRequest, now: Timestamp) -> Result<KeyProof, EnrolmentError> {
+        self.makers
+            .judge(csr, now)
+            .ok_or(EnrolmentError::NotAttested)
     }
 
     /// Whether a certificate may be issued, or was for the very same request.
@@ -721,6 +744,8 @@ impl Enrolment {
 struct Claim {
     jti: Jti,
     identity: OperatingIdentity,
+    /// What the request says of its key.
+    proof: KeyProof,
     /// SHA-256 of the request, hexadecimal.
     request_hash: String,
     /// SHA-256 of the request's key, hexadecimal.

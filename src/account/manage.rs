@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use super::config::Quotas;
 use super::enrolment::renewable_from;
 use super::issuing::RevocationReason;
+use super::key_proof::KeyProof;
 use super::operations::{NewOperation, OperationError, Operations};
 use super::records::Records;
 use super::revocation::Revocation;
@@ -23,7 +24,7 @@ use super::store::codes::{self, Ticket};
 use super::store::events::{self, Event};
 use super::store::notices::{self, Audience, Notice};
 use super::store::operations::{Challenge, Creator, Effect, Operation};
-use super::store::{Store, StoreError};
+use super::store::{Store, StoreError, key_proofs};
 use crate::audit::AuditError;
 use crate::base::Clock;
 use crate::base::ids::{AccountId, ComputerId, Jti, OperatorId, RequestId};
@@ -95,6 +96,8 @@ pub struct Entry {
     pub state: &'static str,
     /// From when on it can be renewed.
     pub renewable_from: Timestamp,
+    /// How its key was proven, where that is more or less than usual.
+    pub key_proof: Option<KeyProof>,
 }
 
 /// One page of a list.
@@ -157,10 +160,14 @@ impl Manage {
     ) -> Result<Page<Entry>, StoreError> {
         let now = self.clock.now();
         let limit = limit.clamp(1, PAGE);
-        let mut found = self
+        let (mut found, mut proofs) = self
             .store
             .read("list certificates", move |tx| {
-                Box::pin(certificates::search(tx, account, search, now, limit + 1))
+                Box::pin(async move {
+                    let found = certificates::search(tx, account, search, now, limit + 1).await?;
+                    let proofs = key_proofs::of_account(tx, account).await?;
+                    Ok::<_, StoreError>((found, proofs))
+                })
             })
             .await?;
         let more = found.len() > usize::try_from(limit).unwrap_or(usize::MAX);
@@ -172,6 +179,7 @@ impl Manage {
             .map(|(certificate, computer_name)| Entry {
                 state: certificate.state(now),
                 renewable_from: renewable_from(&certificate),
+                key_proof: proofs.remove(&certificate.serial),
                 certificate,
                 computer_name,
             })

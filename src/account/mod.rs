@@ -36,6 +36,7 @@ mod effects;
 pub mod enrolment;
 pub mod idempotency;
 pub mod issuing;
+pub mod key_proof;
 pub mod logins;
 pub mod manage;
 pub mod ocsp;

@@ -10,6 +10,7 @@ use super::codes::Codes;
 use super::config::{Config, DatabaseError};
 use super::enrolment::Enrolment;
 use super::issuing::Issuer;
+use super::key_proof::Makers;
 use super::logins::Logins;
 use super::manage::Manage;
 use super::ocsp::Responder;
@@ -34,6 +35,7 @@ use crate::base::jwe::JweError;
 use crate::base::secret::SecretBytes;
 use crate::base::x509::{Certificate, X509Error};
 use crate::device::{DeviceError, Devices};
+use crate::enrol::EnrolError;
 
 /// The file of the HMAC key for codes, in the state directory.
 pub const CODE_KEY_FILE: &str = "code-key";
@@ -83,6 +85,9 @@ pub enum StartError {
     /// The audit trail cannot be opened.
     #[error("cannot open the audit trail")]
     Audit(#[from] AuditError),
+    /// An authority for the attestation of keys cannot be read.
+    #[error("the authorities of [attestation] cannot be read")]
+    Makers(#[from] EnrolError),
     /// Argon2 does not work.
     #[error("cannot hash passwords")]
     Passwords(#[from] PasswordError),
@@ -233,6 +238,7 @@ impl Service {
             texts: texts.clone(),
             quotas: config.quotas,
             ticket_lifetime: config.certificates.ticket_lifetime_seconds,
+            makers: Makers::read(config.attestation.as_ref())?,
         };
         Ok(Self(Arc::new(Inner {
             store,

@@ -17,11 +17,11 @@ use zeroize::Zeroizing;
 use super::events::Happening;
 pub use super::problem::ProblemDocument;
 pub use super::types::{
-    AddClient, AddedClient, Approval, BeginEnrolment, ChangePin, ClientList, CompleteEnrolment,
-    CrlTaken, Enrolment, Enrolments, ExplainPolicy, InitToken, KeysTaken, OperatingCertificate,
-    OperatingCertificates, PinSet, Policy, PolicyExplained, PolicyReloaded, ReleaseToken,
-    RequestApproval, Status, TestToken, TokenMade, TokenReleased, TokenTested, Tokens, UnblockPin,
-    Unlock, Unlocked,
+    AddClient, AddedClient, Approval, AskContents, BeginEnrolment, ChangePin, ClientList,
+    CompleteEnrolment, CrlTaken, Enrolment, Enrolments, ExplainPolicy, InitToken, KeysTaken,
+    OperatingCertificate, OperatingCertificates, PinSet, Policy, PolicyExplained, PolicyReloaded,
+    ReleaseToken, RequestApproval, Status, TestToken, TokenContents, TokenMade, TokenReleased,
+    TokenTested, Tokens, UnblockPin, Unlock, Unlocked,
 };
 use super::wechatpay::MerchantList;
 use crate::base::ids::{ClientName, EnrolmentId, Jti};
@@ -164,6 +164,19 @@ impl Client {
             last_try: new.last_try == LastTry::Use,
         };
         self.json(Method::POST, "/v1/tokens/init", &body).await
+    }
+
+    /// `POST /v1/tokens/contents`.
+    pub async fn token_contents(
+        &mut self,
+        module: Option<&str>,
+        uri: &TokenUri,
+    ) -> Result<TokenContents, CallError> {
+        let body = AskContents {
+            module: module.map(str::to_owned),
+            uri: uri.to_string(),
+        };
+        self.json(Method::POST, "/v1/tokens/contents", &body).await
     }
 
     /// `POST /v1/tokens/pin`, or `POST /v1/tokens/pin/unblock`.

@@ -13,7 +13,7 @@ use crate::base::jose::JwkSet;
 use crate::base::key::{KeySpec, Scheme};
 use crate::base::pkcs11::TokenId;
 use crate::base::secret::{Pin, exposed};
-use crate::device::{ModuleStatus, TokenState, TokenStatus, UnlockOutcome};
+use crate::device::{HeldObject, ModuleStatus, TokenState, TokenStatus, UnlockOutcome};
 use crate::enrol::Attestation;
 use crate::policy::explain::Explanation;
 use crate::policy::rules::Rule;
@@ -151,6 +151,26 @@ pub struct InitToken {
     /// Whether to use the last try of the security officer's PIN.
     #[serde(default)]
     pub last_try: bool,
+}
+
+/// Asks what initializing a token would destroy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AskContents {
+    /// The configured module, by its name; may be left out where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub module: Option<String>,
+    /// The token, as PKCS#11 URI.
+    pub uri: String,
+}
+
+/// The keys and certificates that a token shows without a login; others may show only after one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TokenContents {
+    /// How many there are.
+    pub count: u32,
+    /// The first 32 of them.
+    pub objects: Vec<HeldObject>,
 }
 
 /// A token that was made.

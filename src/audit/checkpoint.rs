@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::MissedTickBehavior;
 
@@ -324,6 +325,14 @@ impl Checkpointer {
                     .generate(&key.token, KeySpec::P256, &key.id, KEY_LABEL)
                     .await?;
                 tracing::info!(key = %key, "a key for checkpoints was made");
+                if !made.proof.waived.is_empty() {
+                    let body = json!({
+                        "key": key.to_string(),
+                        "waived": made.proof.waived,
+                    });
+                    let event = Event::new("key-proof-waived", None, &body)?;
+                    self.0.audit.append(event)?.durable().await?;
+                }
                 made.public_key
             }
             found => found?,

@@ -245,14 +245,24 @@ pub fn request_draft(
     alternative_names: Vec<GeneralName>,
     key: RemoteKey,
 ) -> Result<Draft<RequestBuilder>, X509Error> {
-    request_draft_with_note(subject, alternative_names, None, key)
+    request_draft_about(subject, alternative_names, AboutKey::default(), key)
 }
 
-/// The same with a note for whoever decides on it, as PKCS #9 unstructuredName (RFC 2985).
-pub fn request_draft_with_note(
+/// What a request says of its key to whoever decides on it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AboutKey<'a> {
+    /// A note, as PKCS #9 unstructuredName (RFC 2985).
+    pub note: Option<&'a str>,
+    /// Certificates of others over the key, DER, each the issuer of the one before it; as the
+    /// attribute pkiPath of X.509 (2.5.4.70). Empty for none.
+    pub path: &'a [Vec<u8>],
+}
+
+/// The same with more about the key.
+pub fn request_draft_about(
     subject: Name,
     alternative_names: Vec<GeneralName>,
-    note: Option<&str>,
+    about: AboutKey<'_>,
     key: RemoteKey,
 ) -> Result<Draft<RequestBuilder>, X509Error> {
     let mut builder = RequestBuilder::new(subject).map_err(build)?;
@@ -261,9 +271,15 @@ pub fn request_draft_with_note(
             .add_extension(&SubjectAltName(alternative_names))
             .map_err(build)?;
     }
-    if let Some(note) = note {
+    if let Some(note) = about.note {
         let note = UnstructuredName(Utf8StringRef::new(note).map_err(build)?);
         builder.add_attribute(&note).map_err(build)?;
+    }
+    if !about.path.is_empty() {
+        // The key's own certificate comes last.
+        let path = about.path.iter().rev().map(|der| Any::from_der(der));
+        let path = PkiPath(path.collect::<Result<_, _>>().map_err(build)?);
+        builder.add_attribute(&path).map_err(build)?;
     }
     Draft::new(builder, key)
 }
@@ -290,6 +306,29 @@ impl EncodeValue for UnstructuredName<'_> {
 }
 
 impl AsAttribute for UnstructuredName<'_> {}
+
+/// PkiPath of X.509 section 7.6: a sequence of certificates.
+struct PkiPath(Vec<Any>);
+
+impl AssociatedOid for PkiPath {
+    const OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.70");
+}
+
+impl FixedTag for PkiPath {
+    const TAG: Tag = Tag::Sequence;
+}
+
+impl EncodeValue for PkiPath {
+    fn value_len(&self) -> der::Result<Length> {
+        self.0.value_len()
+    }
+
+    fn encode_value(&self, writer: &mut impl Writer) -> der::Result<()> {
+        self.0.encode_value(writer)
+    }
+}
+
+impl AsAttribute for PkiPath {}
 
 /// One entry of a revocation list.
 #[derive(Debug, Clone)]
@@ -527,6 +566,7 @@ pub struct CertificateRequest {
     subject: Name,
     public_key: PublicKey,
     note: Option<String>,
+    path: Vec<Vec<u8>>,
 }
 
 impl CertificateRequest {
@@ -550,17 +590,25 @@ impl CertificateRequest {
             &request.signature,
             WHAT,
         )?;
-        let mut attributes = request.info.attributes.iter();
-        let note = attributes
-            .find(|attribute| attribute.oid == UnstructuredName::OID)
-            .and_then(|attribute| attribute.values.get(0))
+        let attribute = |oid| {
+            let mut attributes = request.info.attributes.iter();
+            let attribute = attributes.find(|attribute| attribute.oid == oid)?;
+            attribute.values.get(0)
+        };
+        let note = attribute(UnstructuredName::OID)
             .and_then(|value| value.decode_as::<Utf8StringRef<'_>>().ok())
             .map(|text| text.as_str().to_owned());
+        let path = attribute(PkiPath::OID)
+            .and_then(|value| value.decode_as::<Vec<Any>>().ok())
+            .unwrap_or_default();
+        let path = path.iter().rev().map(Any::to_der);
+        let path = path.collect::<Result<_, _>>().map_err(build)?;
         Ok(Self {
             der: der.to_vec(),
             subject: request.info.subject,
             public_key,
             note,
+            path,
         })
     }
 
@@ -577,9 +625,14 @@ impl CertificateRequest {
         &self.der
     }
 
-    /// What [`request_draft_with_note`] was given. It is text of whoever made the request.
+    /// The note of [`AboutKey`]. It is text of whoever made the request.
     pub fn note(&self) -> Option<&str> {
         self.note.as_deref()
+    }
+
+    /// The path of [`AboutKey`], DER and not verified.
+    pub fn path(&self) -> &[Vec<u8>] {
+        &self.path
     }
 
     /// The subject it asks for; an authority decides itself.

@@ -18,8 +18,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::catalogue::{TokenState, selects, token_id};
 use super::error::DeviceError;
 use super::frames::{
-    Administer, AdministerRefusal as Refusal, Administered, Answer, HeldKeys, LastTry, PinBytes,
-    Target, Verb, Whose, Work,
+    Administer, AdministerRefusal as Refusal, Administered, Answer, HeldKeys, HeldObject, LastTry,
+    PinBytes, Target, Verb, Whose, Work,
 };
 use super::link::CallError;
 use super::pin_guard::{self, Settled};
@@ -120,10 +120,8 @@ impl Devices {
                 limit: TOKEN_LABEL_MAX,
             });
         }
-        let module = match &module {
-            Some(name) => self.module(name)?,
-            None => self.only_module()?,
-        };
+        let name = module.map_or_else(|| self.only_module(), Ok)?;
+        let module = self.part_for(&name, target.as_ref())?;
         let (so_pin, user_pin) = (checked(so_pin)?, checked(user_pin)?);
         let asked = Administer {
             target: match target {
@@ -143,6 +141,12 @@ impl Devices {
         };
         let budget = budget(module.config.generate_timeout, &user_pin);
         let token = administer(&module, asked, None, user_pin.clone(), budget).await?;
+        for other in self.parts(&name)? {
+            // The worker of the part that made it is replaced by its own supervisor.
+            if !Arc::ptr_eq(&other, &module) {
+                other.command(Command::Renew).await?;
+            }
+        }
         // It is there now, and the worker that is being started sees it.
         let state = match self.select(&uri_of(&token)).await {
             Ok(found) if found == token => {
@@ -159,6 +163,37 @@ impl Devices {
             Ok(_) | Err(_) => None,
         };
         Ok(MadeToken { token, state })
+    }
+
+    /// The keys and certificates that a token shows without a login, at most 32, and how many there
+    /// are; what [`Devices::init_token`] would destroy, beside what shows only after a login.
+    /// Refuses a token that is in use here, as that does.
+    pub async fn held_objects(
+        &self,
+        module: Option<&str>,
+        target: &TokenUri,
+    ) -> Result<(Vec<HeldObject>, u32), DeviceError> {
+        let name = module.map_or_else(|| self.only_module(), |name| Ok(name.to_owned()))?;
+        let module = self.part_for(&name, Some(target))?;
+        let asked = Administer {
+            target: Target::Named {
+                label: target.token.clone(),
+                serial: target.serial.clone(),
+            },
+            work: Work::Init {
+                label: String::new(),
+                so_pin: None,
+                user_pin: None,
+                keys: HeldKeys::Tell,
+            },
+            last_try: LastTry::Keep,
+        };
+        let budget = module.config.call_timeout;
+        match administer(&module, asked, None, None, budget).await {
+            Err(DeviceError::TokenHoldsKeys { seen, objects, .. }) => Ok((objects, seen)),
+            Err(error) => Err(error),
+            Ok(_) => Err(unexpected(&module.config.name)),
+        }
     }
 
     /// Gives the user of a token a new PIN. One try of the PIN that allows it.
@@ -188,20 +223,37 @@ impl Devices {
             work,
             last_try,
         };
-        let module = self.module(&token.module)?;
+        let module = self.module_of(token)?;
         let budget = budget(module.config.call_timeout, &new);
         administer(&module, asked, Some(token.clone()), new, budget)
             .await
             .map(drop)
     }
 
-    fn only_module(&self) -> Result<Arc<Module>, DeviceError> {
-        match self.0.modules.load_full().as_slice() {
-            [one] => Ok(one.clone()),
+    fn only_module(&self) -> Result<String, DeviceError> {
+        let modules = self.0.modules.load();
+        let mut names: Vec<&String> = modules.iter().map(|module| &module.config.name).collect();
+        names.dedup();
+        match names.as_slice() {
+            [one] => Ok((*one).clone()),
             several => Err(DeviceError::ModuleAmbiguous {
                 count: several.len(),
             }),
         }
+    }
+
+    /// The part of a module that uses a token, if one does; else any.
+    fn part_for(&self, name: &str, target: Option<&TokenUri>) -> Result<Arc<Module>, DeviceError> {
+        let mut parts = self.parts(name)?;
+        let uses = |part: &Arc<Module>| {
+            let view = part.view.borrow().clone();
+            target.is_some_and(|target| {
+                let mut found = view.tokens.iter().filter_map(|token| token.found.as_ref());
+                found.any(|info| selects(target, name, info))
+            })
+        };
+        let at = parts.iter().position(uses).unwrap_or(0);
+        Ok(parts.swap_remove(at))
     }
 }
 
@@ -459,7 +511,11 @@ fn refused(module: &str, token: String, refusal: Refusal) -> DeviceError {
             uri: format!("{token} (module {module})"),
             count: count.into(),
         },
-        Refusal::HoldsKeys { seen } => DeviceError::TokenHoldsKeys { token, seen },
+        Refusal::HoldsKeys { seen, shown } => DeviceError::TokenHoldsKeys {
+            token,
+            seen,
+            objects: shown,
+        },
         Refusal::InUse => DeviceError::TokenInUse {
             token,
             by: "another program; end it first",

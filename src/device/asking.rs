@@ -52,7 +52,7 @@ impl Devices {
         token: &TokenId,
         last_try: LastTry,
     ) -> Result<UnlockOutcome, DeviceError> {
-        let module = self.module(&token.module)?;
+        let module = self.module_of(token)?;
         let turn = self.0.asking.of(token);
         let mut asked = turn.lock().await;
         asked.declined = None;
@@ -82,7 +82,7 @@ impl Devices {
     /// Asks for the PIN of a token that a request needs, if its source says so; whether that was
     /// of use shows in the view.
     pub(super) async fn ask_if_configured(&self, token: &TokenId) -> Result<(), DeviceError> {
-        let module = self.module(&token.module)?;
+        let module = self.module_of(token)?;
         let turn = self.0.asking.of(token);
         let mut asked = turn.lock().await;
         // Somebody else's window may have brought the PIN, or its refusal.

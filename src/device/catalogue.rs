@@ -67,7 +67,7 @@ pub struct ModuleStatus {
     pub name: String,
     /// The configured path.
     pub path: String,
-    /// Whether its worker is up.
+    /// Whether its workers are up: one for each token, unless its tokens share one.
     pub up: bool,
     /// Why not; absent too where its tokens were released and nothing is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -82,6 +82,21 @@ pub struct ModuleStatus {
     /// How its worker is confined, once it was up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<SandboxStatus>,
+    /// Whether its library tells of tokens that come and leave; otherwise its slots are looked at
+    /// every second.
+    #[serde(default)]
+    pub slot_events: bool,
+}
+
+impl ModuleStatus {
+    /// Takes in another worker of the same module: it is up where all are.
+    pub(super) fn add(&mut self, part: Self) {
+        self.up &= part.up;
+        self.reason = self.reason.take().or(part.reason);
+        self.library = self.library.take().or(part.library);
+        self.sandbox = self.sandbox.take().or(part.sandbox);
+        self.slot_events &= part.slot_events;
+    }
 }
 
 /// A private key on a token.

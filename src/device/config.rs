@@ -18,7 +18,7 @@ pub struct Config {
     /// The worker executable. Default: `opcert-worker` beside the running executable, or in its
     /// directory of `libexec`.
     pub worker: Option<PathBuf>,
-    /// The modules, each in a worker of its own.
+    /// The modules, each token of theirs in a worker of its own.
     #[serde(default)]
     pub module: Vec<ModuleConfig>,
 }
@@ -62,6 +62,12 @@ pub struct ModuleConfig {
     )]
     #[schemars(with = "f64")]
     pub generate_timeout: Duration,
+    /// Whether its tokens share one worker. Otherwise each has a worker of its own, so that one
+    /// that waits for a person, or hangs, holds up no other whatever locks the library holds. For
+    /// libraries that are not to be loaded twice, and for many tokens that nobody waits for.
+    /// Default: false.
+    #[serde(default)]
+    pub share_worker: bool,
     /// What the library may reach; see docs/devices.md. Default: the profile that is known to fit
     /// the library by its file's name, `none` where none is.
     #[serde(default)]
@@ -73,6 +79,10 @@ pub struct ModuleConfig {
     /// What it may read and write beyond that.
     #[serde(default)]
     pub writable: Vec<PathBuf>,
+    /// Whether the library is asked to tell of tokens that come and leave (`C_WaitForSlotEvent`),
+    /// where it can; otherwise its slots are looked at every second. Default: true.
+    #[serde(default = "default_slot_events")]
+    pub slot_events: bool,
     /// What is let pass for this module although it is refused by default.
     #[serde(default)]
     pub allow: Vec<Allowance>,
@@ -196,6 +206,17 @@ impl Waiver {
             Self::NeverExtractable => "CKA_NEVER_EXTRACTABLE",
         }
     }
+
+    /// What a certification request says of them; `None` for none.
+    pub fn note(waived: &[Self]) -> Option<String> {
+        let attributes: Vec<&str> = waived.iter().map(|waiver| waiver.attribute()).collect();
+        (!attributes.is_empty()).then(|| {
+            format!(
+                "opcert: the token did not prove {}, which its configuration waives",
+                attributes.join(", ")
+            )
+        })
+    }
 }
 
 /// How long a token stays logged in.
@@ -282,6 +303,10 @@ fn default_call_timeout() -> Duration {
     Duration::from_secs(10)
 }
 
+fn default_slot_events() -> bool {
+    true
+}
+
 fn default_generate_timeout() -> Duration {
     Duration::from_secs(120)
 }
@@ -331,6 +356,29 @@ impl Serialize for PinSource {
 }
 
 impl ModuleConfig {
+    /// One for each worker: for each token, or all in one where tokens share it.
+    pub(super) fn parts(self) -> impl Iterator<Item = Self> {
+        let tokens = match self.share_worker || self.token.len() < 2 {
+            true => vec![self.token.clone()],
+            false => self
+                .token
+                .iter()
+                .cloned()
+                .map(|token| vec![token])
+                .collect(),
+        };
+        tokens.into_iter().map(move |token| Self {
+            token,
+            ..self.clone()
+        })
+    }
+
+    /// Whether it has a token with the URI of one of `tokens`.
+    pub(super) fn shares(&self, tokens: &[TokenConfig]) -> bool {
+        let mut own = self.token.iter();
+        own.any(|own| tokens.iter().any(|token| token.uri == own.uri))
+    }
+
     /// Whether the module may be loaded: who else could replace its file, what it is, what its
     /// environment has it write down. The reason is for people. A file that is missing is no error.
     pub fn check(&self) -> Result<(), String> {

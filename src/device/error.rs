@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::frames::HeldObject;
 use crate::base::files::FileError;
 use crate::base::key::{KeyError, Scheme};
 use crate::policy::Purpose;
@@ -229,12 +230,14 @@ pub enum DeviceError {
         max: u32,
     },
     /// A token to be initialized holds keys, or may hold some.
-    #[error("{token} {}", held(*seen))]
+    #[error("{token} {}", held(*seen, objects))]
     TokenHoldsKeys {
         /// The token.
         token: String,
         /// How many keys and certificates show without a login.
         seen: u32,
+        /// The first of them.
+        objects: Vec<HeldObject>,
     },
     /// A token to be initialized is in use.
     #[error("{token} is in use by {by}")]
@@ -384,9 +387,20 @@ pub enum DeviceError {
     Stopped,
 }
 
-fn held(seen: u32) -> String {
-    match seen {
-        0 => "is initialized, and may hold keys that show only after a login".into(),
-        seen => format!("holds {seen} keys and certificates, and perhaps more"),
+fn held(seen: u32, objects: &[HeldObject]) -> String {
+    if seen == 0 {
+        return "is initialized, and may hold keys that show only after a login".into();
     }
+    let named: Vec<String> = objects.iter().map(ToString::to_string).collect();
+    let rest = usize::try_from(seen)
+        .unwrap_or(usize::MAX)
+        .saturating_sub(named.len());
+    let rest = match rest {
+        0 => String::new(),
+        rest => format!(", and {rest} more"),
+    };
+    format!(
+        "holds {seen} keys and certificates, and perhaps some that show only after a login: {}{rest}",
+        named.join(", ")
+    )
 }

@@ -21,14 +21,15 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 pub use self::administer::{
-    Administer, AdministerRefusal, Administered, HeldKeys, Target, Whose, Work,
+    Administer, AdministerRefusal, Administered, HELD_MAX, HeldKeys, HeldObject, Target, Whose,
+    Work,
 };
 use super::config::{LoginPolicy, Waiver};
 use super::sandbox::{Confinement, SandboxStatus};
 use crate::base::key::{KeySpec, Scheme};
 
 /// Changes whenever a frame changes.
-pub const PROTOCOL: u32 = 8;
+pub const PROTOCOL: u32 = 9;
 
 /// The most bytes of one packet.
 pub const PACKET_MAX: usize = 64 * 1024;
@@ -74,6 +75,8 @@ pub enum ToWorker {
         confinement: Confinement,
         /// What `C_Initialize` is given for the library itself.
         parameters: Option<String>,
+        /// Whether the library is asked to tell of tokens that come and leave.
+        slot_events: bool,
     },
 }
 
@@ -98,6 +101,19 @@ pub enum FromWorker {
     Reply(Reply),
     /// How the worker is confined; the second frame of its first packet, unless loading failed.
     Confined(SandboxStatus),
+    /// What the library says of its slots without being called for it; any time after the hello.
+    Slots(SlotNews),
+}
+
+/// What `C_WaitForSlotEvent` brings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SlotNews {
+    /// The library has it, and is waited for.
+    Watched,
+    /// A token came or left. The next one is told after the slots were looked at.
+    Changed,
+    /// The library lacks it, or it failed; the CKR name.
+    Unwatched(String),
 }
 
 /// `CK_INFO`.
@@ -933,6 +949,7 @@ mod tests {
                 writable: Vec::new(),
             },
             parameters: Some("flags=".into()),
+            slot_events: true,
         };
         let confined = |missing| {
             FromWorker::Confined(SandboxStatus {

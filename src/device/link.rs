@@ -31,7 +31,8 @@ use tokio::time::Instant;
 
 use super::fair::{Party, Queue};
 use super::frames::{
-    self, Answer, Call, Failure, FrameError, FromWorker, PACKET_MAX, Reply, ToWorker, Verb,
+    self, Answer, Call, Failure, FrameError, FromWorker, PACKET_MAX, Reply, SlotNews, ToWorker,
+    Verb,
 };
 use super::pin_guard;
 use crate::base::secret::wipe;
@@ -98,6 +99,10 @@ pub(super) struct Link {
     used: Box<[AtomicU64]>,
     /// Where the module's numbers are kept.
     cells: Arc<ModuleCells>,
+    /// Whether the library tells of tokens that come and leave.
+    watches_slots: AtomicBool,
+    /// It told so, or does not tell any more.
+    slots_changed: Notify,
 }
 
 struct State {
@@ -228,6 +233,8 @@ impl Link {
             begun: Instant::now(),
             used: (0..frames::TOKENS_MAX).map(|_| AtomicU64::new(0)).collect(),
             cells,
+            watches_slots: AtomicBool::new(false),
+            slots_changed: Notify::new(),
         })
     }
 
@@ -417,6 +424,7 @@ impl Link {
         for frame in frames::split(packet) {
             match frame.and_then(frames::decode).map_err(|e| e.to_string())? {
                 FromWorker::Reply(reply) => ready.push(reply),
+                FromWorker::Slots(news) => self.note_slots(news),
                 FromWorker::Hello { .. }
                 | FromWorker::LoadFailed { .. }
                 | FromWorker::Confined(_) => {
@@ -461,6 +469,29 @@ impl Link {
             let _gone = waiter.send(result.map_err(CallError::Failed));
         }
         Ok(content)
+    }
+
+    fn note_slots(&self, news: SlotNews) {
+        match news {
+            SlotNews::Watched => self.watches_slots.store(true, Ordering::Relaxed),
+            SlotNews::Changed => self.slots_changed.notify_one(),
+            SlotNews::Unwatched(reason) => {
+                tracing::debug!(reason, "the library does not tell of its slots");
+                if self.watches_slots.swap(false, Ordering::Relaxed) {
+                    self.slots_changed.notify_one();
+                }
+            }
+        }
+    }
+
+    /// Whether the library tells of tokens that come and leave.
+    pub fn watches_slots(&self) -> bool {
+        self.watches_slots.load(Ordering::Relaxed)
+    }
+
+    /// Returns once the library told that a token came or left.
+    pub async fn slots_changed(&self) {
+        self.slots_changed.notified().await;
     }
 
     /// Watches the deadlines; for a task of its own. Ends at the first that passes.

@@ -2,9 +2,11 @@
 //!
 //! # Shape
 //!
-//! [`Devices`] is the handle that the rest of the program holds. Per configured module there is
+//! [`Devices`] is the handle that the rest of the program holds. Per configured token there is
 //! one supervisor task and one worker process (`opcert-worker`), which alone loads the vendor's
-//! library. The daemon hashes, the worker signs, the daemon verifies: a signature leaves
+//! library; libraries hold locks while they wait for a touch or a PIN, so tokens that share a
+//! process would wait for each other's people. They share one where the configuration says so
+//! (`share-worker`). The daemon hashes, the worker signs, the daemon verifies: a signature leaves
 //! [`Devices::sign`] only after it verified under the public key that was read before.
 //!
 //! ```text
@@ -31,7 +33,7 @@
 //!   renewed by the supervisor, guarded, once per call; a token that left or moved is looked for,
 //!   once per call. Where that does not heal it, and where a signature does not verify, the worker
 //!   is replaced.
-//! - Modules do not notice each other's faults. Tokens of one module share its worker.
+//! - Tokens do not notice each other's faults, unless they share a worker.
 
 mod administer;
 mod asking;
@@ -81,7 +83,7 @@ pub use self::config::{
 pub use self::error::DeviceError;
 use self::fair::{Gate, Parties, Party};
 use self::frames::{Answer, CERTIFICATE_MAX, CertificateParts, Class, Failure, Input, Verb};
-pub use self::frames::{HeldKeys, KeyUse, LastTry, UnlockOutcome};
+pub use self::frames::{HeldKeys, HeldObject, KeyUse, LastTry, UnlockOutcome};
 use self::link::{CallError, Link};
 use self::per_use::PerUse;
 use self::pin_check::PinCheck;
@@ -240,11 +242,12 @@ impl Devices {
             guard: Arc::new(PinGuard::open(state_directory, clock)?),
             changed: changed.clone(),
         };
-        let modules = config
-            .module
-            .into_iter()
-            .map(|config| start.module(config, None))
-            .collect();
+        let mut modules = Vec::new();
+        for config in config.module {
+            let stuck = Arc::default();
+            let parts = config.parts();
+            modules.extend(parts.map(|part| start.module(part, None, &stuck)));
+        }
         Ok(Self(Arc::new(Inner {
             modules: ArcSwap::from_pointee(modules),
             start,
@@ -285,31 +288,47 @@ impl Devices {
         if *self.0.stop.borrow() {
             return Err(DeviceError::Stopped);
         }
-        let mut old = Vec::clone(&self.0.modules.load());
+        let old = self.0.modules.load_full();
         let mut changes = ModuleChanges::default();
-        let mut ended = Vec::new();
-        let next = modules
-            .into_iter()
-            .map(|config| {
-                let known = old
-                    .iter()
-                    .position(|known| known.config.name == config.name);
-                let Some(known) = known.map(|at| old.swap_remove(at)) else {
-                    changes.added.push(config.name.clone());
-                    return self.0.start.module(config, None);
-                };
-                if known.config == config {
-                    return known;
+        let mut next: Vec<Arc<Module>> = Vec::new();
+        for config in modules {
+            let name = config.name.clone();
+            let known: Vec<&Arc<Module>> = old
+                .iter()
+                .filter(|known| known.config.name == name)
+                .collect();
+            let stuck = match known.first() {
+                Some(known) if known.config.path == config.path => known.stuck.clone(),
+                _ => Arc::default(),
+            };
+            let parts: Vec<ModuleConfig> = config.parts().collect();
+            let (stay, leave): (Vec<_>, Vec<_>) = known
+                .into_iter()
+                .partition(|known| parts.contains(&known.config));
+            if stay.is_empty() && leave.is_empty() {
+                changes.added.push(name);
+            } else if !leave.is_empty() || stay.len() < parts.len() {
+                changes.changed.push(name);
+            }
+            for part in parts {
+                if let Some(same) = stay.iter().find(|known| known.config == part) {
+                    next.push((*same).clone());
+                    continue;
                 }
-                changes.changed.push(config.name.clone());
-                ended.push(config.name.clone());
-                self.0.start.module(config, Some(known))
-            })
-            .collect();
+                let before = leave.iter().find(|known| known.config.shares(&part.token));
+                let before = before.or(leave.first()).map(|known| (*known).clone());
+                next.push(self.0.start.module(part, before, &stuck));
+            }
+        }
+        let gone = |known: &&Arc<Module>| !next.iter().any(|part| Arc::ptr_eq(part, known));
+        let gone: Vec<Arc<Module>> = old.iter().filter(gone).cloned().collect();
+        let ended: HashSet<String> = gone.iter().map(|gone| gone.config.name.clone()).collect();
+        let stays = |name: &String| next.iter().any(|part| part.config.name == *name);
+        let mut removed: Vec<String> = ended.iter().filter(|name| !stays(name)).cloned().collect();
+        removed.sort();
+        changes.removed = removed;
         self.0.modules.store(Arc::new(next));
-        for gone in old {
-            changes.removed.push(gone.config.name.clone());
-            ended.push(gone.config.name.clone());
+        for gone in gone {
             gone.stop.send_replace(true);
         }
         // Another library, or another token, may answer to the same name.
@@ -356,7 +375,7 @@ impl Devices {
 
     /// The configured modules as they are now.
     pub async fn modules(&self) -> Vec<ModuleStatus> {
-        let mut list = Vec::new();
+        let mut list: Vec<ModuleStatus> = Vec::new();
         let patience = Instant::now() + FIRST_START;
         for module in self.0.modules.load_full().iter() {
             let view = module.settled(patience).await;
@@ -366,7 +385,7 @@ impl Devices {
                 Phase::Down { reason, .. } => Some(reason.to_string()),
                 Phase::Stopped => Some(DeviceError::Stopped.to_string()),
             };
-            list.push(ModuleStatus {
+            let part = ModuleStatus {
                 name: module.config.name.clone(),
                 path: module.config.path.display().to_string(),
                 up: matches!(view.phase, Phase::Up(_)),
@@ -379,7 +398,15 @@ impl Devices {
                     )
                 }),
                 sandbox: view.sandbox.clone(),
-            });
+                slot_events: match &view.phase {
+                    Phase::Up(link) => link.watches_slots(),
+                    Phase::Starting | Phase::AtRest | Phase::Down { .. } | Phase::Stopped => false,
+                },
+            };
+            match list.last_mut().filter(|module| module.name == part.name) {
+                Some(module) => module.add(part),
+                None => list.push(part),
+            }
         }
         list
     }
@@ -450,7 +477,7 @@ impl Devices {
                 scheme,
             });
         }
-        let module = self.module(&key.token.module)?;
+        let module = self.module_of(&key.token)?;
         let need = match permit.purpose() {
             Purpose::AuditCheckpoint | Purpose::SelfTest => Need::QuietLogin,
             _ => Need::Login,
@@ -536,7 +563,7 @@ impl Devices {
                 key: key.to_string(),
             });
         }
-        let module = self.module(&key.token.module)?;
+        let module = self.module_of(&key.token)?;
         let verb = |token| Verb::Decrypt {
             token,
             key: key.id.as_bytes().to_vec(),
@@ -570,7 +597,7 @@ impl Devices {
         if let Some(cached) = cached {
             return Ok(cached);
         }
-        let module = self.module(&key.token.module)?;
+        let module = self.module_of(&key.token)?;
         let verb = |token| Verb::PublicKey {
             token,
             key: key.id.as_bytes().to_vec(),
@@ -633,7 +660,7 @@ impl Devices {
             token: token.clone(),
             id: id.clone(),
         };
-        let module = self.module(&token.module)?;
+        let module = self.module_of(token)?;
         let _turn = turn(&module.writes).await?;
         let verb = |number| Verb::Generate {
             token: number,
@@ -686,7 +713,7 @@ impl Devices {
             token: token.clone(),
             id: id.clone(),
         };
-        let module = self.module(&token.module)?;
+        let module = self.module_of(token)?;
         let _turn = turn(&module.writes).await?;
         let verb = |number| Verb::Import {
             token: number,
@@ -707,7 +734,7 @@ impl Devices {
 
     /// The private keys on a token.
     pub async fn keys(&self, token: &TokenId) -> Result<Vec<KeyInfo>, DeviceError> {
-        let module = self.module(&token.module)?;
+        let module = self.module_of(token)?;
         let _turn = turn(&module.lists).await?;
         let (mut entries, mut cursor) = (Vec::new(), None);
         loop {
@@ -735,7 +762,7 @@ impl Devices {
 
     /// Removes private key, public key and certificates with this `CKA_ID`.
     pub async fn delete_key(&self, key: &KeyRef) -> Result<(), DeviceError> {
-        let module = self.module(&key.token.module)?;
+        let module = self.module_of(&key.token)?;
         let _turn = turn(&module.writes).await?;
         let verb = |token| Verb::Delete {
             token,
@@ -765,7 +792,7 @@ impl Devices {
         certificate_der: &[u8],
     ) -> Result<(), DeviceError> {
         let certificate = certificate_parts(&key.id, certificate_der)?;
-        let module = self.module(&key.token.module)?;
+        let module = self.module_of(&key.token)?;
         let _turn = turn(&module.writes).await?;
         let verb = |token| Verb::WriteCertificate {
             token,
@@ -791,7 +818,7 @@ impl Devices {
         &self,
         token: &TokenId,
     ) -> Result<Vec<TokenCertificate>, DeviceError> {
-        let module = self.module(&token.module)?;
+        let module = self.module_of(token)?;
         let _turn = turn(&module.lists).await?;
         let (mut entries, mut cursor) = (Vec::new(), None);
         loop {
@@ -817,7 +844,7 @@ impl Devices {
 
     /// What a person has to do on the token itself, as far as it is known now.
     pub fn by_hand(&self, token: &TokenId) -> Result<ByHand, DeviceError> {
-        let module = self.module(&token.module)?;
+        let module = self.module_of(token)?;
         let view = module.view.borrow().clone();
         let known = view.tokens.iter().find(|known| known.id == *token);
         let touch = known.is_some_and(|known| {
@@ -835,7 +862,7 @@ impl Devices {
 
     /// Whose attestation of its keys counts for a token, as the configuration says.
     pub fn attestation(&self, token: &TokenId) -> Result<Option<AttestationConfig>, DeviceError> {
-        let module = self.module(&token.module)?;
+        let module = self.module_of(token)?;
         let view = module.view.borrow().clone();
         let known = view.tokens.iter().find(|known| known.id == *token);
         Ok(known.and_then(|known| {
@@ -856,7 +883,7 @@ impl Devices {
         patience: Duration,
     ) -> Result<(), DeviceError> {
         let pin = pin.map(pin_guard::checked).transpose()?;
-        let module = self.module(&token.module)?;
+        let module = self.module_of(token)?;
         let limit = module.config.call_timeout;
         let (done, result) = oneshot::channel();
         let check = PinCheck {
@@ -910,7 +937,7 @@ impl Devices {
         pin: Option<Pin>,
         last_try: LastTry,
     ) -> Result<UnlockOutcome, DeviceError> {
-        let module = self.module(&token.module)?;
+        let module = self.module_of(token)?;
         let (done, result) = oneshot::channel();
         module
             .command(Command::Unlock {
@@ -946,16 +973,36 @@ impl Devices {
         }
     }
 
-    fn module(&self, name: &str) -> Result<Arc<Module>, DeviceError> {
-        self.0
-            .modules
-            .load()
+    /// The part of a module that has a token.
+    fn module_of(&self, token: &TokenId) -> Result<Arc<Module>, DeviceError> {
+        let modules = self.0.modules.load();
+        let mut parts = modules
             .iter()
-            .find(|module| module.config.name == name)
-            .cloned()
-            .ok_or_else(|| DeviceError::ModuleUnknown {
+            .filter(|module| module.config.name == token.module);
+        let unknown = || DeviceError::ModuleUnknown {
+            module: token.module.clone(),
+        };
+        let first = parts.next().ok_or_else(unknown)?;
+        let Some(second) = parts.next() else {
+            return Ok(first.clone());
+        };
+        let all: Vec<_> = [first, second].into_iter().chain(parts).collect();
+        let found = all.iter().find(|part| part.shows(token));
+        let found = found.or_else(|| all.iter().find(|part| part.may_show(token)));
+        Ok(found.map_or(first, |found| *found).clone())
+    }
+
+    /// The parts of a module.
+    fn parts(&self, name: &str) -> Result<Vec<Arc<Module>>, DeviceError> {
+        let modules = self.0.modules.load();
+        let parts = modules.iter().filter(|module| module.config.name == name);
+        let parts: Vec<_> = parts.cloned().collect();
+        match parts.is_empty() {
+            false => Ok(parts),
+            true => Err(DeviceError::ModuleUnknown {
                 module: name.to_owned(),
-            })
+            }),
+        }
     }
 
     /// Whether another has taken this module's place.
@@ -1044,14 +1091,14 @@ impl Devices {
         budget: Duration,
         verb: impl Fn(u16) -> Verb,
     ) -> Result<Answer, DeviceError> {
-        let mut module = self.module(&token.module)?;
+        let mut module = self.module_of(token)?;
         let mut deadline = Instant::now() + module.config.call_timeout;
         let (mut logged_in_again, mut looked_again, mut taken_up) = (false, false, false);
         let mut asked = need != Need::Login;
         let mut wants_login = false;
         loop {
             if self.is_replaced(&module) {
-                module = self.module(&token.module)?;
+                module = self.module_of(token)?;
             }
             let (link, number, login) = match module.ready(token, need, deadline).await {
                 Err(DeviceError::Stopped) if self.is_replaced(&module) => continue,
@@ -1187,7 +1234,7 @@ impl Devices {
         need: Need,
         verb: impl Fn(u16) -> Verb,
     ) -> Result<Answer, DeviceError> {
-        let budget = self.module(&token.module)?.config.call_timeout;
+        let budget = self.module_of(token)?.config.call_timeout;
         self.call(token, None, need, budget, verb).await
     }
 
@@ -1259,7 +1306,12 @@ impl std::fmt::Debug for Devices {
 
 impl Start {
     /// Starts a module's supervisor. In place of another, it waits for that one's end.
-    fn module(&self, config: ModuleConfig, instead_of: Option<Arc<Module>>) -> Arc<Module> {
+    fn module(
+        &self,
+        config: ModuleConfig,
+        instead_of: Option<Arc<Module>>,
+        stuck: &Arc<AtomicUsize>,
+    ) -> Arc<Module> {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let tokens = config
             .token
@@ -1274,10 +1326,6 @@ impl Start {
         })));
         let stop = watch::Sender::new(false);
         let pins = Pins::default();
-        let stuck = match &instead_of {
-            Some(old) if old.config.path == config.path => old.stuck.clone(),
-            _ => Arc::default(),
-        };
         let supervisor = Supervisor {
             config: config.clone(),
             worker: self.worker.clone(),
@@ -1292,6 +1340,7 @@ impl Start {
             looked_again: None,
             search: supervisor::RENEW_EVERY,
             renewed: None,
+            slot_events: config.slot_events,
             released: HashSet::new(),
             postponed: None,
             looking: Vec::new(),
@@ -1315,7 +1364,7 @@ impl Start {
             supervisor: Mutex::new(Some(running)),
             pins,
             gates: std::sync::Mutex::default(),
-            stuck,
+            stuck: stuck.clone(),
             lists: Semaphore::new(LISTS_MAX),
             writes: Semaphore::new(1),
         })
@@ -1340,6 +1389,19 @@ impl Module {
             Ok(Ok(view)) => view.clone(),
             Ok(Err(_)) | Err(_) => self.view.borrow().clone(),
         }
+    }
+
+    /// Whether it has a token.
+    fn shows(&self, token: &TokenId) -> bool {
+        let view = self.view.borrow().clone();
+        let mut found = view.tokens.iter().filter(|known| known.found.is_some());
+        found.any(|known| known.id == *token)
+    }
+
+    /// Whether it has it once it comes.
+    fn may_show(&self, token: &TokenId) -> bool {
+        let mut configured = self.config.token.iter();
+        configured.any(|config| config.uri.matches(token))
     }
 
     /// Why the module takes no calls now, if so.

@@ -24,7 +24,7 @@ impl Devices {
     /// library lets go of it. Calls under way are finished first. Other tokens of the module are
     /// interrupted for the moment that a new worker needs.
     pub async fn release(&self, token: &TokenId) -> Result<(), DeviceError> {
-        let module = self.module(&token.module)?;
+        let module = self.module_of(token)?;
         let (done, released) = oneshot::channel();
         let token = token.clone();
         module.command(Command::Release { token, done }).await?;
@@ -34,7 +34,7 @@ impl Devices {
 
     /// Takes up a released token because somebody needs it.
     pub(super) async fn take_up(&self, token: &TokenId) -> Result<(), DeviceError> {
-        let module = self.module(&token.module)?;
+        let module = self.module_of(token)?;
         let (done, taken) = oneshot::channel();
         let token = token.clone();
         module.command(Command::TakeUp { token, done }).await?;

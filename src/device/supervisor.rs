@@ -10,9 +10,12 @@
 //! that crashes at every start must not eat the machine, and a pcscd that restarts is back within
 //! a second. A new worker gets the PINs that worked before, through the [`PinGuard`].
 //!
-//! The slots are looked at every second: a token that came is logged in, one that left is absent,
-//! one that lost its login gets it back, before anybody calls. Slot events would only be a hint
-//! on top: modules lack them, or report them once, or block everything else while they wait.
+//! A token that came is logged in, one that left is absent, one that lost its login gets it back,
+//! before anybody calls: the slots are looked at when the library tells of a change
+//! (`C_WaitForSlotEvent`, in a thread of the worker's own), and every second where it does not. As
+//! libraries tell of a change once, or of slots of their start only, those that tell are looked at
+//! every five seconds as well. Some block everything else while they wait: after a worker that told
+//! of its slots was killed over a hung call, the next one is not asked to.
 //!
 //! SoftHSM2, and smart-card stacks too, see new tokens only after a restart of the library. So a
 //! call that names an absent token has the slots looked at, and then, at most once in 5 s, the
@@ -65,6 +68,12 @@ pub(super) const RENEW_EVERY: Duration = Duration::from_secs(5);
 
 /// How often the slots are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How often where the library tells of changes.
+const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(5);
+
+/// However often a library tells of changes, there is this much between two looks.
+const LOOKS_APART: Duration = Duration::from_millis(100);
 
 /// The longest time between two workers that are started only to look for absent tokens.
 const SEARCH_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
@@ -196,6 +205,8 @@ pub(super) struct Supervisor {
     /// How long the next worker that looks for absent tokens may search in vain.
     pub search: Duration,
     pub renewed: Option<Instant>,
+    /// Whether the next worker asks the library to tell of tokens that come and leave.
+    pub slot_events: bool,
     /// Those who wait for a token, until the next worker is up.
     pub looking: Vec<oneshot::Sender<()>>,
     /// Workers that were killed and have not ended.
@@ -250,7 +261,8 @@ impl Supervisor {
                         let _gone = waiting.send(());
                     }
                     let leave = self.serve(&worker, &mut stop).await;
-                    metrics().module(&self.config.name).sessions.set(0);
+                    let sessions = &metrics().module(&self.config.name).sessions;
+                    sessions.add(-i64::from(self.config.thread_count()));
                     // Nobody may find the old link in the view once it takes no calls.
                     self.publish_phase(Phase::Starting);
                     let of_use = worker.link.served() || worker.started.elapsed() >= LIVED;
@@ -417,7 +429,7 @@ impl Supervisor {
     }
 
     /// A worker that has loaded the library, and the tokens it sees.
-    async fn arrive(&self) -> Result<(Worker, Greeting, Vec<TokenView>), DeviceError> {
+    async fn arrive(&mut self) -> Result<(Worker, Greeting, Vec<TokenView>), DeviceError> {
         super::hygiene::check(&self.config).map_err(|reason| DeviceError::ModuleUnusable {
             module: self.config.name.clone(),
             reason,
@@ -433,8 +445,9 @@ impl Supervisor {
             });
         }
         let (worker, greeting) = self.spawn().await?;
-        let tokens = self.find_tokens(&worker.link).await?;
-        Ok((worker, greeting, tokens))
+        let tokens = self.find_tokens(&worker.link).await;
+        self.doubt_slot_events(&worker.link);
+        Ok((worker, greeting, tokens?))
     }
 
     async fn take_up(
@@ -451,7 +464,7 @@ impl Supervisor {
         metrics()
             .module(&self.config.name)
             .sessions
-            .set(self.config.thread_count().into());
+            .add(self.config.thread_count().into());
         tracing::info!(
             module = self.config.name,
             library = library.description,
@@ -568,6 +581,7 @@ impl Supervisor {
         let prepare = ToWorker::Prepare {
             confinement: Confinement::of(&self.config),
             parameters: self.config.init_args.clone(),
+            slot_events: self.slot_events,
         };
         for frame in [hello, prepare] {
             frames::append(&mut packet, &frame).map_err(|error| broken(error.to_string()))?;
@@ -600,7 +614,7 @@ impl Supervisor {
                 "it speaks protocol {protocol}, not {PROTOCOL}"
             ))),
             FromWorker::LoadFailed { failure, .. } => Err(self.load_error(failure)),
-            FromWorker::Reply(_) | FromWorker::Confined(_) => {
+            FromWorker::Reply(_) | FromWorker::Confined(_) | FromWorker::Slots(_) => {
                 Err(broken("it speaks before its hello".into()))
             }
         }
@@ -938,6 +952,8 @@ impl Supervisor {
     async fn serve(&mut self, worker: &Worker, stop: &mut watch::Receiver<bool>) -> Leave {
         let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looked = Instant::now();
+        let mut told = false;
         let mut keepalives = Keepalives::of(&self.config.token);
         loop {
             let command = tokio::select! {
@@ -948,8 +964,29 @@ impl Supervisor {
                     self.keep_alive(&worker.link, index).await;
                     continue;
                 }
+                () = worker.link.slots_changed() => {
+                    told = true;
+                    look.reset_after(LOOKS_APART.saturating_sub(looked.elapsed()));
+                    continue;
+                }
                 _ = look.tick() => {
-                    match self.look_around(worker).await {
+                    // The worker looks when it is done with what occupies it.
+                    if worker.link.is_occupied() {
+                        continue;
+                    }
+                    if let Some(done) = self.release_idle(&worker.link) {
+                        return Leave::Release(done);
+                    }
+                    let is_due = looked.elapsed() >= LOOK_AT_LEAST_EVERY;
+                    if !told && !is_due && worker.link.watches_slots() {
+                        continue;
+                    }
+                    let noticed = match std::mem::take(&mut told) {
+                        true => Noticed::Event,
+                        false => Noticed::Poll,
+                    };
+                    looked = Instant::now();
+                    match self.look_around(worker, noticed).await {
                         Some(leave) => return leave,
                         None => continue,
                     }
@@ -967,7 +1004,8 @@ impl Supervisor {
                     let due = self
                         .looked_again
                         .is_none_or(|last| last.elapsed() >= RENEW_EVERY);
-                    match self.look_again(&worker.link, Some(&wanted)).await {
+                    let found = self.look_again(&worker.link, Some(&wanted), Noticed::Request);
+                    match found.await {
                         Ok(Found::No) if due => {
                             self.looked_again = Some(Instant::now());
                             self.looking.push(done);
@@ -1056,8 +1094,10 @@ impl Supervisor {
     }
 
     /// Why a link is closed. Its worker's exit status comes a moment later than its hang-up.
-    async fn post_mortem(&self, link: &Link) -> Leave {
-        Leave::Ended(match link.ended().await {
+    async fn post_mortem(&mut self, link: &Link) -> Leave {
+        let end = link.ended().await;
+        self.doubt_slot_events(link);
+        Leave::Ended(match end {
             End::Died(words) => words,
             End::Expired => "a call did not return in time".into(),
             End::Protocol(reason) => format!("it broke the protocol: {reason}"),
@@ -1065,16 +1105,24 @@ impl Supervisor {
         })
     }
 
+    /// A call hung while the library was waited for: perhaps it waits with a lock held, so the next
+    /// worker does without. Where one without hangs as well, that was not why.
+    fn doubt_slot_events(&mut self, link: &Link) {
+        if !self.config.slot_events || link.end() != Some(End::Expired) {
+            return;
+        }
+        self.slot_events = !link.watches_slots();
+        if !self.slot_events {
+            tracing::warn!(
+                module = self.config.name,
+                "a call hung while the library watched its slots; they are polled from now on"
+            );
+        }
+    }
+
     /// Looks at the slots though nobody called.
-    async fn look_around(&mut self, worker: &Worker) -> Option<Leave> {
-        // The worker looks when it is done with what occupies it.
-        if worker.link.is_occupied() {
-            return None;
-        }
-        if let Some(done) = self.release_idle(&worker.link) {
-            return Some(Leave::Release(done));
-        }
-        match self.look_again(&worker.link, None).await {
+    async fn look_around(&mut self, worker: &Worker, noticed: Noticed) -> Option<Leave> {
+        match self.look_again(&worker.link, None, noticed).await {
             Ok(Found::Yes) => {
                 self.search = RENEW_EVERY;
                 None
@@ -1102,6 +1150,7 @@ impl Supervisor {
         &mut self,
         link: &Link,
         wanted: Option<&TokenUri>,
+        noticed: Noticed,
     ) -> Result<Found, DeviceError> {
         let before = self.view.borrow().tokens.clone();
         let mut tokens = self.find_tokens(link).await?;
@@ -1110,12 +1159,32 @@ impl Supervisor {
             let known = before
                 .iter()
                 .find(|known| known.id == token.id && known.found.is_some());
+            if token.found.is_some() && known.is_none() {
+                self.note_change(&token.id, "token came", noticed);
+            }
             match known {
                 Some(known) if known.is_settled(token) => {
                     token.state = known.state;
                     token.reason = known.reason.clone();
                 }
-                _ => self.log_in_on_our_own(link, token).await?,
+                _ => {
+                    self.log_in_on_our_own(link, token).await?;
+                    // A refusal changes the flags itself, and nobody has given another PIN since.
+                    let refused = known.map(|known| &known.reason);
+                    let is_told = matches!(token.reason, Some(Reason::Other(_)));
+                    if let Some(Some(Reason::PinBlocked(reason))) = refused
+                        && token.state == TokenState::PinNeeded
+                        && is_told
+                    {
+                        token.reason = Some(Reason::PinBlocked(reason.clone()));
+                    }
+                }
+            }
+        }
+        for gone in before.iter().filter(|known| known.found.is_some()) {
+            let mut still = tokens.iter().filter(|token| token.found.is_some());
+            if !still.any(|token| token.id == gone.id) {
+                self.note_change(&gone.id, "token left", noticed);
             }
         }
         let missing = tokens
@@ -1124,6 +1193,13 @@ impl Supervisor {
             .any(|token| wanted.is_none_or(|wanted| overlap(wanted, &token.uri)));
         self.publish_tokens(tokens);
         Ok(if missing { Found::No } else { Found::Yes })
+    }
+
+    fn note_change(&self, token: &TokenId, what: &str, noticed: Noticed) {
+        let noticed = noticed.name();
+        tracing::info!(module = self.config.name, %token, noticed, "{what}");
+        let cells = metrics().module(&self.config.name);
+        cells.token_changes.of(noticed).increment();
     }
 
     /// Whether a running worker may be replaced now; if so, not again for a while.
@@ -1173,7 +1249,7 @@ impl Supervisor {
         link: &Link,
         id: &TokenId,
     ) -> Result<(), DeviceError> {
-        self.look_again(link, None).await?;
+        self.look_again(link, None, Noticed::Request).await?;
         self.log_in_again(link, id).await;
         Ok(())
     }
@@ -1192,7 +1268,7 @@ impl Supervisor {
         };
         self.released.remove(id);
         // The flags as they are now: somebody else may have spent tries.
-        self.look_again(link, None).await?;
+        self.look_again(link, None, Noticed::Request).await?;
         let mut tokens = self.view.borrow().tokens.clone();
         let token = tokens
             .iter_mut()
@@ -1251,6 +1327,27 @@ struct Given {
 enum Found {
     Yes,
     No,
+}
+
+/// What made the slots be looked at.
+#[derive(Clone, Copy)]
+enum Noticed {
+    /// The library told of a change.
+    Event,
+    /// It was time.
+    Poll,
+    /// Somebody named a token that was not there.
+    Request,
+}
+
+impl Noticed {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Event => "event",
+            Self::Poll => "poll",
+            Self::Request => "request",
+        }
+    }
 }
 
 /// How a pause ended.

@@ -7,7 +7,11 @@
 //! So nothing is asked of the label: what counts is that the public key is the same and that the
 //! path ends at an authority that the configuration names for the token.
 //!
-//! Reading back `CKA_LOCAL` and its kin is the library's word; this is the device's.
+//! Reading back `CKA_LOCAL` and its kin is the library's word; this is the device's. The chain goes
+//! with the certification request, so that the account service can verify it up to the authorities
+//! that it trusts itself.
+
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -39,13 +43,17 @@ pub struct Attestation {
 }
 
 impl Attestation {
+    /// The chain, DER.
+    pub fn certificates(&self) -> Vec<Vec<u8>> {
+        let ders = self.chain.iter();
+        ders.map(|text| from_base64(text.as_bytes()).unwrap_or_default())
+            .collect()
+    }
+
     /// What records keep of it: hashes instead of certificates.
     pub(super) fn record(&self) -> serde_json::Value {
-        let hashes: Vec<String> = self
-            .chain
-            .iter()
-            .map(|text| hex(&sha256(&from_base64(text.as_bytes()).unwrap_or_default())))
-            .collect();
+        let certificates = self.certificates();
+        let hashes: Vec<String> = certificates.iter().map(|der| hex(&sha256(der))).collect();
         serde_json::json!({
             "chain": hashes,
             "authority": self.authority,
@@ -72,7 +80,8 @@ pub struct AttestedDevice {
 }
 
 impl AttestedDevice {
-    fn is_silent(&self) -> bool {
+    /// Whether it says nothing.
+    pub fn is_silent(&self) -> bool {
         *self == Self::default()
     }
 
@@ -111,6 +120,20 @@ impl AttestedDevice {
     }
 }
 
+/// The makers' authorities in PEM files.
+pub fn authorities(paths: &[PathBuf]) -> Result<Vec<Certificate>, EnrolError> {
+    let mut authorities = Vec::new();
+    for path in paths {
+        let pem = read_checked(path, Readers::Anybody, ROOTS_MAX)?;
+        let found = Certificate::all_from_pem(&pem).map_err(|error| EnrolError::Damaged {
+            path: path.clone(),
+            problem: error.to_string(),
+        })?;
+        authorities.extend(found);
+    }
+    Ok(authorities)
+}
+
 /// Looks for the attestation of a key that was just generated. `None` where the token's
 /// configuration names no authorities, or the token has no attestation under them and need not.
 pub async fn attest(
@@ -122,15 +145,7 @@ pub async fn attest(
     let Some(config) = devices.attestation(&key.token)? else {
         return Ok(None);
     };
-    let mut authorities = Vec::new();
-    for path in &config.authorities {
-        let pem = read_checked(path, Readers::Anybody, ROOTS_MAX)?;
-        let found = Certificate::all_from_pem(&pem).map_err(|error| EnrolError::Damaged {
-            path: path.clone(),
-            problem: error.to_string(),
-        })?;
-        authorities.extend(found);
-    }
+    let authorities = authorities(&config.authorities)?;
     let shown: Vec<Certificate> = devices
         .certificates(&key.token)
         .await?
@@ -147,8 +162,8 @@ pub async fn attest(
     }
 }
 
-/// The chain from a certificate of `key` to one of `authorities`, among those that a token shows.
-fn verify(
+/// The chain from a certificate of `key` to one of `authorities`, among those that are shown.
+pub fn verify(
     key: &PublicKey,
     shown: &[Certificate],
     authorities: &[Certificate],

@@ -38,7 +38,7 @@ use crate::base::jose::JwkSet;
 use crate::base::key::{KeySpec, PublicKey};
 use crate::base::pkcs11::{KeyId, KeyRef, TokenUri};
 use crate::base::x509::{
-    Certificate, OperatingIdentity, RemoteKey, X509Error, request_draft_with_note,
+    AboutKey, Certificate, OperatingIdentity, RemoteKey, X509Error, request_draft_about,
     verify_operating_certificate,
 };
 use crate::device::{DeviceError, Devices, Waiver};
@@ -513,15 +513,22 @@ impl Enroller {
                 .await?;
         }
         enrolment.waived = generated.proof.waived;
-        let note = note(&enrolment.waived);
+        let note = Waiver::note(&enrolment.waived);
         if note.is_some() {
             self.record("key-proof-waived", request, enrolment, Some(caller))
                 .await?;
         }
-        let draft = request_draft_with_note(
+        let path = match &enrolment.attestation {
+            Some(attestation) => attestation.certificates(),
+            None => Vec::new(),
+        };
+        let draft = request_draft_about(
             identity.subject()?,
             vec![identity.alternative_name()?],
-            note.as_deref(),
+            AboutKey {
+                note: note.as_deref(),
+                path: &path,
+            },
             RemoteKey::new(generated.public_key),
         )?;
         let decision = policy::decide_own(caller, &enrolment.key, Purpose::CertificateRequest);
@@ -593,17 +600,6 @@ impl Enroller {
             .and_then(|()| files::sync_directory(&self.directory))
             .map_err(|source| FileError::Unwritable { path, source }.into())
     }
-}
-
-/// What a certification request says of what its key did not prove.
-fn note(waived: &[Waiver]) -> Option<String> {
-    let attributes: Vec<&str> = waived.iter().map(|waiver| waiver.attribute()).collect();
-    (!attributes.is_empty()).then(|| {
-        format!(
-            "opcert: the token did not prove {}, which its configuration waives",
-            attributes.join(", ")
-        )
-    })
 }
 
 /// What records say of how the key was proven, where it is more or less than usual.

@@ -15,8 +15,8 @@ use crate::base::ids::RequestId;
 use crate::base::jwe::{Jwe, JweError, RsaJwk};
 use crate::base::key::{KeyFamily, KeySpec, PublicKey};
 use crate::base::pkcs11::{KeyId, KeyRef, TokenId, TokenUri};
-use crate::base::x509::{Certificate, RemoteKey, common_name, request_draft};
-use crate::device::{DeviceError, KeyUse, RsaPrivateKey};
+use crate::base::x509::{AboutKey, Certificate, RemoteKey, common_name, request_draft_about};
+use crate::device::{DeviceError, KeyUse, RsaPrivateKey, Waiver};
 use crate::policy::{self, Caller, Purpose};
 use crate::statement::sealed_secret::{self, LONGEST_OVERLAP};
 use crate::statement::{SealedSecret, SecretKind};
@@ -199,9 +199,11 @@ impl Merchants {
             .generate_for(&token, KeySpec::Rsa2048, KeyUse::Decrypt, &sealing, &label)
             .await?;
         let work = async {
+            self.record_waived(request, by, &generated.key, &generated.proof.waived)
+                .await?;
             let jwk = RsaJwk::from_public_key(&generated.public_key)?;
             let key = self
-                .make_key(by, &adding.merchant, &token, &api, adding.key)
+                .make_key(request, by, &adding.merchant, &token, &api, adding.key)
                 .await?;
             let record = Record {
                 merchant: adding.merchant.clone(),
@@ -210,6 +212,7 @@ impl Merchants {
                 sealing: SealingKey {
                     key: generated.key.clone(),
                     jwk,
+                    waived: generated.proof.waived.clone(),
                 },
                 link: adding.link,
                 rules: adding.rules,
@@ -261,7 +264,9 @@ impl Merchants {
             "api_key": id,
         });
         self.record("merchant-key-adding", request, &body).await?;
-        let made = self.make_key(by, merchant, &token, &id, key).await?;
+        let made = self
+            .make_key(request, by, merchant, &token, &id, key)
+            .await?;
         let key = made.key.clone();
         let mut record = known.record.clone();
         record.keys.push(made);
@@ -616,8 +621,28 @@ impl Merchants {
         Ok(self.known(merchant)?.view())
     }
 
+    /// Puts on record what a token did not prove of a new key.
+    async fn record_waived(
+        &self,
+        request: &RequestId,
+        by: &Caller,
+        key: &KeyRef,
+        waived: &[Waiver],
+    ) -> Result<(), MerchantError> {
+        if waived.is_empty() {
+            return Ok(());
+        }
+        let body = json!({
+            "caller": by.to_string(),
+            "key": key.to_string(),
+            "waived": waived,
+        });
+        self.record("key-proof-waived", request, &body).await
+    }
+
     async fn make_key(
         &self,
+        request: &RequestId,
         by: &Caller,
         merchant: &MerchantId,
         token: &TokenId,
@@ -628,22 +653,26 @@ impl Merchants {
         let devices = &self.0.devices;
         let r#use = KeyUse::SignAndDecrypt;
         let origin = origin(&wanted);
-        let public = match wanted.import {
-            Some(private) => devices.import(token, &private, r#use, id, &label).await?,
+        let (public, waived) = match wanted.import {
+            Some(private) => {
+                let public = devices.import(token, &private, r#use, id, &label).await?;
+                (public, Vec::new())
+            }
             None => {
                 let spec = KeySpec::Rsa2048;
-                devices
-                    .generate_for(token, spec, r#use, id, &label)
-                    .await?
-                    .public_key
+                let generated = devices.generate_for(token, spec, r#use, id, &label).await?;
+                (generated.public_key, generated.proof.waived)
             }
         };
         let key = KeyRef {
             token: token.clone(),
             id: id.clone(),
         };
-        let request = self.request(by, merchant, &key, &public).await;
-        let request = match request {
+        let signed = async {
+            self.record_waived(request, by, &key, &waived).await?;
+            self.request(by, merchant, &key, &public, &waived).await
+        };
+        let request = match signed.await {
             Ok(request) => request,
             Err(error) => {
                 self.delete(&key).await?;
@@ -655,6 +684,7 @@ impl Merchants {
             origin,
             added_at: self.0.clock.now(),
             request: base64(&request),
+            waived,
             certificate: None,
         })
     }
@@ -666,10 +696,17 @@ impl Merchants {
         merchant: &MerchantId,
         key: &KeyRef,
         public: &PublicKey,
+        waived: &[Waiver],
     ) -> Result<Vec<u8>, MerchantError> {
         debug_assert_eq!(public.family(), KeyFamily::Rsa(2048));
         let subject = common_name(merchant.as_str())?;
-        let draft = request_draft(subject, Vec::new(), RemoteKey::new(public.clone()))?;
+        let note = Waiver::note(waived);
+        let about = AboutKey {
+            note: note.as_deref(),
+            path: &[],
+        };
+        let draft =
+            request_draft_about(subject, Vec::new(), about, RemoteKey::new(public.clone()))?;
         let permit = match policy::decide_own(by, key, Purpose::CertificateRequest) {
             policy::Decision::Granted(grant) => grant.permit(policy::ConsentRule::None)?,
             policy::Decision::Refused(refusal) => return Err(refusal.into()),

@@ -19,6 +19,7 @@ use crate::base::jwe::RsaJwk;
 use crate::base::key::PublicKey;
 use crate::base::pkcs11::KeyRef;
 use crate::base::x509::{Certificate, CertificateRequest};
+use crate::device::Waiver;
 use crate::statement::{Origin, SecretKind};
 use crate::wechatpay::v2::Rules;
 use crate::wechatpay::v3::{PlatformKey, PlatformKeys};
@@ -76,6 +77,9 @@ pub(super) struct ApiKey {
     pub added_at: Timestamp,
     /// The certification request, base64 DER.
     pub request: String,
+    /// What the token did not prove of the key, and its configuration waives.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waived: Vec<Waiver>,
     /// The API certificate, base64 DER, once there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<String>,
@@ -95,6 +99,9 @@ impl ApiKey {
 pub(super) struct SealingKey {
     pub key: KeyRef,
     pub jwk: RsaJwk,
+    /// As of [`ApiKey`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waived: Vec<Waiver>,
 }
 
 /// A secret, and for a time the one before it.

@@ -72,6 +72,7 @@ metrics! {
     CALL_FAILURES = Counter "opcert_pkcs11_call_failures" ["module", "function"] "Calls of a module that failed";
     CALLS_WAITING = Gauge "opcert_pkcs11_calls_waiting" ["module"] "Calls under way or waiting";
     SESSIONS = Gauge "opcert_pkcs11_sessions" ["module"] "Sessions that the worker keeps for signing; 0 while it is down";
+    TOKEN_CHANGES = Counter "opcert_token_changes" ["module", "noticed"] "Tokens that came or left, by what made it noticed: an event of the library, a poll, a request";
     WORKER_RESPAWNS = Counter "opcert_worker_respawns" ["module"] "Workers that were replaced";
     MODULE_UP = Gauge "opcert_module_up" ["module"] "1 while the worker of the module is up";
     TOKEN_STATE = Gauge "opcert_token_state" ["module", "token", "state"] "1 for the state that the token is in, 0 for the others";
@@ -118,6 +119,8 @@ pub struct ModuleCells {
     pub sessions: Gauge,
     /// Workers replaced.
     pub respawns: Counter,
+    /// Tokens that came or left, by what made it noticed.
+    pub token_changes: Labelled<Counter, 4>,
 }
 
 /// Of one function of a module.
@@ -259,6 +262,10 @@ impl Metrics {
                 [module()],
                 cells.respawns.get(),
             ));
+            for (noticed, count) in cells.token_changes.iter() {
+                let labels = [module(), ("noticed", noticed.to_owned())];
+                samples.push(Sample::counter(&TOKEN_CHANGES, labels, count.get()));
+            }
             for (function, call) in cells.calls.iter() {
                 let labels = || [module(), ("function", function.to_owned())];
                 samples.push(Sample::histogram(&CALL_SECONDS, labels(), &call.seconds));

@@ -7,6 +7,7 @@
 mod support;
 
 mod courier;
+mod key_proofs;
 mod losses;
 mod main_path;
 mod people;

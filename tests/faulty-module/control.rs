@@ -60,6 +60,8 @@ pub struct Control {
     pub keypad_new: Vec<u8>,
     /// `C_WaitForSlotEvent` works.
     pub events: bool,
+    /// It holds a lock meanwhile, so that all other calls hang.
+    pub locks_while_it_waits: bool,
 }
 
 /// An attribute that C_GenerateKeyPair refuses.
@@ -240,7 +242,10 @@ impl Control {
                 self.keypad = Some(values.text("pin").ok_or("no pin=")?);
                 self.keypad_new = values.text("new").unwrap_or_default();
             }
-            "events" => self.events = true,
+            "events" => {
+                self.events = true;
+                self.locks_while_it_waits = values.choice("lock", "no", "yes")?;
+            }
             _ => {
                 let action = action(fault, &mut values)?;
                 self.calls.push(CallFault {

@@ -304,18 +304,24 @@ unsafe extern "C" fn C_WaitForSlotEvent(
         };
         return forward().err().unwrap_or(CKR_OK);
     }
-    loop {
-        let code = call("C_WaitForSlotEvent", "", |faulty, _| {
-            let event = faulty.world().event().ok_or(CKR_NO_EVENT)?;
-            // SAFETY: the caller's place for one slot id.
-            unsafe { *slot = event };
-            Ok(())
-        });
-        if code != CKR_NO_EVENT || flags & CKF_DONT_BLOCK != 0 {
-            return code;
+    if flags & CKF_DONT_BLOCK == 0 {
+        faulty.log("wait C_WaitForSlotEvent");
+        let control = faulty.refresh();
+        // What happens to tokens is not seen any more while the gate is shut.
+        let _gate = control.locks_while_it_waits.then(|| faulty.shut());
+        while !faulty.world().has_event() {
+            std::thread::sleep(LOOK);
+            if !control.locks_while_it_waits {
+                faulty.refresh();
+            }
         }
-        std::thread::sleep(LOOK);
     }
+    call("C_WaitForSlotEvent", "", |faulty, _| {
+        let event = faulty.world().event().ok_or(CKR_NO_EVENT)?;
+        // SAFETY: the caller's place for one slot id.
+        unsafe { *slot = event };
+        Ok(())
+    })
 }
 
 // Sessions and logins.

@@ -58,12 +58,12 @@
 //! | `attribute type=N value=…` | every object reports this value for the attribute |
 //! | `always-authenticate [id=…]` | private keys, or the one with this CKA_ID, are CKA_ALWAYS_AUTHENTICATE: C_Sign needs a context-specific login right after C_SignInit, and nothing between, in no session of the token |
 //! | `keypad pin=… [new=…]` | CKF_PROTECTED_AUTHENTICATION_PATH: C_Login takes no PIN but asks for it on the device, where this one is typed; C_SetPIN takes none either, and the new one is typed there |
-//! | `events` | C_WaitForSlotEvent reports removals and insertions; without it, what the real module does |
+//! | `events [lock=no\|yes]` | C_WaitForSlotEvent reports removals and insertions; with a lock held, a wait hangs all other calls. Without the line, what the real module does |
 //!
 //! # Log
 //!
 //! `PID TID call FUNCTION …` when a call begins; `PID TID return FUNCTION 0xCODE` when it ends in
-//! an error, and for C_Login always. The begin of a C_Login carries `user=N pin=HASH`, so that an
+//! an error, and for C_Login always. `PID TID wait C_WaitForSlotEvent` comes first where that waits. The begin of a C_Login carries `user=N pin=HASH`, so that an
 //! attempt is on record also when the process does not survive it; `PID TID reach C_Login` follows
 //! when the token looks at the PIN. `PID TID reach WHAT=AT ERRNO` says what came of `reach`, 0 for
 //! success.

@@ -246,6 +246,11 @@ impl World {
         self.pins.get(&slot) == Some(&pin)
     }
 
+    /// Whether there is a removal or insertion that was not reported yet.
+    pub fn has_event(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// The next removal or insertion that was not reported yet.
     pub fn event(&mut self) -> Option<CK_SLOT_ID> {
         self.events.pop_front()

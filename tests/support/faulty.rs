@@ -368,6 +368,11 @@ impl Faulty {
         self.world("events", "events".into());
     }
 
+    /// The same, with a lock held while it waits, so that all other calls hang.
+    pub fn events_behind_a_lock(&self) {
+        self.world("events", "events lock=yes".into());
+    }
+
     /// How often a function was called, by all processes.
     pub fn calls(&self, function: &str) -> usize {
         self.events_of("call")

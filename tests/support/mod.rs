@@ -6,6 +6,7 @@
 pub mod daemon;
 pub mod devices;
 pub mod faulty;
+pub mod maker;
 pub mod service;
 pub mod softhsm;
 pub mod wait;

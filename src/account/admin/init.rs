@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::desk::Desk;
 use super::output::Output;
 use super::{AdminError, trial};
 use crate::account::config::{Config, host_and_port};
@@ -23,7 +24,7 @@ use crate::base::ids::random;
 use crate::base::key::KeySpec;
 use crate::base::pkcs11::{KeyId, KeyRef, TokenId, TokenUri};
 use crate::base::x509::Certificate;
-use crate::device::{DeviceError, Devices, KeyUse};
+use crate::device::{DeviceError, Devices, KeyUse, Waiver};
 use crate::statement::Origin;
 use crate::statement::text::Text;
 
@@ -124,6 +125,8 @@ pub(super) async fn run(
 struct Made {
     files: Vec<PathBuf>,
     keys: Vec<KeyRef>,
+    /// What the token did not prove of some of them, and its configuration waives.
+    waived: Vec<(KeyRef, Vec<Waiver>)>,
     devices: Option<Devices>,
 }
 
@@ -234,7 +237,16 @@ async fn make(
             })
         })
         .await?;
-    store.close().await;
+    if made.waived.is_empty() {
+        store.close().await;
+        return Ok(authority);
+    }
+    let desk = Desk::beside(store, &config)?;
+    for (key, waived) in &made.waived {
+        let body = json!({ "key": key.to_string(), "waived": waived });
+        desk.write("key-proof-waived", body).await?;
+    }
+    desk.close().await?;
     Ok(authority)
 }
 
@@ -254,6 +266,10 @@ async fn generate(
         .generate_for(token, spec, r#use, &KeyId::random(), label)
         .await?;
     made.keys.push(generated.key.clone());
+    if !generated.proof.waived.is_empty() {
+        let waived = (generated.key.clone(), generated.proof.waived);
+        made.waived.push(waived);
+    }
     Ok(Generated {
         key: generated.key,
         public_key: generated.public_key,

@@ -142,6 +142,7 @@ async fn generate(config: &Config, desk: &Desk, devices: &Devices) -> Result<Str
         .generate(&token, KeySpec::P256, &KeyId::random(), "opcert challenges")
         .await?;
     let fingerprint = hex(&generated.public_key.fingerprint());
+    let waived = generated.proof.waived.as_slice();
     let key = &ServiceKey {
         key: generated.key.clone(),
         public_key: generated.public_key,
@@ -161,6 +162,7 @@ async fn generate(config: &Config, desk: &Desk, devices: &Devices) -> Result<Str
                     "purpose": KeyPurpose::Challenge.as_str(),
                     "fingerprint": named,
                     "key": key.key.to_string(),
+                    "waived": waived,
                 });
                 desk.write("service-key-made", body).await
             })

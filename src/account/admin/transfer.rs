@@ -154,7 +154,13 @@ pub(super) async fn import(
         )));
     }
     if how.without_certificates {
-        rows.retain(|row| !matches!(row, Row::Certificate { .. } | Row::Computer { .. }));
+        rows.retain(|row| {
+            let is_left = matches!(
+                row,
+                Row::Certificate { .. } | Row::Computer { .. } | Row::KeyProof { .. }
+            );
+            !is_left
+        });
     } else {
         check_authority(&rows, config).await?;
     }

@@ -119,7 +119,7 @@ pub async fn csrattrs() -> Result<Response, Refused> {
         (status = 401, description = "unauthenticated", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 409, description = "ticket-spent, quota-computers, quota-certificates", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 415, description = "unsupported-media-type", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 422, description = "ticket-invalid, csr-invalid", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 422, description = "ticket-invalid, csr-invalid, key-not-attested", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 503, description = "token-down, busy, audit-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
@@ -151,7 +151,7 @@ pub async fn simpleenroll(
         (status = 404, description = "not-found", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 409, description = "ticket-spent, renewal-too-early, operation-state", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 415, description = "unsupported-media-type", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 422, description = "ticket-invalid, csr-invalid", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 422, description = "ticket-invalid, csr-invalid, key-not-attested", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 503, description = "token-down, busy, audit-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]

@@ -18,6 +18,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::operations::OperationView;
 use super::problem::Refused;
 use crate::account::issuing::RevocationReason;
+use crate::account::key_proof::KeyProof;
 use crate::account::manage::{BreakGlass, Deletion, Entry, ManageError};
 use crate::account::service::Service;
 use crate::account::sessions::{self, Person, Session};
@@ -312,6 +313,9 @@ pub struct CertificateView {
     /// By whom.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revoked_by: Option<String>,
+    /// How its key was proven, where that is more or less than usual; in lists of an account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_proof: Option<KeyProof>,
 }
 
 impl From<Certificate> for CertificateView {
@@ -335,6 +339,7 @@ impl From<Certificate> for CertificateView {
             revoked_at,
             revocation_reason,
             revoked_by: certificate.revoked_by,
+            key_proof: None,
         }
     }
 }
@@ -345,6 +350,7 @@ impl From<Entry> for CertificateView {
             computer_name: Some(entry.computer_name),
             state: Some(entry.state),
             renewable_from: Some(entry.renewable_from.to_string()),
+            key_proof: entry.key_proof,
             ..entry.certificate.into()
         }
     }

@@ -338,6 +338,7 @@ impl From<EnrolmentError> for Problem {
             EnrolmentError::Request(_) | EnrolmentError::RequestKey => {
                 Self::new(Code::CsrInvalid, text)
             }
+            EnrolmentError::NotAttested => Self::new(Code::KeyNotAttested, text),
             EnrolmentError::KeyReused => Self::new(Code::CsrInvalid, text)
                 .with_action("Generate a new key; no key is certified twice."),
             EnrolmentError::Computers { candidates, .. } => Self::new(Code::QuotaComputers, text)

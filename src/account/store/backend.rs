@@ -19,6 +19,11 @@ const SQLITE: Migrations = &[
         "key rotation",
         include_str!("migrations/sqlite/0002_key_rotation.sql"),
     ),
+    (
+        4,
+        "key proofs",
+        include_str!("migrations/sqlite/0004_key_proofs.sql"),
+    ),
 ];
 
 const POSTGRES: Migrations = &[
@@ -31,6 +36,11 @@ const POSTGRES: Migrations = &[
         2,
         "key rotation",
         include_str!("migrations/postgres/0002_key_rotation.sql"),
+    ),
+    (
+        4,
+        "key proofs",
+        include_str!("migrations/postgres/0004_key_proofs.sql"),
     ),
 ];
 

@@ -24,6 +24,7 @@ mod backend;
 pub mod certificates;
 pub mod codes;
 pub mod events;
+pub mod key_proofs;
 pub mod keys;
 pub mod messages;
 pub mod notices;

@@ -91,6 +91,13 @@ pub enum Row {
         /// By whom.
         revoked_by: Option<String>,
     },
+    /// How the key of a certificate was proven.
+    KeyProof {
+        /// Its serial number, hexadecimal.
+        certificate: String,
+        /// JSON.
+        proof: String,
+    },
     /// What happened, for the administrators.
     Event {
         /// Its id.
@@ -109,7 +116,7 @@ pub enum Row {
 type Reader = fn(&Record) -> Result<Row, StoreError>;
 
 /// Each table's query and how its rows are read, in the order that [`insert`] needs.
-const TABLES: [(&str, Reader); 6] = [
+const TABLES: [(&str, Reader); 7] = [
     (
         "SELECT name, created_at, issued, later_installs, quorum FROM accounts WHERE id = $1",
         |row| {
@@ -180,6 +187,17 @@ const TABLES: [(&str, Reader); 6] = [
                 revoked_at: row.get(11)?,
                 revocation_reason: row.get(12)?,
                 revoked_by: row.get(13)?,
+            })
+        },
+    ),
+    (
+        "SELECT p.certificate, p.proof FROM key_proofs p
+         JOIN certificates c ON c.serial = p.certificate
+         WHERE c.account = $1 ORDER BY p.certificate",
+        |row| {
+            Ok(Row::KeyProof {
+                certificate: row.get(0)?,
+                proof: row.get(1)?,
             })
         },
     ),
@@ -318,6 +336,11 @@ pub async fn insert(tx: &mut Tx<'_>, account: &AccountId, row: &Row) -> Result<(
             .bind(revoked_at)
             .bind(revocation_reason)
             .bind(revoked_by)
+        }
+        Row::KeyProof { certificate, proof } => {
+            sqlx::query("INSERT INTO key_proofs (certificate, proof) VALUES ($1, $2)")
+                .bind(certificate)
+                .bind(proof)
         }
         Row::Event {
             id,

@@ -9,7 +9,9 @@ use super::tokens::parse;
 use crate::api::caller::Administrator;
 use crate::api::extract::Json;
 use crate::api::problem::Problem;
-use crate::api::types::{ChangePin, InitToken, PinSet, TokenMade, UnblockPin};
+use crate::api::types::{
+    AskContents, ChangePin, InitToken, PinSet, TokenContents, TokenMade, UnblockPin,
+};
 use crate::audit::Event;
 use crate::base::ids::RequestId;
 use crate::base::pkcs11::TokenId;
@@ -77,6 +79,29 @@ pub(super) async fn init_token(
         token: made.token,
         state: made.state,
     }))
+}
+
+/// What initializing a token would destroy, as far as it shows without a login.
+///
+/// Control socket only. Refuses a token that the daemon uses.
+#[utoipa::path(
+    post,
+    path = "/v1/tokens/contents",
+    tag = "tokens",
+    request_body = AskContents,
+    responses((status = 200, description = "What it holds.", body = TokenContents))
+)]
+pub(super) async fn contents(
+    State(app): State<App>,
+    _administrator: Administrator,
+    Json(body): Json<AskContents>,
+) -> Result<Json<TokenContents>, Problem> {
+    let target = parse(&body.uri)?;
+    let devices = &app.0.devices;
+    let (objects, count) = devices
+        .held_objects(body.module.as_deref(), &target)
+        .await?;
+    Ok(Json(TokenContents { count, objects }))
 }
 
 /// Gives the user of a token a new PIN in exchange for the old one, which is tried once.

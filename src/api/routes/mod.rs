@@ -175,6 +175,7 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(tokens::test_token))
         .routes(routes!(tokens::release_token))
         .routes(routes!(administer::init_token))
+        .routes(routes!(administer::contents))
         .routes(routes!(administer::change_pin))
         .routes(routes!(administer::unblock_pin))
         .routes(routes!(events::watch_events))

@@ -2,6 +2,8 @@
 
 use super::Named;
 use crate::api::client::Client;
+use crate::api::types::TokenContents;
+use crate::base::pkcs11::TokenUri;
 use crate::base::secret::Pin;
 use crate::base::sysexits::EX_OK;
 use crate::cli::error::Error;
@@ -37,6 +39,18 @@ pub(in crate::cli) struct Arguments {
     last_try: bool,
 }
 
+/// What a person is told before anything is asked for.
+fn destroyed(uri: &TokenUri, contents: &TokenContents) -> String {
+    let mut lines = vec![format!("This destroys all that {uri} holds:")];
+    lines.extend(contents.objects.iter().map(|object| format!("  {object}")));
+    let shown = u32::try_from(contents.objects.len()).unwrap_or(u32::MAX);
+    if contents.count > shown {
+        lines.push(format!("  and {} more", contents.count - shown));
+    }
+    lines.push("  and whatever shows only after a login".to_owned());
+    lines.join("\n")
+}
+
 const SO_PIN: Question = Question {
     what: "the security officer's PIN",
     option: "--so-pin-file",
@@ -53,6 +67,13 @@ pub(super) async fn run(
     output: &Output,
 ) -> Result<u8, Error> {
     let label = &arguments.label;
+    if let Some(Named(uri)) = &arguments.token
+        && arguments.erase_keys
+    {
+        let module = arguments.module.as_deref();
+        let contents = daemon.token_contents(module, uri).await?;
+        output.note(&destroyed(uri, &contents));
+    }
     let (so_pin, user_pin) = if arguments.on_device {
         (None, None)
     } else {

@@ -77,7 +77,29 @@ pub enum HeldKeys {
     Keep,
     /// A person said to destroy them.
     Destroy,
+    /// Nothing is done: it is refused with what it holds.
+    Tell,
 }
+
+/// A key or certificate that shows on a token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct HeldObject {
+    /// `private key`, `public key`, `secret key` or `certificate`.
+    pub kind: String,
+    /// `CKA_LABEL`.
+    pub label: String,
+    /// `CKA_ID`, hexadecimal.
+    pub id: String,
+}
+
+impl std::fmt::Display for HeldObject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?} (id {})", self.kind, self.label, self.id)
+    }
+}
+
+/// The most objects that are named.
+pub const HELD_MAX: usize = 32;
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,6 +151,8 @@ pub enum AdministerRefusal {
     HoldsKeys {
         /// How many keys and certificates show.
         seen: u32,
+        /// The first [`HELD_MAX`] of them.
+        shown: Vec<HeldObject>,
     },
     /// Another program has sessions with it.
     InUse,

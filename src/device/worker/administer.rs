@@ -2,17 +2,21 @@
 
 use cryptoki::context::Function;
 use cryptoki::error::{Error, RvError};
-use cryptoki::object::{Attribute, ObjectClass};
+use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, UserType};
 use cryptoki::slot::{Slot, TokenInfo};
 use cryptoki::types::AuthPin;
 
 use super::codes;
 use super::module::{Module, text};
+use crate::base::encoding::hex;
 use crate::device::frames::{
-    Administer, AdministerRefusal as Refusal, Administered, Failure, HeldKeys, LastTry, PinBytes,
-    Target, Whose, Work,
+    Administer, AdministerRefusal as Refusal, Administered, Failure, HELD_MAX, HeldKeys,
+    HeldObject, LastTry, PinBytes, Target, Whose, Work,
 };
+
+/// Of longer ids, which no key of ours has, the begin is told.
+const KEY_ID_MAX: usize = 64;
 
 /// Does it, or says why not. A PIN goes to the token at most once.
 pub fn administer(module: &Module, asked: &Administer) -> Result<Administered, Failure> {
@@ -72,10 +76,35 @@ fn find(module: &Module, target: &Target) -> Result<Result<(Slot, TokenInfo), Re
     })
 }
 
+/// What an object is called; nothing of what it does not tell.
+fn held(session: &Session, object: ObjectHandle, kind: &str) -> HeldObject {
+    let (mut label, mut id) = (String::new(), String::new());
+    let wanted = [AttributeType::Label, AttributeType::Id];
+    for attribute in session.get_attributes(object, &wanted).unwrap_or_default() {
+        match attribute {
+            Attribute::Label(bytes) => label = text(&String::from_utf8_lossy(&bytes)),
+            Attribute::Id(bytes) => id = hex(&bytes[..bytes.len().min(KEY_ID_MAX)]),
+            _ => {}
+        }
+    }
+    HeldObject {
+        kind: kind.to_owned(),
+        label,
+        id,
+    }
+}
+
 impl Token<'_> {
     /// What forbids the work, as far as can be seen before anything is done.
     fn refusal(&self, asked: &Administer) -> Result<Option<Refusal>, Failure> {
         let info = &self.info;
+        if let Work::Init {
+            keys: HeldKeys::Tell,
+            ..
+        } = asked.work
+        {
+            return Ok(Some(self.holds()?));
+        }
         if info.write_protected() {
             return Ok(Some(Refusal::WriteProtected));
         }
@@ -122,9 +151,10 @@ impl Token<'_> {
                 return Ok(Some(Refusal::InUse));
             }
             if info.token_initialized() && keys == HeldKeys::Keep {
-                let seen = self.objects_that_show()?;
-                if seen > 0 || info.user_pin_initialized() {
-                    return Ok(Some(Refusal::HoldsKeys { seen }));
+                let holds = self.holds()?;
+                let is_seen = matches!(holds, Refusal::HoldsKeys { seen: 1.., .. });
+                if is_seen || info.user_pin_initialized() {
+                    return Ok(Some(holds));
                 }
             }
         }
@@ -149,25 +179,33 @@ impl Token<'_> {
         (!self.asks_itself()).then(|| AuthPin::from(text.to_owned()))
     }
 
-    /// How many keys and certificates show without a login.
-    fn objects_that_show(&self) -> Result<u32, Failure> {
+    /// The keys and certificates that show without a login.
+    fn holds(&self) -> Result<Refusal, Failure> {
         let failed = |error| codes::failure(&error);
         let session = self
             .module
             .pkcs11
             .open_ro_session(self.slot)
             .map_err(failed)?;
-        let mut count = 0;
-        for class in [
-            ObjectClass::PRIVATE_KEY,
-            ObjectClass::PUBLIC_KEY,
-            ObjectClass::SECRET_KEY,
-            ObjectClass::CERTIFICATE,
+        let (mut count, mut shown) = (0, Vec::new());
+        for (class, kind) in [
+            (ObjectClass::PRIVATE_KEY, "private key"),
+            (ObjectClass::PUBLIC_KEY, "public key"),
+            (ObjectClass::SECRET_KEY, "secret key"),
+            (ObjectClass::CERTIFICATE, "certificate"),
         ] {
             let found = session.find_objects(&[Attribute::Class(class)]);
-            count += found.map_err(failed)?.len();
+            for object in found.map_err(failed)? {
+                count += 1;
+                if shown.len() < HELD_MAX {
+                    shown.push(held(&session, object, kind));
+                }
+            }
         }
-        Ok(u32::try_from(count).unwrap_or(u32::MAX))
+        Ok(Refusal::HoldsKeys {
+            seen: u32::try_from(count).unwrap_or(u32::MAX),
+            shown,
+        })
     }
 
     fn init(

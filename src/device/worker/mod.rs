@@ -8,7 +8,8 @@
 //!
 //! Signing threads, each with sessions of its own, all wait in `recv` on the same socket: the
 //! kernel wakes exactly one per packet, and the thread that wakes does the work, without a hop
-//! through a queue. Everything that is not a signature goes to one more thread, the keeper.
+//! through a queue. Everything that is not a signature goes to one more thread, the keeper; another
+//! waits for what the library tells of its slots, where it does.
 //!
 //! Nothing here closes down: when the supervisor hangs up, or a thread panics, the process leaves
 //! by `_exit`, even while other threads hang inside the module.
@@ -24,6 +25,7 @@ mod module;
 mod objects;
 mod raw;
 mod signer;
+mod slots;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -104,6 +106,7 @@ fn run() -> Result<(), Refusal> {
     let ToWorker::Prepare {
         confinement,
         parameters,
+        slot_events,
     } = next(&mut greeting)?
     else {
         return Err(Refusal::Protocol(frames::FrameError::Malformed));
@@ -127,6 +130,15 @@ fn run() -> Result<(), Refusal> {
         Err(failure) => return send(socket, &[load_failed(failure)]),
     };
 
+    if slot_events {
+        spawn("slots", move || {
+            if let Err(refusal) =
+                slots::watch(module, |news| send(socket, &[FromWorker::Slots(news)]))
+            {
+                end(Err(refusal))
+            }
+        })?;
+    }
     let (to_keeper, calls) = channel();
     let signers: Vec<_> = (0..threads.max(1))
         .map(|_| Mutex::new(Signer::new(module)))

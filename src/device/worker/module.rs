@@ -2,7 +2,7 @@
 
 use std::error::Error as _;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
@@ -27,6 +27,9 @@ pub struct Module {
     /// What sets PINs that are typed on the device.
     pub on_device: OnDevice,
     tokens: RwLock<Vec<Known>>,
+    /// How often the slots were looked at.
+    looks: Mutex<u64>,
+    looked: Condvar,
 }
 
 /// A token that was seen. Its index is its number; it keeps the number when it leaves.
@@ -72,6 +75,8 @@ impl Module {
             raw,
             on_device,
             tokens: RwLock::new(Vec::new()),
+            looks: Mutex::new(0),
+            looked: Condvar::new(),
         };
         Ok((module, info))
     }
@@ -136,8 +141,27 @@ impl Module {
         }
     }
 
+    /// How often the slots were looked at.
+    pub fn looks(&self) -> u64 {
+        *self.looks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the slots were looked at more often than `before`.
+    pub fn looked_after(&self, before: u64) {
+        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.looked.wait_while(looks, |looks| *looks <= before);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
     /// Looks at every slot again. Tokens are told apart by serial and label, as slots move.
     pub fn rescan(&self) -> Result<Vec<TokenInfo>, Failure> {
+        let list = self.look();
+        *self.looks.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.looked.notify_all();
+        list
+    }
+
+    fn look(&self) -> Result<Vec<TokenInfo>, Failure> {
         let slots = self
             .pkcs11
             .get_slots_with_token()

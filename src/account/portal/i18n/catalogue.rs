@@ -99,6 +99,10 @@ texts! {
     issued: "Issued", "签发";
     expires: "Expires", "到期";
     last_used: "Last used", "最近使用";
+    key_attested: "Key made in a device of", "密钥生成于该厂商的设备";
+    device_serial(serial): "device {serial}", "设备 {serial}";
+    firmware(version): "firmware {version}", "固件 {version}";
+    key_not_proven: "Proof of the key", "密钥证明";
     in_force: "In force", "有效";
     expired: "Expired", "已过期";
     revoked: "Deleted", "已删除";

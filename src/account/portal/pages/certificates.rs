@@ -533,6 +533,21 @@ fn facts(t: Texts, entry: &Entry) -> Markup {
     if let Some(token) = &certificate.token_serial {
         lines.insert(3, (t.token_serial(), html! { span.mono { (token) } }));
     }
+    let proof = entry.key_proof.as_ref();
+    if let Some(key) = proof.and_then(|proof| proof.attested.as_ref()) {
+        let device = &key.device;
+        lines.push((
+            t.key_attested(),
+            html! {
+                (key.maker)
+                @if let Some(serial) = &device.serial { " · " (t.device_serial(serial)) }
+                @if let Some(firmware) = &device.firmware { " · " (t.firmware(firmware)) }
+            },
+        ));
+    }
+    if let Some(waived) = proof.and_then(|proof| proof.waived.as_ref()) {
+        lines.push((t.key_not_proven(), html! { (waived) }));
+    }
     if let Some((at, reason)) = &certificate.revoked {
         lines.push((
             t.revoked(),
