@@ -155,6 +155,34 @@ def openssl_accepts_the_cms_signature():
         run(*command, expect=4)
 
 
+# What pkilint finds, and why it is no fault.
+NO_FAULT = {
+    # A URI has a host where it has an authority (RFC 5280 section 4.2.1.6); a URN has none.
+    ("certificate.pem", "pkix.invalid_uri_syntax"),
+    # The one name that is never looked up in the DNS has one label (RFC 6761 section 6.3).
+    ("server-ca.pem", "pkix.invalid_domain_name_syntax"),
+}
+
+
+def public_linters_find_no_fault_in_the_profiles():
+    linters = pathlib.Path(sys.executable).parent
+
+    def lint(name, program, *arguments):
+        command = [linters / program, "lint", "-s", "WARNING", "-f", "JSON", *arguments]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.stdout, result.stderr
+        for node in json.loads(result.stdout)["results"]:
+            for finding in node["finding_descriptions"]:
+                assert (name, finding["code"]) in NO_FAULT, (name, finding)
+
+    for name in ("ca.pem", "certificate.pem", "server-ca.pem", "client.pem"):
+        lint(name, "lint_pkix_cert", KEPT / name)
+    with tempfile.TemporaryDirectory() as folder:
+        crl = pathlib.Path(folder) / "crl.pem"
+        run("openssl", "crl", "-inform", "DER", "-in", KEPT / "crl.der", "-out", crl)
+        lint("crl.der", "lint_crl", "-p", "PKIX", "-t", "CRL", crl)
+
+
 def opcert_verifies_offline_and_notices_damage():
     command = [OPCERT, "verify", "--ca", KEPT / "ca.pem", "--crl", KEPT / "crl.der"]
     run(*command, KEPT / "approval.jws")
@@ -218,6 +246,7 @@ CHECKS = [
     an_approval_of_each_key_type_is_a_jws_of_its_certificate,
     the_certificate_chains_to_the_ca,
     the_revocation_list_is_signed_by_the_ca,
+    public_linters_find_no_fault_in_the_profiles,
     openssl_accepts_the_cms_signature,
     opcert_verifies_offline_and_notices_damage,
     opcert_finds_a_damaged_record,
