@@ -565,6 +565,7 @@ impl Enrolment {
             token_serial: None,
             replaces: None,
             key_fingerprint: key_fingerprint.to_owned(),
+            issuer: self.issuer.key(),
             der: certificate.der().to_vec(),
             not_before: certificate.not_before(),
             not_after: certificate.not_after(),

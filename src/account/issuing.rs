@@ -4,17 +4,26 @@
 //! operator; the same as a URN in the subject alternative name. Key usage: digital signature and
 //! non-repudiation. Extended key usage: document signing (RFC 9336), and e-mail protection because
 //! CMS software asks for it. Not a CA; both key identifiers; a CRL distribution point and the
-//! address of OCSP answers at the service. Names come from the service, never from the request; from the request only the key is
-//! taken.
+//! address of OCSP answers at the service. Names come from the service, never from the request;
+//! from the request only the key is taken.
 //!
 //! **Revocation.** A revoked certificate stops working here at once, since the service looks it up
 //! in the database. For everybody else there is a full, numbered list. It is made again when it is
 //! asked for and more certificates have been revoked since, or half its time is over; so what is
 //! served is never out of date, and never close to expiry.
+//!
+//! **Change of keys.** The authority keeps its name and gets another key, with a self-signed
+//! certificate of its own. The next key is published before it signs; the one before signs no more
+//! certificates, and goes on signing its list and OCSP answers for what it did sign. The keys vouch
+//! for each other by link certificates (RFC 4210 section 4.4). A certificate names the list of the
+//! key that signed it, for programs that look for no other. As all keys are of one authority, each
+//! list is about the certificates of all of them (RFC 5280 section 5), so one that is fresh is
+//! enough whoever signed it.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use const_oid::db::rfc5280::ID_KP_EMAIL_PROTECTION;
@@ -27,16 +36,17 @@ use x509_cert::ext::pkix::{
     AccessDescription, AuthorityInfoAccessSyntax, BasicConstraints, CrlDistributionPoints,
     CrlReason, ExtendedKeyUsage, KeyUsage, KeyUsages, SubjectAltName,
 };
+use x509_cert::name::Name;
 
 use super::signer::{SignError, Signer};
 use super::store::certificates::{self, Revoked, StoredCrl};
-use super::store::{Store, StoreError};
+use super::store::{Store, StoreError, keys};
 use crate::base::Clock;
 use crate::base::encoding::from_hex;
 use crate::base::key::PublicKey;
 use crate::base::x509::{
     Certificate, CertificateFields, DOCUMENT_SIGNING, Draft, OperatingIdentity, RemoteKey,
-    Revocation, X509Error, certificate_builder, common_name, crl_draft,
+    Revocation, X509Error, certificate_builder, crl_draft,
 };
 use crate::policy::Purpose;
 use crate::statement::Origin;
@@ -50,8 +60,9 @@ const AUTHORITY_DAYS: u64 = 3653;
 /// Certificates and lists are dated back by this much, for computers whose clock is behind.
 const BACKDATE: Duration = Duration::from_secs(5 * 60);
 
-/// Where the list is, below the origin.
-pub const CRL_PATH: &str = "/pki/issuing.crl";
+/// Where the lists are, below the origin: that of each key under the key's name, and that of the
+/// key that signs now as `issuing.crl`.
+pub const CRL_PATH: &str = "/pki/";
 
 /// Where OCSP answers are, below the origin.
 pub const OCSP_PATH: &str = "/ocsp";
@@ -146,50 +157,82 @@ pub struct Issuer(Arc<Inner>);
 struct Inner {
     store: Store,
     clock: Clock,
-    signer: Signer,
-    certificate: Certificate,
-    earlier: Vec<Certificate>,
+    /// The one that signs, then the others that are published.
+    authorities: Vec<Authority>,
+    anchors: Vec<Certificate>,
+    links: Vec<Certificate>,
     crl_url: String,
     ocsp_url: String,
     validity_days: u16,
     refresh: tokio::sync::Mutex<()>,
+    /// The newest list of each key, as it was last found in the database.
+    kept: Mutex<HashMap<String, (i64, Arc<[u8]>)>>,
+}
+
+/// A key of the authority.
+#[derive(Clone)]
+pub struct Authority {
+    /// Signs with it.
+    pub signer: Signer,
+    /// Its self-signed certificate.
+    pub certificate: Certificate,
+}
+
+impl Authority {
+    /// The key's name, as the database has it.
+    pub fn key(&self) -> String {
+        keys::name(self.signer.public_key())
+    }
 }
 
 impl Issuer {
-    /// The authority of the service known as `origin`.
+    /// The authority of the service known as `origin`: the key that signs, others that are
+    /// published, and the link certificates between them.
     pub fn new(
         store: Store,
         clock: Clock,
-        signer: Signer,
-        certificate: Certificate,
-        earlier: Vec<Certificate>,
+        current: Authority,
+        others: Vec<Authority>,
+        links: Vec<Certificate>,
         origin: &Origin,
         validity_days: u16,
     ) -> Self {
+        let crl_url = format!("{origin}{CRL_PATH}{}.crl", current.key());
+        let mut authorities = vec![current];
+        authorities.extend(others);
+        let certificates = authorities.iter();
+        let anchors = certificates
+            .map(|authority| authority.certificate.clone())
+            .collect();
         Self(Arc::new(Inner {
             store,
             clock,
-            signer,
-            certificate,
-            earlier,
-            crl_url: format!("{origin}{CRL_PATH}"),
+            authorities,
+            anchors,
+            links,
+            crl_url,
             ocsp_url: format!("{origin}{OCSP_PATH}"),
             validity_days,
             refresh: tokio::sync::Mutex::default(),
+            kept: Mutex::default(),
         }))
     }
 
-    /// The authority's certificate.
-    pub fn certificate(&self) -> &Certificate {
-        &self.0.certificate
+    /// The name of the key that signs now.
+    pub fn key(&self) -> String {
+        self.0.current().key()
     }
 
-    /// The authorities whose certificates are good: this one, and those before it while their
-    /// certificates last.
-    pub fn anchors(&self) -> Vec<Certificate> {
-        let mut anchors = vec![self.0.certificate.clone()];
-        anchors.extend(self.0.earlier.iter().cloned());
-        anchors
+    /// The certificates of the keys whose work is good: the one that signs first, then those before
+    /// it that are still published, and the next.
+    pub fn anchors(&self) -> &[Certificate] {
+        &self.0.anchors
+    }
+
+    /// The same and what they say of each other (RFC 7030 section 4.1.3), DER.
+    pub fn chain(&self) -> Vec<Vec<u8>> {
+        let certificates = self.0.anchors.iter().chain(&self.0.links);
+        certificates.map(|one| one.der().to_vec()).collect()
     }
 
     /// Signs an operating certificate for `identity` over `key`. It never outlives the authority.
@@ -199,15 +242,19 @@ impl Issuer {
         key: &PublicKey,
     ) -> Result<Certificate, IssuingError> {
         let inner = &*self.0;
+        let Authority {
+            signer,
+            certificate: authority,
+        } = inner.current();
         let now = inner.clock.now();
         let lifetime = Duration::from_secs(u64::from(inner.validity_days) * 24 * 60 * 60);
         let mut builder = certificate_builder(CertificateFields {
-            issuer: inner.certificate.subject().clone(),
-            issuer_key: inner.certificate.public_key().clone(),
+            issuer: authority.subject().clone(),
+            issuer_key: authority.public_key().clone(),
             subject: identity.subject()?,
             subject_key: key.clone(),
-            not_before: (now - BACKDATE).max(inner.certificate.not_before()),
-            not_after: (now + lifetime).min(inner.certificate.not_after()),
+            not_before: (now - BACKDATE).max(authority.not_before()),
+            not_after: (now + lifetime).min(authority.not_after()),
         })?;
         builder
             .add_extension(&BasicConstraints {
@@ -246,26 +293,34 @@ impl Issuer {
                 access_location: GeneralName::UniformResourceIdentifier(url),
             }]))
             .map_err(extension)?;
-        let draft = Draft::new(builder, RemoteKey::new(inner.signer.public_key().clone()))?;
-        let signature = inner
-            .signer
+        let draft = Draft::new(builder, RemoteKey::new(signer.public_key().clone()))?;
+        let signature = signer
             .sign(Purpose::Certificate, draft.scheme(), draft.to_sign())
             .await?;
         Ok(Certificate::from_der(&draft.assemble(&signature)?)?)
     }
 
-    /// The current revocation list, DER.
-    pub async fn crl(&self) -> Result<Vec<u8>, IssuingError> {
+    /// The current revocation list, DER, as the key of this name signs it, or the one that signs
+    /// now. None where no key of that name is published.
+    pub async fn crl(&self, key: Option<&str>) -> Result<Option<Arc<[u8]>>, IssuingError> {
         let inner = &*self.0;
-        if let Look::Fresh(crl) = inner.look().await? {
-            return Ok(crl);
+        let found = match key {
+            Some(key) => inner.authorities.iter().find(|one| one.key() == key),
+            None => Some(inner.current()),
+        };
+        let Some(authority) = found else {
+            return Ok(None);
+        };
+        let key = &authority.key();
+        if let Look::Fresh(crl) = inner.look(key).await? {
+            return Ok(Some(crl));
         }
         // One request makes the next list, the others wait for it.
         let _turn = inner.refresh.lock().await;
         loop {
-            match inner.look().await? {
-                Look::Fresh(crl) => return Ok(crl),
-                Look::Due(material) => inner.make_crl(material).await?,
+            match inner.look(key).await? {
+                Look::Fresh(crl) => return Ok(Some(crl)),
+                Look::Due(material) => inner.make_crl(authority, material).await?,
             }
         }
     }
@@ -274,7 +329,7 @@ impl Issuer {
 /// The state of the revocation list, as one look at the database found it.
 enum Look {
     /// It is up to date.
-    Fresh(Vec<u8>),
+    Fresh(Arc<[u8]>),
     /// There is none, it is out of date, or half its time is over.
     Due(Material),
 }
@@ -288,36 +343,58 @@ struct Material {
 }
 
 impl Inner {
-    /// Looks at the newest list and, where the next is due, at what goes into it: in one
+    /// The key that signs now.
+    fn current(&self) -> &Authority {
+        &self.authorities[0]
+    }
+
+    /// Looks at the newest list of a key and, where the next is due, at what goes into it: in one
     /// transaction, so that two instances never make two lists of the same state.
-    async fn look(&self) -> Result<Look, StoreError> {
+    async fn look(&self, key: &str) -> Result<Look, StoreError> {
         let now = self.clock.now();
         self.store
             .read("find revocation list", move |tx| {
                 Box::pin(async move {
-                    let newest = certificates::newest_crl(tx).await?;
+                    let newest = certificates::crl_state(tx, key).await?;
                     let revocations = certificates::revocations(tx).await?;
-                    let number = newest.as_ref().map_or(1, |crl| crl.number + 1);
                     let fresh = newest.filter(|crl| {
                         crl.revocations == revocations
                             && now >= crl.this_update
                             && now < crl.this_update + CRL_LIFETIME / 2
                     });
-                    Ok(match fresh {
-                        Some(crl) => Look::Fresh(crl.der),
-                        None => Look::Due(Material {
-                            number,
+                    let Some(fresh) = fresh else {
+                        return Ok(Look::Due(Material {
+                            number: certificates::next_crl_number(tx).await?,
                             revocations,
                             revoked: certificates::revoked(tx, now).await?,
-                        }),
-                    })
+                        }));
+                    };
+                    if let Some(der) = self.kept(key, fresh.number) {
+                        return Ok(Look::Fresh(der));
+                    }
+                    let der: Arc<[u8]> = certificates::crl(tx, fresh.number).await?.into();
+                    // A poisoned lock means only that lists are read anew.
+                    if let Ok(mut kept) = self.kept.lock() {
+                        kept.insert(key.to_owned(), (fresh.number, der.clone()));
+                    }
+                    Ok(Look::Fresh(der))
                 })
             })
             .await
     }
 
+    fn kept(&self, key: &str, number: i64) -> Option<Arc<[u8]>> {
+        let kept = self.kept.lock().ok()?;
+        let (found, der) = kept.get(key)?;
+        (*found == number).then(|| der.clone())
+    }
+
     /// Signs and keeps the next list. Another instance may be faster: then its list is kept.
-    async fn make_crl(&self, material: Material) -> Result<(), IssuingError> {
+    async fn make_crl(
+        &self,
+        authority: &Authority,
+        material: Material,
+    ) -> Result<(), IssuingError> {
         let now = self.clock.now();
         let Material {
             number,
@@ -343,17 +420,18 @@ impl Inner {
             })
             .collect::<Result<Vec<_>, StoreError>>()?;
         let draft = crl_draft(
-            &self.certificate,
+            &authority.certificate,
             u64::try_from(number).unwrap_or_default(),
             now,
             now + CRL_LIFETIME,
             &entries,
         )?;
-        let signature = self
+        let signature = authority
             .signer
             .sign(Purpose::Crl, draft.scheme(), draft.to_sign())
             .await?;
         let crl = StoredCrl {
+            issuer: authority.key(),
             number,
             der: draft.assemble(&signature)?,
             revocations,
@@ -373,20 +451,43 @@ impl Inner {
     }
 }
 
-/// Makes the self-signed certificate of a new authority, whose key is behind `signer`.
+/// Makes the self-signed certificate of an authority called `name`, whose key is behind `signer`.
 pub async fn certify_authority(
     signer: &Signer,
-    name: &str,
+    name: Name,
     now: Timestamp,
 ) -> Result<Certificate, IssuingError> {
-    let subject = common_name(name)?;
+    let validity = (
+        now - BACKDATE,
+        now + Duration::from_secs(AUTHORITY_DAYS * 24 * 60 * 60),
+    );
+    certify_key(signer, name, signer.public_key(), validity).await
+}
+
+/// Has one key of an authority vouch for another of its keys, for as long as the certificates of
+/// both last (RFC 4210 section 4.4).
+pub async fn certify_link(by: &Authority, of: &Certificate) -> Result<Certificate, IssuingError> {
+    let own = &by.certificate;
+    let validity = (
+        own.not_before().max(of.not_before()),
+        own.not_after().min(of.not_after()),
+    );
+    certify_key(&by.signer, own.subject().clone(), of.public_key(), validity).await
+}
+
+async fn certify_key(
+    signer: &Signer,
+    name: Name,
+    key: &PublicKey,
+    (not_before, not_after): (Timestamp, Timestamp),
+) -> Result<Certificate, IssuingError> {
     let mut builder = certificate_builder(CertificateFields {
-        issuer: subject.clone(),
+        issuer: name.clone(),
         issuer_key: signer.public_key().clone(),
-        subject,
-        subject_key: signer.public_key().clone(),
-        not_before: now - BACKDATE,
-        not_after: now + Duration::from_secs(AUTHORITY_DAYS * 24 * 60 * 60),
+        subject: name,
+        subject_key: key.clone(),
+        not_before,
+        not_after,
     })?;
     builder
         .add_extension(&BasicConstraints {

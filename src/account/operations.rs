@@ -600,7 +600,7 @@ impl Operations {
         // Signature, certificate path, validity and usage. Revocation is looked up below, in the
         // database, where it is newer than in any list.
         let anchors = self.issuer.anchors();
-        let approval = &Approval::verify(compact, &anchors, None, now).map_err(path_error)?;
+        let approval = &Approval::verify(compact, anchors, None, now).map_err(path_error)?;
         let (operation, texts) = self
             .store
             .transaction("approve operation", move |tx| {

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use super::codes::Codes;
 use super::config::{Config, DatabaseError};
 use super::enrolment::Enrolment;
-use super::issuing::Issuer;
+use super::issuing::{Authority, Issuer};
 use super::key_proof::Makers;
 use super::logins::Logins;
 use super::manage::Manage;
@@ -25,7 +25,7 @@ use super::sessions::Sessions;
 use super::signer::{ChallengeKey, SignError, Signer};
 use super::sms::{Gateway, Texts};
 use super::store::keys::{self, KeyPurpose, ServiceKey};
-use super::store::{Store, StoreError};
+use super::store::{Store, StoreError, Tx};
 use super::vault::Vault;
 use crate::audit::{Audit, AuditError, Checkpointer};
 use crate::base::Clock;
@@ -127,13 +127,6 @@ impl Service {
         let store = Store::open(&config.database()?).await?;
         let code_key = read_code_key(&config.state_directory)?;
         let keys = find_keys(&store, clock.now()).await?;
-        let (issuing, challenge) = (keys.issuing, keys.challenge);
-        let certificate = issuing
-            .certificate
-            .as_deref()
-            .ok_or(StartError::KeyMissing { what: "issuing" })?;
-        let certificate = Certificate::from_der(certificate)?;
-
         let directory = config.state_directory.join("audit");
         let (audit, _) = Audit::open(&directory, config.audit.clone(), clock.clone())?;
         let records = Records::new(audit.clone(), clock.clone());
@@ -142,19 +135,33 @@ impl Service {
 
         let signer = |key: ServiceKey| Signer::new(devices.clone(), key.key, key.public_key);
         let challenge_key = ChallengeKey::new(
-            signer(challenge),
+            signer(keys.challenge),
             config.origin.clone(),
             keys.earlier_challenge.into_iter().map(signer),
             keys.next_challenge.map(signer),
         )?;
-        let issuing = signer(issuing);
-        let responder = Responder::new(store.clone(), clock.clone(), issuing.clone(), &certificate);
+        let authority = |key: ServiceKey| {
+            let certificate = key.certificate.as_deref();
+            let certificate = certificate.ok_or(StartError::KeyMissing { what: "issuing" })?;
+            Ok::<_, StartError>(Authority {
+                certificate: Certificate::from_der(certificate)?,
+                signer: signer(key),
+            })
+        };
+        let current = authority(keys.issuing)?;
+        let others = keys
+            .other_issuing
+            .into_iter()
+            .map(authority)
+            .collect::<Result<Vec<_>, _>>()?;
+        let published = std::iter::once(&current).chain(&others);
+        let responder = Responder::new(store.clone(), clock.clone(), published.cloned().collect());
         let issuer = Issuer::new(
             store.clone(),
             clock.clone(),
-            issuing,
-            certificate,
-            keys.earlier_authorities,
+            current,
+            others,
+            keys.links,
             &config.origin,
             config.certificates.validity_days,
         );
@@ -204,8 +211,8 @@ impl Service {
         };
         let vault = Vault::new(
             devices.clone(),
-            keys.sealing.key,
-            &keys.sealing.public_key,
+            keys.sealing,
+            keys.other_sealing,
             sealer.clone(),
         )?;
         let secrets = Secrets {
@@ -369,7 +376,8 @@ impl Service {
         {
             return Ok(sets.clone());
         }
-        let sets = self.0.challenge_key.vouched_sets(now).await?;
+        let authorities = self.0.issuer.anchors();
+        let sets = self.0.challenge_key.vouched_sets(authorities, now).await?;
         *kept = Some((now, sets.clone()));
         Ok(sets)
     }
@@ -409,37 +417,52 @@ struct Keys {
     issuing: ServiceKey,
     challenge: ServiceKey,
     sealing: ServiceKey,
+    /// Keys that opened or will open secrets.
+    other_sealing: Vec<ServiceKey>,
     earlier_challenge: Vec<ServiceKey>,
     next_challenge: Option<ServiceKey>,
-    earlier_authorities: Vec<Certificate>,
+    /// Keys of the authority that are published and do not sign certificates.
+    other_issuing: Vec<ServiceKey>,
+    /// What the published keys of the authority say of each other.
+    links: Vec<Certificate>,
 }
 
 async fn find_keys(store: &Store, now: jiff::Timestamp) -> Result<Keys, StartError> {
-    let (issuing, challenge, sealing, earlier_issuing, earlier_challenge, next_challenge) = store
+    store
         .read("find keys", move |tx| {
             Box::pin(async move {
-                Ok::<_, StoreError>((
-                    keys::current(tx, KeyPurpose::Issuing).await?,
-                    keys::current(tx, KeyPurpose::Challenge).await?,
-                    keys::current(tx, KeyPurpose::Sealing).await?,
-                    keys::retired(tx, KeyPurpose::Issuing, now).await?,
-                    keys::retired(tx, KeyPurpose::Challenge, now).await?,
-                    keys::next(tx, KeyPurpose::Challenge).await?,
-                ))
+                let current = async |tx: &mut Tx<'_>, purpose: KeyPurpose| {
+                    let what = purpose.as_str();
+                    let found = keys::current(tx, purpose).await?;
+                    found.ok_or(StartError::KeyMissing { what })
+                };
+                let issuing = current(tx, KeyPurpose::Issuing).await?;
+                let mut other_issuing = keys::retired(tx, KeyPurpose::Issuing, now).await?;
+                other_issuing.extend(keys::next(tx, KeyPurpose::Issuing).await?);
+                let published: Vec<String> = std::iter::once(&issuing)
+                    .chain(&other_issuing)
+                    .map(|key| keys::name(&key.public_key))
+                    .collect();
+                let links = keys::links(tx).await?.into_iter();
+                let links = links
+                    .filter(|link| {
+                        published.contains(&link.subject) && published.contains(&link.issuer)
+                    })
+                    .map(|link| Certificate::from_der(&link.certificate))
+                    .collect::<Result<Vec<_>, _>>()?;
+                let mut other_sealing = keys::retired(tx, KeyPurpose::Sealing, now).await?;
+                other_sealing.extend(keys::next(tx, KeyPurpose::Sealing).await?);
+                Ok(Keys {
+                    issuing,
+                    other_sealing,
+                    challenge: current(tx, KeyPurpose::Challenge).await?,
+                    sealing: current(tx, KeyPurpose::Sealing).await?,
+                    earlier_challenge: keys::retired(tx, KeyPurpose::Challenge, now).await?,
+                    next_challenge: keys::next(tx, KeyPurpose::Challenge).await?,
+                    other_issuing,
+                    links,
+                })
             })
         })
-        .await?;
-    let earlier_authorities = earlier_issuing
-        .iter()
-        .filter_map(|key| key.certificate.as_deref())
-        .map(Certificate::from_der)
-        .collect::<Result<_, _>>()?;
-    Ok(Keys {
-        issuing: issuing.ok_or(StartError::KeyMissing { what: "issuing" })?,
-        challenge: challenge.ok_or(StartError::KeyMissing { what: "challenge" })?,
-        sealing: sealing.ok_or(StartError::KeyMissing { what: "sealing" })?,
-        earlier_challenge,
-        next_challenge,
-        earlier_authorities,
-    })
+        .await
 }

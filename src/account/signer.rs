@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use crate::base::jose::{self, InvalidJwk, Jwk, JwkSet};
 use crate::base::key::{PublicKey, Scheme, Signature};
 use crate::base::pkcs11::KeyRef;
+use crate::base::x509::Certificate;
 use crate::device::{DeviceError, Devices};
 use crate::policy::{self, Purpose, Refusal};
 use crate::statement::{KeySet, NoKey, Origin};
@@ -144,16 +145,17 @@ impl ChallengeKey {
         }
     }
 
-    /// The key set, vouched for by each key that signs or did, for daemons that have pinned an
-    /// older one; none where there is only one key.
-    pub async fn vouched_sets(&self, now: Timestamp) -> Result<Vec<String>, SignError> {
-        if self.all().count() < 2 {
-            return Ok(Vec::new());
-        }
+    /// The key set and the authorities, vouched for by each key that signs or did, for daemons
+    /// that have pinned older ones.
+    pub async fn vouched_sets(
+        &self,
+        authorities: &[Certificate],
+        now: Timestamp,
+    ) -> Result<Vec<String>, SignError> {
+        let set = KeySet::new(self.origin.clone(), self.set(), authorities, now);
         let mut sets = Vec::new();
         for known in std::iter::once(&self.current).chain(&self.earlier) {
-            let input =
-                KeySet::new(self.origin.clone(), self.set(), now).signing_input(&known.jwk.kid)?;
+            let input = set.signing_input(&known.jwk.kid)?;
             sets.push(sign_with(&known.signer, Purpose::KeySet, input).await?);
         }
         Ok(sets)

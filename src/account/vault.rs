@@ -1,5 +1,9 @@
 //! Secrets at rest: sealed to a key on the token of the service.
 //!
+//! The key changes with overlap: what is sealed anew goes to the present one, and what was sealed to
+//! one before it opens as long as that is published. `opcert-accountd key activate` seals all of it
+//! again.
+//!
 //! The key is RSA and only decrypts. A secret is sealed to its public half as soon as it comes in,
 //! and what comes of that is sealed once more for its row, with the key in the state directory: a
 //! value that is put into another account's row opens no more. Opening takes the token; what comes
@@ -8,9 +12,9 @@
 use std::sync::Arc;
 
 use super::seal::{Sealer, Unsealable};
+use super::store::keys::ServiceKey;
 use super::store::secrets::Secret;
 use crate::base::jwe::{Jwe, JweError, RsaJwk};
-use crate::base::key::PublicKey;
 use crate::base::pkcs11::KeyRef;
 use crate::base::secret::SecretText;
 use crate::device::{DeviceError, Devices};
@@ -42,30 +46,50 @@ pub enum VaultError {
 #[derive(Clone)]
 pub struct Vault {
     devices: Devices,
-    key: KeyRef,
-    public: RsaJwk,
+    current: Known,
+    /// Keys that open and seal nothing any more, and the one that comes next.
+    others: Vec<Known>,
     sealer: Arc<Sealer>,
 }
 
+/// A key on the token.
+#[derive(Clone)]
+struct Known {
+    key: KeyRef,
+    public: RsaJwk,
+}
+
+impl Known {
+    fn new(key: ServiceKey) -> Result<Self, JweError> {
+        Ok(Self {
+            key: key.key,
+            public: RsaJwk::from_public_key(&key.public_key)?,
+        })
+    }
+}
+
 impl Vault {
-    /// With the RSA key `key` on the token.
+    /// Seals to the RSA key `current`, and opens with the `others`, too.
     pub fn new(
         devices: Devices,
-        key: KeyRef,
-        public: &PublicKey,
+        current: ServiceKey,
+        others: Vec<ServiceKey>,
         sealer: Arc<Sealer>,
     ) -> Result<Self, JweError> {
         Ok(Self {
             devices,
-            key,
-            public: RsaJwk::from_public_key(public)?,
+            current: Known::new(current)?,
+            others: others
+                .into_iter()
+                .map(Known::new)
+                .collect::<Result<_, _>>()?,
             sealer,
         })
     }
 
     /// Seals a secret for its row. Needs no token.
     pub fn seal(&self, row: &Secret, secret: &SecretText) -> Result<Vec<u8>, VaultError> {
-        let jwe = sealed_secret::seal(&self.public, row.kind, secret)?;
+        let jwe = sealed_secret::seal(&self.current.public, row.kind, secret)?;
         Ok(self.sealer.seal(DOMAIN, &place(row), jwe.as_bytes())?)
     }
 
@@ -74,10 +98,11 @@ impl Vault {
         let compact = self.sealer.open(DOMAIN, &place(row), sealed)?;
         let compact = std::str::from_utf8(compact.expose()).map_err(|_| JweError::Malformed)?;
         let jwe = Jwe::parse(compact, sealed_secret::SEALED_TYPE, sealed_secret::MAX)?;
-        if jwe.kid() != self.public.kid {
-            return Err(JweError::Key.into());
-        }
-        let permit = policy::own(&self.key, Purpose::SecretOpening)?;
+        let known = std::iter::once(&self.current)
+            .chain(&self.others)
+            .find(|known| known.public.kid == jwe.kid())
+            .ok_or(JweError::Key)?;
+        let permit = policy::own(&known.key, Purpose::SecretOpening)?;
         let content_key = match self.devices.decrypt(permit, jwe.encrypted_key()).await {
             Err(DeviceError::Undecryptable { .. }) => return Err(JweError::Closed.into()),
             result => result?,

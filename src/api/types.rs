@@ -477,6 +477,8 @@ pub struct CrlTaken {
 pub struct KeysTaken {
     /// The origin of the account service it is from.
     pub service: String,
+    /// Whether keys or authorities are pinned now that were not, or no longer.
+    pub changed: bool,
 }
 
 /// Registers a client.

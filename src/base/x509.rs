@@ -91,6 +91,9 @@ pub enum PathError {
     /// The revocation list is older than it may be.
     #[error("the revocation list has expired")]
     StaleCrl,
+    /// The revocation list is another authority's.
+    #[error("the revocation list is not of its issuer")]
+    OtherList,
     /// Not issued by a trusted authority.
     #[error("its issuer is not trusted")]
     UnknownIssuer,
@@ -548,6 +551,18 @@ impl Certificate {
         super::encoding::sha256(&self.der)
     }
 
+    /// Whether it is issued by its own subject and signed with its own key.
+    pub fn is_self_signed(&self) -> bool {
+        let signed = self.inner.tbs_certificate().to_der();
+        let algorithm = self.inner.signature_algorithm();
+        let signature = self.inner.signature();
+        self.issuer() == self.subject()
+            && signed.is_ok_and(|signed| {
+                let key = &self.public_key;
+                verify(key, algorithm, &signed, signature, "certificate").is_ok()
+            })
+    }
+
     /// Whom it speaks for, if it is an operating certificate.
     pub fn identity(&self) -> Option<OperatingIdentity> {
         OperatingIdentity::from_subject(self.subject())
@@ -650,6 +665,7 @@ impl CertificateRequest {
 #[derive(Clone, Debug)]
 pub struct Crl {
     der: Vec<u8>,
+    issuer: Name,
     number: u64,
     this_update: Timestamp,
     next_update: Timestamp,
@@ -715,6 +731,7 @@ impl Crl {
             .collect();
         Ok(Self {
             der: der.to_vec(),
+            issuer: list.tbs_cert_list.issuer,
             number,
             this_update: timestamp(list.tbs_cert_list.this_update),
             next_update: timestamp(list.tbs_cert_list.next_update.ok_or_else(malformed)?),
@@ -725,6 +742,12 @@ impl Crl {
     /// As DER.
     pub fn der(&self) -> &[u8] {
         &self.der
+    }
+
+    /// The name of the authority. One authority may sign with several keys, which all have this
+    /// name; each of its lists is about the certificates of all of them.
+    pub fn issuer(&self) -> &Name {
+        &self.issuer
     }
 
     /// The CRL number: a later list has a higher one.
@@ -768,7 +791,10 @@ pub enum StaleCrl {
 }
 
 /// Checks an operating certificate: path to one of `anchors`, validity at `now`, document-signing
-/// usage and, where lists are given, that it is on none of them (RFC 5280 section 6).
+/// usage and, where a list is given, that it is not on it (RFC 5280 section 6).
+///
+/// The list must have the name of the certificate's issuer. It need not be signed with the same
+/// key: an authority that changes its key lists with either what it issued with both.
 pub fn verify_operating_certificate(
     leaf: &Certificate,
     intermediates: &[Certificate],
@@ -778,7 +804,20 @@ pub fn verify_operating_certificate(
 ) -> Result<(), X509Error> {
     static USAGE: ObjectIdentifier = DOCUMENT_SIGNING;
     let usage = webpki::KeyUsage::required(USAGE.as_bytes());
-    verify_path(leaf, intermediates, anchors, usage, crl, now)
+    verify_path(leaf, intermediates, anchors, usage, now)?;
+    let Some((list, stale)) = crl else {
+        return Ok(());
+    };
+    let refused = if list.issuer != *leaf.issuer() {
+        PathError::OtherList
+    } else if stale == StaleCrl::Refuse && now >= list.next_update {
+        PathError::StaleCrl
+    } else if list.revoked_at(leaf.serial()).is_some() {
+        PathError::Revoked
+    } else {
+        return Ok(());
+    };
+    Err(X509Error::Path(refused))
 }
 
 /// Checks a certificate that is not one of ours: path to one of `anchors` and validity at `now`.
@@ -789,7 +828,7 @@ pub fn verify_chain(
     anchors: &[Certificate],
     now: Timestamp,
 ) -> Result<(), X509Error> {
-    verify_path(leaf, intermediates, anchors, AnyUsage, None, now)
+    verify_path(leaf, intermediates, anchors, AnyUsage, now)
 }
 
 /// Others name no extended key usage for signed messages, or one that has no bearing on them.
@@ -806,7 +845,6 @@ fn verify_path(
     intermediates: &[Certificate],
     anchors: &[Certificate],
     usage: impl webpki::ExtendedKeyUsageValidator,
-    crl: Option<(&Crl, StaleCrl)>,
     now: Timestamp,
 ) -> Result<(), X509Error> {
     let other =
@@ -826,26 +864,6 @@ fn verify_path(
         .iter()
         .map(|certificate| CertificateDer::from(certificate.der()))
         .collect();
-    let parsed = crl
-        .map(|(crl, _)| webpki::BorrowedCertRevocationList::from_der(crl.der()))
-        .transpose()
-        .map_err(|error| other(&error))?
-        .map(webpki::CertRevocationList::from);
-    let lists: Vec<&webpki::CertRevocationList<'_>> = parsed.iter().collect();
-    let revocation = match crl {
-        None => None,
-        Some((_, stale)) => Some(
-            webpki::RevocationOptionsBuilder::new(&lists)
-                .map_err(|_| other(&"no revocation list"))?
-                .with_depth(webpki::RevocationCheckDepth::EndEntity)
-                .with_status_policy(webpki::UnknownStatusPolicy::Deny)
-                .with_expiration_policy(match stale {
-                    StaleCrl::Refuse => webpki::ExpirationPolicy::Enforce,
-                    StaleCrl::Accept => webpki::ExpirationPolicy::Ignore,
-                })
-                .build(),
-        ),
-    };
     let seconds = u64::try_from(now.as_second()).unwrap_or(0);
     end_entity
         .verify_for_usage(
@@ -854,7 +872,7 @@ fn verify_path(
             &chain,
             UnixTime::since_unix_epoch(Duration::from_secs(seconds)),
             usage,
-            revocation,
+            None,
             None,
         )
         .map(|_| ())
@@ -862,8 +880,6 @@ fn verify_path(
             X509Error::Path(match error {
                 webpki::Error::CertExpired { .. } => PathError::Expired,
                 webpki::Error::CertNotValidYet { .. } => PathError::NotYetValid,
-                webpki::Error::CertRevoked => PathError::Revoked,
-                webpki::Error::CrlExpired { .. } => PathError::StaleCrl,
                 webpki::Error::UnknownIssuer => PathError::UnknownIssuer,
                 error => PathError::Other(error.to_string()),
             })

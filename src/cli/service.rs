@@ -18,6 +18,7 @@ use crate::base::encoding::{base64, base64url, from_base64};
 use crate::base::ids::{AccountId, ComputerId, OperationId, OperatorId, random};
 use crate::base::jose::JwkSet;
 use crate::base::secret::SecretText;
+use crate::base::x509::Certificate;
 use crate::http::client::{Client, ClientError, ClientLimits, Target};
 use crate::http::tls;
 
@@ -174,12 +175,15 @@ impl Service {
         self.get("/.well-known/jwks.json").await
     }
 
-    /// The issuing authority's certificates, DER.
+    /// The issuing authority's certificates of its own keys, DER. What its keys say of each other
+    /// is left out: here each is trusted, or not, for itself.
     pub(super) async fn authorities(&mut self) -> Result<Vec<Vec<u8>>, Error> {
         let body = self
             .send(Method::GET, "/.well-known/est/cacerts", Body::empty())
             .await?;
-        certificates(&body)
+        let mut found = certificates(&body)?;
+        found.retain(|der| Certificate::from_der(der).is_ok_and(|found| found.is_self_signed()));
+        Ok(found)
     }
 
     /// Posts JSON with the platform's key; a repetition of the very call gets the same answer.

@@ -1,5 +1,6 @@
 //! `opcert sync`: carries what the daemon cannot fetch itself, as it opens no connection: the
-//! revocation list, the next keys of a service that changes its keys, and API secrets.
+//! revocation list, the next keys and issuing authorities of a service that changes them, and API
+//! secrets.
 //!
 //! Secrets take two rounds: the daemon's requests bring what is newer than what it has, and once
 //! it has taken that, its next requests say so.
@@ -24,8 +25,8 @@ use crate::wechatpay::MerchantId;
 
 #[derive(Debug, clap::Args)]
 #[command(
-    long_about = "Fetches the revocation list from the account service, its next keys where it \
-                  changes them, and the API secrets of merchants that take theirs from it, and \
+    long_about = "Fetches the revocation list from the account service, its next keys and issuing \
+                  authorities where it changes them, and the API secrets of merchants that take theirs from it, and \
                   hands them to the daemon, which checks them. Meant for a timer. With --save, what \
                   `opcert verify` needs is left in a directory too.",
     after_help = "Examples:\n  \
@@ -60,10 +61,11 @@ pub(super) async fn run(
 ) -> Result<u8, Error> {
     let mut daemon = daemon::control(global).await?;
     let mut service = Service::connect(&arguments.service).await?;
-    let revocations = carry_revocations(&mut service, &mut daemon).await?;
+    // Keys first: the list may be signed by a key of the authority that is met only now.
     if carry_keys(&mut service, &mut daemon).await? {
         output.done("the daemon took the next keys of the account service");
     }
+    let revocations = carry_revocations(&mut service, &mut daemon).await?;
     let origin = arguments.service.origin();
     let secrets = carry_secrets(&mut service, &mut daemon, origin, output).await?;
     if let Some(folder) = &arguments.save {
@@ -218,14 +220,14 @@ pub(super) async fn carry_revocations(
     Ok(daemon.apply_crl(list).await?)
 }
 
-/// Hands in the next keys of a service that changes its keys; `false` where there are none.
+/// Hands in the keys and issuing authorities of a service; `false` where all of them are pinned.
 ///
 /// The service gives the set once for each of its keys, as it cannot know which are pinned here.
 pub(super) async fn carry_keys(service: &mut Service, daemon: &mut Client) -> Result<bool, Error> {
     let mut refused = None;
     for set in service.vouched_keys().await? {
         match daemon.replace_keys(set).await.map_err(Error::from) {
-            Ok(_) => return Ok(true),
+            Ok(taken) => return Ok(taken.changed),
             Err(error @ Error::Refused { .. }) if error.code() == "keys-invalid" => {
                 refused = Some(error);
             }

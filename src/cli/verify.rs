@@ -187,6 +187,10 @@ fn refused(error: ApprovalError) -> Error {
             "crl-invalid",
             "Fetch a fresh revocation list, or check as of an earlier time with --at.",
         ),
+        ApprovalError::Certificate(X509Error::Path(PathError::OtherList)) => (
+            "crl-invalid",
+            "Fetch the list of the authority that issued the certificate.",
+        ),
         ApprovalError::Certificate(X509Error::Path(PathError::UnknownIssuer)) => (
             "certificate-issuer-unknown",
             "Check that --ca names the authority of this account service.",

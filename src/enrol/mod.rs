@@ -461,7 +461,7 @@ impl Enroller {
             .map_err(EnrolError::Service)?;
         let snapshot = self.registry.snapshot();
         if let Some(pinned) = snapshot.service(&begin.origin)
-            && !pinned.pins_same(&service)
+            && !pinned.pins(&service)
         {
             return Err(EnrolError::Service(RegistryError::Keys {
                 origin: begin.origin.to_string(),

@@ -3,7 +3,8 @@
 //! PERSISTENT STATE. `registry.json` in the state directory holds the computer's id, every pinned
 //! service (origin, challenge keys, authorities) and every installed certificate;
 //! `crls/HASH.der` holds the newest revocation list of a service, where HASH is the SHA-256 of
-//! its origin. Each file is replaced whole, so a crash leaves the old or the new state.
+//! its origin. A service that changes its authority's key has several authorities for a while;
+//! each of their lists names what any of them revoked, so the newest is enough. Each file is replaced whole, so a crash leaves the old or the new state.
 //!
 //! READING. The signing path reads one immutable [`Snapshot`] without a lock; writers build a new
 //! one, make it durable, then publish it. Nothing on the signing path grows with the number of
@@ -25,6 +26,10 @@ use crate::base::key::{PublicKey, Scheme};
 use crate::base::pkcs11::KeyRef;
 use crate::base::x509::{Certificate, Crl, OperatingIdentity, X509Error};
 use crate::statement::{ApprovalHeader, KeySet, NoKey, Origin, ServiceError};
+
+/// Most issuing authorities of one service: those of an authority that changes its key again and
+/// again.
+const AUTHORITIES: usize = 8;
 
 /// Largest state file we read, in bytes: thousands of certificates.
 const MAX_STATE: u64 = 64 * 1024 * 1024;
@@ -96,8 +101,10 @@ impl Service {
         if jwks.keys.is_empty() || jwks.keys.len() > 16 {
             return Err(refuse("it must have 1 to 16 keys".into()));
         }
-        if authorities.is_empty() || authorities.len() > 8 {
-            return Err(refuse("1 to 8 issuing authorities are needed".into()));
+        if authorities.is_empty() || authorities.len() > AUTHORITIES {
+            return Err(refuse(format!(
+                "it must have 1 to {AUTHORITIES} authorities"
+            )));
         }
         let keys = jwks
             .keys
@@ -135,20 +142,18 @@ impl Service {
         self.crl.as_ref()
     }
 
-    /// Whether `other` would pin the same keys and authorities.
-    pub fn pins_same(&self, other: &Self) -> bool {
-        let fingerprints = |service: &Self| {
-            let mut all: Vec<_> = service
-                .authorities
-                .iter()
-                .map(Certificate::fingerprint)
-                .collect();
-            all.sort_unstable();
-            all
-        };
+    /// Whether `other` has the same keys, and no authority that is not pinned.
+    pub fn pins(&self, other: &Self) -> bool {
+        let mut authorities = other.authorities.iter();
         self.origin == other.origin
             && self.keys == other.keys
-            && fingerprints(self) == fingerprints(other)
+            && authorities.all(|authority| self.has(authority))
+    }
+
+    fn has(&self, authority: &Certificate) -> bool {
+        self.authorities
+            .iter()
+            .any(|pinned| pinned.der() == authority.der())
     }
 
     fn with_crl(&self, crl: Crl) -> Self {
@@ -440,7 +445,7 @@ impl Registry {
         let installed = Arc::new(installed);
         self.change(|snapshot| {
             match snapshot.services.get(&service.origin) {
-                Some(pinned) if !pinned.pins_same(&service) => {
+                Some(pinned) if !pinned.pins(&service) => {
                     return Err(RegistryError::Keys {
                         origin: service.origin.to_string(),
                         problem: "it differs from the set that is pinned here".into(),
@@ -509,8 +514,14 @@ impl Registry {
         Err(refusal)
     }
 
-    /// Takes over a service's next key set, which a pinned key must have signed. Does file work.
-    pub fn replace_keys(&self, compact: &str, now: Timestamp) -> Result<Origin, RegistryError> {
+    /// Takes over a service's next key set with its authorities, which a pinned key must have
+    /// signed. Does file work.
+    /// Gives the service, and whether anything is pinned now that was not, or no longer.
+    pub fn replace_keys(
+        &self,
+        compact: &str,
+        now: Timestamp,
+    ) -> Result<(Origin, bool), RegistryError> {
         self.change(|snapshot| {
             let set = KeySet::open(compact, now, |issuer, kid| {
                 snapshot.service_key(issuer, kid)
@@ -528,11 +539,25 @@ impl Registry {
                     problem: "it is older than the pinned set".into(),
                 });
             }
-            let mut next = Service::new(set.iss.clone(), set.keys, pinned.authorities.clone())?;
+            let authorities = set.authorities().map_err(|error| RegistryError::Keys {
+                origin: set.iss.to_string(),
+                problem: error.to_string(),
+            })?;
+            let mut next = Service::new(set.iss.clone(), set.keys, authorities)?;
             next.keys_dated = set.iat;
-            next.crl = pinned.crl.clone();
+            // The list in force keeps its authority until a list of another takes its place.
+            if let Some(list) = &pinned.crl {
+                let signed =
+                    |authority: &&Certificate| Crl::from_der(list.der(), authority).is_ok();
+                if !next.authorities.iter().any(|authority| signed(&authority)) {
+                    let signers = pinned.authorities.iter().filter(signed).cloned();
+                    next.authorities.extend(signers);
+                }
+                next.crl = Some(list.clone());
+            }
+            let changed = !next.pins(pinned) || !pinned.pins(&next);
             snapshot.services.insert(set.iss.clone(), Arc::new(next));
-            Ok(set.iss)
+            Ok((set.iss, changed))
         })
     }
 

@@ -10,8 +10,8 @@
 //! use opcert::statement::Verifier;
 //!
 //! # fn example(challenge: &str, approval: &str) -> Result<(), Box<dyn std::error::Error>> {
-//! let authority = Certificate::from_pem(&std::fs::read("published/ca.pem")?)?;
-//! let mut verifier = Verifier::new("https://accounts.example".parse()?, vec![authority]);
+//! let authorities = Certificate::all_from_pem(&std::fs::read("published/ca.pem")?)?;
+//! let mut verifier = Verifier::new("https://accounts.example".parse()?, authorities);
 //! verifier.take_list(&std::fs::read("published/crl.der")?)?;
 //! let approval = verifier.verify(approval, challenge, jiff::Timestamp::now())?;
 //! println!("{} approved {}", approval.statement.operator(), approval.statement.kind().name());
@@ -69,8 +69,8 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// For the service known as `service`, with the certificates of its issuing authorities, which
-    /// came by a way that is trusted.
+    /// For the service known as `service`, with the certificates of its issuing authority, which
+    /// came by a way that is trusted: one, or several while the authority changes its key.
     pub fn new(service: Origin, authorities: Vec<Certificate>) -> Self {
         Self {
             service,
@@ -79,8 +79,9 @@ impl Verifier {
         }
     }
 
-    /// Takes a revocation list, DER, that one of the authorities signed. Fetch it often: every
-    /// certificate names the address, and the service makes a new one as soon as one is revoked.
+    /// Takes a revocation list, DER, that one of the authorities signed; it is about the certificates
+    /// of all of them. Fetch it often: every certificate names an address, and the service makes a
+    /// new one as soon as one is revoked.
     pub fn take_list(&mut self, der: &[u8]) -> Result<(), VerifierError> {
         let mut last = X509Error::Issuer {
             what: "revocation list",

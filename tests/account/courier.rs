@@ -121,6 +121,7 @@ impl<'a> Computer<'a> {
 
     fn install(&self, running: &Running) {
         let password = self.token.directory().join("password");
+        let _ = std::fs::remove_file(&password);
         opcert::base::files::write_new(&password, PASSWORD.as_bytes(), 0o600).unwrap();
         let mut install = self.opcert(&["install"], true);
         install
@@ -326,6 +327,135 @@ fn the_challenge_key_changes_and_daemons_follow() {
             .arg(&trail),
     );
     for kind in ["service-key-made", "service-key-activated"] {
+        assert!(records.contains(kind), "{kind}: {records}");
+    }
+}
+
+#[test]
+fn the_authority_changes_its_key_and_daemons_follow() {
+    let (made, service) = at_fixed_address();
+    for (operator, mobile) in [("carol", "+8613800000003"), ("dave", "+8613800000004")] {
+        let mut create = made.command();
+        create
+            .args(["operator", "create", operator, "--account", "acme"])
+            .args(["--mobile", mobile, "--password-file", "-"]);
+        succeed_with(&mut create, PASSWORD);
+    }
+    let key = |arguments: &[&str]| run(made.command().arg("key").args(arguments), "");
+    let issuing = || -> Vec<(String, String)> {
+        let list = succeed(made.command().args(["--json", "key", "list"]));
+        let list: Value = serde_json::from_str(&list).unwrap();
+        let keys = list.as_array().unwrap().iter();
+        keys.filter(|key| key["purpose"] == "issuing")
+            .map(|key| {
+                let text = |name: &str| key[name].as_str().unwrap().to_owned();
+                (text("state"), text("fingerprint"))
+            })
+            .collect()
+    };
+    let running = Running::start(&made);
+    let early = Computer::new(&made, &service, "alice", &[]);
+    let late = Computer::new(&made, &service, "bob", &[]);
+    early.install(&running);
+    late.install(&running);
+    let first = issuing()[0].1.clone();
+
+    let (code, _, error) = key(&["activate", "issuing"]);
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("key rotate issuing"), "{error}");
+    let (code, _, error) = key(&["activate", "issuing", "--overlap-days", "7"]);
+    assert_eq!(code, 65, "{error}");
+    assert_eq!(key(&["rotate", "issuing"]).0, 0);
+    let (code, _, error) = key(&["rotate", "issuing"]);
+    assert_eq!(code, 1, "{error}");
+    running.stop();
+    let running = Running::start(&made);
+    let said = succeed(&mut early.opcert(&["sync"], true));
+    assert!(said.contains("revocation list"), "{said}");
+    assert_eq!(key(&["activate", "issuing"]).0, 0);
+    running.stop();
+    let running = Running::start(&made);
+    let states: Vec<String> = issuing().into_iter().map(|key| key.0).collect();
+    assert_eq!(states, ["signs", "still published"]);
+
+    // Certificates of both keys sign and are accepted, on a computer that has not synchronised
+    // since, too.
+    early.approve(&made).unwrap();
+    late.approve(&made).unwrap();
+    let fresh = Computer::new(&made, &service, "carol", &[]);
+    fresh.install(&running);
+    fresh.approve(&made).unwrap();
+    let approval = |computer: &Computer<'_>| computer.token.directory().join("approval.jws");
+
+    // Offline, with both certificates of the authority and one list.
+    let published = made.token.directory().join("published");
+    let folder = published.display().to_string();
+    fresh.run(&["sync", "--save", &folder], true);
+    let verify = |approval: &Path| {
+        let mut verify = Command::new(env!("CARGO_BIN_EXE_opcert"));
+        verify
+            .arg("verify")
+            .arg("--ca")
+            .arg(published.join("ca.pem"))
+            .arg("--crl")
+            .arg(published.join("crl.der"))
+            .arg(approval);
+        run(&mut verify, "")
+    };
+    for computer in [&early, &late, &fresh] {
+        let (code, _, error) = verify(&approval(computer));
+        assert_eq!(code, 0, "{error}");
+    }
+
+    // A list by the new key tells of a certificate by the old one.
+    let serial = early.certificates()[0].0.clone();
+    succeed(made.command().args(["certificate", "revoke", &serial]));
+    for computer in [&early, &late] {
+        computer.run(&["sync"], true);
+    }
+    assert_eq!(early.certificates()[0].1, "revoked");
+    assert!(early.approve(&made).is_err());
+    late.approve(&made).unwrap();
+    fresh.run(&["sync", "--save", &folder], true);
+    let (code, _, error) = verify(&approval(&early));
+    assert_eq!(code, 1);
+    assert!(error.contains("certificate-revoked"), "{error}");
+    let (code, _, error) = verify(&approval(&late));
+    assert_eq!(code, 0, "{error}");
+
+    // The old key stays as long as a certificate hangs on it, unless that is meant.
+    let (code, _, error) = key(&["retire", &first]);
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("1 certificates in force"), "{error}");
+    assert_eq!(key(&["retire", &first, "--with-certificates"]).0, 0);
+    running.stop();
+    let running = Running::start(&made);
+    late.run(&["sync"], true);
+    assert_eq!(late.certificates()[0].1, "revoked");
+    fresh.run(&["sync"], true);
+    fresh.approve(&made).unwrap();
+    succeed(made.command().arg("doctor"));
+
+    // What the daemons pin has followed: the one that was there from the beginning enrols anew.
+    let again = Computer {
+        operator: "dave",
+        ..late
+    };
+    again.install(&running);
+    again.approve(&made).unwrap();
+    running.stop();
+    let trail = made.state().join("admin-audit");
+    let records = succeed(
+        Command::new(env!("CARGO_BIN_EXE_opcert"))
+            .args(["audit", "show", "--json"])
+            .arg(&trail),
+    );
+    for kind in [
+        "service-key-made",
+        "service-key-activated",
+        "service-key-retired",
+        "certificate-revoked",
+    ] {
         assert!(records.contains(kind), "{kind}: {records}");
     }
 }

@@ -200,6 +200,239 @@ async fn strongswan_enrols_with_a_ticket_and_renews_with_its_certificate() {
     let second = Certificate::from_der(&renewed).unwrap();
     assert_eq!(second.identity(), first.identity());
     assert_ne!(second.serial(), first.serial());
+    let second_file = write(&file("second.der"), &renewed);
+
+    // The authority has another key by the time of the third: the second one, by the old key, is
+    // enough to get it.
+    let scene = rotated(scene).await;
+    scene.hand.advance(DAY * 250);
+    let last_key = write(
+        &file("last.der"),
+        pki(&["--gen", "--type", "ecdsa", "--size", "256"]),
+    );
+    let last_csr = write(
+        &file("last-csr.der"),
+        pki(&[&request[..], &[&last_key]].concat()),
+    );
+    let offered = url(scene.certificate_port);
+    let [_, next_root] = roots(&scene).await;
+    let next_root = write(&file("next-root.pem"), next_root.to_pem().unwrap());
+    let arguments = [
+        &["--est", "--url", &offered, "--in", &last_csr][..],
+        &["--cert", &second_file, "--key", &next_key],
+        &trust,
+        &["--cacert", &next_root],
+    ]
+    .concat();
+    let renewed = tokio::task::block_in_place(|| pki(&arguments));
+    let third = Certificate::from_der(&renewed).unwrap();
+    assert_eq!(third.identity(), first.identity());
+    assert_ne!(third.serial(), second.serial());
+    scene.end().await;
+}
+
+/// The service with a new key of its authority, which signs.
+async fn rotated(scene: Scene) -> Scene {
+    succeed(scene.made.command().args(["key", "rotate", "issuing"]));
+    let scene = scene.again().await;
+    succeed(scene.made.command().args(["key", "activate", "issuing"]));
+    scene.again().await
+}
+
+/// What `cacerts` gives.
+async fn cacerts(scene: &Scene) -> Vec<Certificate> {
+    let answer = scene.get("/.well-known/est/cacerts").await.done(200);
+    let message = opcert::base::encoding::from_base64(&answer.bytes).unwrap();
+    let found = opcert::base::cms::certificates(&message).unwrap();
+    let parsed = found.iter().map(|der| Certificate::from_der(der).unwrap());
+    parsed.collect()
+}
+
+/// The self-signed ones: of the first key, and of the next.
+async fn roots(scene: &Scene) -> [Certificate; 2] {
+    let first = scene.made.authority();
+    let mut all = cacerts(scene).await;
+    all.retain(|one| one.is_self_signed() && one.der() != first.der());
+    [first, all.remove(0)]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn openssl_takes_what_either_key_of_the_authority_signed() {
+    let scene = Scene::new().await;
+    let directory = scene.made.token.directory().to_owned();
+    let file = |name: &str| directory.join(name);
+    let old = scene.installed("alice", "c1").await;
+    let scene = rotated(scene).await;
+    let new = scene.installed("bob", "c2").await;
+    let [first, next] = roots(&scene).await;
+    assert_eq!(first.subject(), next.subject());
+    let key = |certificate: &Certificate| hex(&certificate.public_key().fingerprint());
+
+    // Both roots, and what each says of the other.
+    let all = cacerts(&scene).await;
+    assert_eq!(all.len(), 4);
+    let link = |of: &Certificate, from: &Certificate| {
+        let mut links = all.iter().filter(|one| !one.is_self_signed());
+        let found = links.find(|one| one.public_key() == of.public_key());
+        let found = found.unwrap_or_else(|| panic!("a link of {}", key(of)));
+        assert_eq!(found.issuer(), from.subject());
+        found.to_pem().unwrap()
+    };
+    let root_files = [
+        write(&file("first.pem"), first.to_pem().unwrap()),
+        write(&file("next.pem"), next.to_pem().unwrap()),
+    ];
+    let links = [
+        write(&file("old-with-new.pem"), link(&first, &next)),
+        write(&file("new-with-old.pem"), link(&next, &first)),
+    ];
+    let leaves = [
+        write(&file("old.pem"), old.certificate.to_pem().unwrap()),
+        write(&file("new.pem"), new.certificate.to_pem().unwrap()),
+    ];
+    let openssl = |arguments: &[&str]| {
+        let (code, out, error) = run(Command::new("openssl").args(arguments), "");
+        (code, out + &error)
+    };
+    // The clock of the service has gone ahead of the machine's.
+    let time = scene.clock.now().as_second().to_string();
+    let verify = |arguments: &[&str]| {
+        let all = [&["verify", "-x509_strict", "-attime", &time], arguments].concat();
+        openssl(&all)
+    };
+    for (root, leaf) in root_files.iter().zip(&leaves) {
+        let (code, said) = verify(&["-CAfile", root, leaf]);
+        assert_eq!(code, 0, "{said}");
+    }
+    // Whoever trusts one key only gets to the other by its word.
+    for (root, leaf, link) in [
+        (&root_files[1], &leaves[0], &links[0]),
+        (&root_files[0], &leaves[1], &links[1]),
+    ] {
+        let (code, _) = verify(&["-CAfile", root, leaf]);
+        assert_ne!(code, 0);
+        let (code, said) = verify(&["-CAfile", root, "-untrusted", link, leaf]);
+        assert_eq!(code, 0, "{said}");
+    }
+
+    // Each certificate names the list of its key, and openssl asks no more.
+    let revoked = |list: &[u8], root: &Certificate| {
+        let list = opcert::base::x509::Crl::from_der(list, root).unwrap();
+        [&old, &new].map(|one| list.revoked_at(one.certificate.serial()).is_some())
+    };
+    let lists = async || {
+        let mut lists = Vec::new();
+        for root in [&first, &next] {
+            let path = format!("/pki/{}.crl", key(root));
+            lists.push(scene.get(&path).await.done(200).bytes);
+        }
+        lists
+    };
+    for (index, list) in lists().await.iter().enumerate() {
+        let der = write(&file("list.der"), list);
+        let list = file("list.pem").display().to_string();
+        openssl(&["crl", "-inform", "DER", "-in", &der, "-out", &list]);
+        let (root, leaf) = (&root_files[index], &leaves[index]);
+        let (_, shown) = openssl(&["x509", "-in", leaf, "-noout", "-text"]);
+        let named = format!("/pki/{}.crl", key([&first, &next][index]));
+        assert!(shown.contains(&named), "{named}: {shown}");
+        let (code, said) = verify(&["-crl_check", "-CAfile", root, "-CRLfile", &list, leaf]);
+        assert_eq!(code, 0, "{said}");
+    }
+    scene
+        .get(&format!("/pki/{}.crl", "0".repeat(64)))
+        .await
+        .refused(404, "not-found");
+    let plain = scene.get("/pki/issuing.crl").await.done(200).bytes;
+    assert_eq!(plain, lists().await[1], "the key that signs");
+
+    // OCSP: each certificate is answered for by its own key.
+    let question = file("question.der").display().to_string();
+    let answer = file("answer.der").display().to_string();
+    let ask = async |arguments: &[&str]| {
+        let all = [&["ocsp", "-no_nonce", "-reqout", &question], arguments].concat();
+        openssl(&all);
+        let asked = std::fs::read(&question).unwrap();
+        let given = scene.post("/ocsp", "application/ocsp-request", asked).await;
+        write(Path::new(&answer), &given.done(200).bytes);
+    };
+    for index in 0..2 {
+        let (root, leaf) = (&root_files[index], &leaves[index]);
+        ask(&["-issuer", root, "-cert", leaf]).await;
+        let (code, said) = openssl(&[
+            "ocsp",
+            "-issuer",
+            root,
+            "-CAfile",
+            root,
+            "-respin",
+            &answer,
+            "-no_nonce",
+            "-cert",
+            leaf,
+        ]);
+        assert_eq!(code, 0, "{said}");
+        assert!(said.contains("Response verify OK"), "{said}");
+        assert!(said.contains(": good"), "{said}");
+        // Of the other key it is none.
+        let other = &root_files[1 - index];
+        ask(&["-issuer", other, "-cert", leaf]).await;
+        let (_, said) = openssl(&["ocsp", "-respin", &answer, "-noverify", "-resp_text"]);
+        assert!(said.contains("Cert Status: unknown"), "{said}");
+    }
+    // One answer has one signature: it says nothing about certificates of another key.
+    ask(&[
+        "-issuer",
+        &root_files[0],
+        "-cert",
+        &leaves[0],
+        "-issuer",
+        &root_files[1],
+        "-cert",
+        &leaves[1],
+    ])
+    .await;
+    let (_, said) = openssl(&["ocsp", "-respin", &answer, "-noverify", "-resp_text"]);
+    assert!(said.contains("Cert Status: good"), "{said}");
+    assert!(said.contains("Cert Status: unknown"), "{said}");
+
+    // Both approve; one that is revoked is on every list, and approves no more.
+    let approve = async |by: &Installed, operator: &str| {
+        let created = scene.withdrawal(operator).await;
+        let approval = scene.approval(by, &created.text("challenge"));
+        scene.post_approval(&created, &approval).await
+    };
+    approve(&old, "alice").await.done(200);
+    approve(&new, "bob").await.done(200);
+    let serial = hex(old.certificate.serial());
+    succeed(
+        scene
+            .made
+            .command()
+            .args(["certificate", "revoke", &serial]),
+    );
+    for (list, root) in lists().await.iter().zip([&first, &next]) {
+        assert_eq!(revoked(list, root), [true, false]);
+    }
+    approve(&old, "alice")
+        .await
+        .refused(422, "certificate-revoked");
+
+    // Nothing of the old key is left, so it may go; what it signed is another authority's then.
+    let retire = |key: &str, more: &[&str]| {
+        let mut retire = scene.made.command();
+        run(retire.args(["key", "retire", key]).args(more), "")
+    };
+    let (code, _, error) = retire(&key(&next), &[]);
+    assert_eq!(code, 1, "the key that signs: {error}");
+    let (code, _, error) = retire(&key(&first), &[]);
+    assert_eq!(code, 0, "{error}");
+    let scene = scene.again().await;
+    assert_eq!(cacerts(&scene).await.len(), 1);
+    scene
+        .get(&format!("/pki/{}.crl", key(&first)))
+        .await
+        .refused(404, "not-found");
     scene.end().await;
 }
 

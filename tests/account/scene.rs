@@ -48,6 +48,11 @@ pub(crate) struct Made {
 
 impl Made {
     pub(crate) fn new() -> Self {
+        Self::bare().with_people()
+    }
+
+    /// A service that `init` made, and nothing more.
+    pub(crate) fn bare() -> Self {
         let token = TestToken::new("accounts");
         let directory = token.directory().to_owned();
         let made = Self {
@@ -75,6 +80,11 @@ impl Made {
                 .arg(format!("{name}={value}"));
         }
         succeed(&mut init);
+        made
+    }
+
+    pub(crate) fn with_people(self) -> Self {
+        let made = self;
         let account = ["account", "create", "acme", "--name", "Acme Ltd"];
         succeed(made.command().args(account));
         for (operator, mobile) in [("alice", "+8613800000001"), ("bob", "+8613800000002")] {
@@ -199,9 +209,19 @@ impl Scene {
 
     pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let made = tokio::task::spawn_blocking(Made::new).await.unwrap();
+        Self::of(made, change, Timestamp::now()).await
+    }
+
+    /// The same service, started again at the time it is there.
+    pub(crate) async fn again(self) -> Self {
+        let now = self.clock.now();
+        Self::of(self.end().await, |_| (), now).await
+    }
+
+    pub(crate) async fn of(made: Made, change: impl FnOnce(&mut Config), now: Timestamp) -> Self {
         let mut config = Config::load(&made.config).unwrap();
         change(&mut config);
-        let (clock, hand) = Clock::manual(Timestamp::now());
+        let (clock, hand) = Clock::manual(now);
         let (handset, texts) = mpsc::channel();
         let service = Service::open(&config, clock.clone(), Gateway::Handset(handset))
             .await

@@ -611,3 +611,53 @@ async fn an_approval_rule_makes_a_secret_wait_for_other_administrators() {
     drop(alices);
     scene.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sealing_key_changes_and_secrets_stay() {
+    let scene = scene().await;
+    let desk = Computer::new(&scene, "alice", "desk").await;
+    set(&scene, "api", FIRST, 0).await.done(200);
+    desk.admit(&scene).await;
+    let sealing = |scene: &Scene| -> Vec<(String, String)> {
+        let list = succeed(scene.made.command().args(["--json", "key", "list"]));
+        let list: Value = serde_json::from_str(&list).unwrap();
+        let keys = list.as_array().unwrap().iter();
+        keys.filter(|key| key["purpose"] == "sealing")
+            .map(|key| {
+                let text = |name: &str| key[name].as_str().unwrap().to_owned();
+                (text("state"), text("fingerprint"))
+            })
+            .collect()
+    };
+    let first = sealing(&scene)[0].1.clone();
+    succeed(scene.made.command().args(["key", "rotate", "sealing"]));
+    let scene = scene.again().await;
+
+    // What the running service seals after the change goes to the key it knows.
+    succeed(scene.made.command().args(["key", "activate", "sealing"]));
+    set(&scene, "apiv3", SECOND, 0).await.done(200);
+    let both = |found: Vec<(SecretKind, u64, String)>| {
+        let mut found: Vec<String> = found.into_iter().map(|(_, _, secret)| secret).collect();
+        found.sort();
+        found
+    };
+    assert_eq!(
+        both(desk.fetch(&scene, Held::default()).await),
+        [FIRST, SECOND]
+    );
+    let scene = scene.again().await;
+    let states: Vec<String> = sealing(&scene).into_iter().map(|key| key.0).collect();
+    assert_eq!(states, ["seals", "still published"]);
+    let (code, _, error) = run(scene.made.command().args(["key", "retire", &first]), "");
+    assert_eq!(code, 0, "{error}");
+    let scene = scene.again().await;
+    assert_eq!(sealing(&scene).len(), 1);
+    // One that has had nothing yet: it takes the key to give it.
+    let till = Computer::new(&scene, "bob", "till").await;
+    till.admit(&scene).await;
+    assert_eq!(
+        both(till.fetch(&scene, Held::default()).await),
+        [FIRST, SECOND]
+    );
+    scene.end().await;
+}

@@ -186,3 +186,111 @@ fn the_doctor_names_what_is_broken_and_the_command_that_mends_it() {
     assert_eq!(found, "fail");
     assert!(action.contains("opcert-accountd migrate"), "{action}");
 }
+
+/// Runs SQL on the database at `url` by the database's own program.
+fn sql(url: &str, text: &str) {
+    let mut program = match url.strip_prefix("sqlite:") {
+        Some(path) => {
+            let mut python = Command::new("python3");
+            let script =
+                "import sqlite3, sys; sqlite3.connect(sys.argv[1]).executescript(sys.stdin.read())";
+            python.args(["-c", script, path]);
+            python
+        }
+        None => {
+            let mut psql = Command::new("psql");
+            psql.args([url, "--quiet", "--set", "ON_ERROR_STOP=1", "--file", "-"]);
+            psql
+        }
+    };
+    succeed_with(&mut program, text);
+}
+
+#[test]
+fn certificates_from_before_the_authority_could_change_its_key_know_their_issuer() {
+    let made = Made::bare();
+    let directory = made.token.directory().to_owned();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/account/store/migrations");
+    let (url, kind, quote) = match database() {
+        Some(url) => (url, "postgres", ("'\\x", "'")),
+        None => {
+            let path = directory.join("before.db");
+            (format!("sqlite:{}", path.display()), "sqlite", ("X'", "'"))
+        }
+    };
+    let bytes = |bytes: &[u8]| {
+        format!(
+            "{}{}{}",
+            quote.0,
+            opcert::base::encoding::hex(bytes),
+            quote.1
+        )
+    };
+
+    // A database as the version before left it: two migrations, a certificate, a list.
+    let mut text = String::from(
+        "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY, description TEXT NOT NULL,
+         installed_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, success BOOLEAN NOT NULL,
+         checksum BLOB NOT NULL, execution_time BIGINT NOT NULL);\n",
+    );
+    if kind == "postgres" {
+        text = text
+            .replace("BLOB", "BYTEA")
+            .replace("TIMESTAMP ", "TIMESTAMPTZ ");
+    }
+    for (version, name, file) in [
+        (1, "accounts", "0001_accounts.sql"),
+        (2, "key rotation", "0002_key_rotation.sql"),
+    ] {
+        let migration = std::fs::read_to_string(folder.join(kind).join(file)).unwrap();
+        let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA384, migration.as_bytes());
+        text.push_str(&migration);
+        text.push_str(&format!(
+            "\nINSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+             VALUES ({version}, '{name}', TRUE, {}, 0);\n",
+            bytes(sum.as_ref())
+        ));
+    }
+    let authority = made.authority();
+    let key = opcert::base::encoding::hex(&authority.public_key().fingerprint());
+    let (spki, der) = (bytes(authority.public_key().spki()), bytes(authority.der()));
+    text.push_str(&format!(
+        "INSERT INTO service_keys (fingerprint, purpose, module, label, serial, key_id, spki,
+                                   certificate, created_at)
+         VALUES ('{key}', 'issuing', 'token', 'label', 'serial', '01', {spki}, {der}, 1);
+         INSERT INTO accounts (id, name, created_at) VALUES ('acme', 'Acme Ltd', 1);
+         INSERT INTO operators (account, id, role, mobile, password_hash, created_at)
+         VALUES ('acme', 'alice', 'operator', '+8613800000001', 'none', 1);
+         INSERT INTO computers (account, id, name, created_at) VALUES ('acme', 'c1', 'desk', 1);
+         INSERT INTO certificates (serial, account, operator, computer, request_hash,
+                                   key_fingerprint, der, not_before, not_after, issued_at)
+         VALUES ('41aa', 'acme', 'alice', 'c1', 'imported', 'ff', {der}, 1, 4000000000000, 1);
+         INSERT INTO crls (number, der, revocations, this_update, next_update)
+         VALUES (7, {der}, 0, 1, 2);\n"
+    ));
+    sql(&url, &text);
+
+    let config = std::fs::read_to_string(&made.config).unwrap();
+    let lines = config
+        .lines()
+        .filter(|line| !line.starts_with("database ="));
+    let lines: Vec<&str> = lines.collect();
+    std::fs::write(
+        &made.config,
+        format!("database = \"{url}\"\n{}\n", lines.join("\n")),
+    )
+    .unwrap();
+    let list = ["--json", "certificate", "list"];
+    let (code, _, error) = run(made.command().args(list), "");
+    assert_eq!(code, 78, "{error}");
+    let said = succeed(made.command().arg("migrate"));
+    assert!(said.contains("from schema version 2 to 3"), "{said}");
+    let listed: Value = serde_json::from_str(&succeed(made.command().args(list))).unwrap();
+    assert_eq!(listed[0]["serial"], "41aa");
+    assert_eq!(listed[0]["issuer"], key);
+    // From now on none is without.
+    let without = "INSERT INTO crls (number, der, revocations, this_update, next_update)
+                   SELECT 8, der, 0, 1, 2 FROM crls;";
+    let refused = std::panic::catch_unwind(|| sql(&url, without));
+    assert!(refused.is_err());
+}

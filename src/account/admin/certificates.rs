@@ -94,6 +94,7 @@ async fn list(
                 "account": certificate.account,
                 "operator": certificate.operator,
                 "computer": certificate.computer,
+                "issuer": certificate.issuer,
                 "state": certificate.state(now),
                 "issued_at": certificate.issued_at.to_string(),
                 "not_after": certificate.not_after.to_string(),

@@ -279,8 +279,9 @@ async fn database(config: &Config, findings: &mut Findings) -> Option<Seen> {
             return None;
         }
     };
+    let now = Clock::system().now();
     let seen = store
-        .read("look at everything", |tx| {
+        .read("look at everything", move |tx| {
             Box::pin(async move {
                 let mut found = Vec::new();
                 for purpose in [
@@ -290,12 +291,22 @@ async fn database(config: &Config, findings: &mut Findings) -> Option<Seen> {
                 ] {
                     let current = keys::current(tx, purpose).await?;
                     let next = keys::next(tx, purpose).await?;
+                    // These go on signing lists and answers for what they signed.
+                    if purpose == KeyPurpose::Issuing {
+                        let retired = keys::retired(tx, purpose, now).await?;
+                        found.extend(retired.into_iter().map(|key| (purpose, key)));
+                    }
                     found.extend(current.map(|key| (purpose, key)));
                     found.extend(next.map(|key| (purpose, key)));
                 }
                 Ok::<_, StoreError>(Seen {
                     keys: found,
-                    crl: certificates::newest_crl(tx).await?,
+                    crl: match keys::current(tx, KeyPurpose::Issuing).await? {
+                        Some(key) => {
+                            certificates::newest_crl(tx, &keys::name(&key.public_key)).await?
+                        }
+                        None => None,
+                    },
                     revocations: certificates::revocations(tx).await?,
                     dead: outbox::abandoned(tx).await?,
                     failed_texts: messages::failed(tx).await?,

@@ -23,7 +23,7 @@ use crate::base::files::{private_directory, write_new};
 use crate::base::ids::random;
 use crate::base::key::KeySpec;
 use crate::base::pkcs11::{KeyId, KeyRef, TokenId, TokenUri};
-use crate::base::x509::Certificate;
+use crate::base::x509::{Certificate, common_name};
 use crate::device::{DeviceError, Devices, KeyUse, Waiver};
 use crate::statement::Origin;
 use crate::statement::text::Text;
@@ -188,7 +188,8 @@ async fn make(
         issuing.key.clone(),
         issuing.public_key.clone(),
     );
-    let authority = certify_authority(&signer, arguments.authority.as_str(), clock.now()).await?;
+    let name = common_name(arguments.authority.as_str())?;
+    let authority = certify_authority(&signer, name, clock.now()).await?;
 
     made.file(
         state.join(CODE_KEY_FILE),

@@ -29,10 +29,12 @@ use super::passwords::PasswordError;
 use super::serve::{ServeError, serve};
 use super::service::StartError;
 use super::store::{Store, StoreError};
+use super::vault::VaultError;
 use crate::api::problem::Code;
 use crate::audit::AuditError;
 use crate::audit::verify::VerifyError;
 use crate::base::files::FileError;
+use crate::base::jwe::JweError;
 use crate::base::memory::{lock_all, undumpable};
 use crate::base::sysexits::{
     EX_CANTCREAT, EX_CONFIG, EX_DATAERR, EX_FAILED, EX_IOERR, EX_NOINPUT, EX_NOPERM, EX_OSERR,
@@ -168,6 +170,20 @@ pub enum AdminError {
         /// What.
         what: String,
     },
+    /// What is to be taken away is in use.
+    #[error("{count} certificates in force were signed with key {key}")]
+    InUse {
+        /// The key.
+        key: String,
+        /// How many.
+        count: i64,
+    },
+    /// Secrets cannot be sealed to the next key.
+    #[error("cannot seal the API secrets anew")]
+    Vault(#[from] VaultError),
+    /// A key is not what its purpose needs.
+    #[error("the sealing key cannot be used")]
+    SealingKey(#[from] JweError),
     /// An export is not whole, or cannot be taken over here.
     #[error("the export cannot be used: {problem}")]
     Export {
@@ -257,7 +273,12 @@ impl AdminError {
             Self::Audit(_) | Self::Terminal(_) => EX_IOERR,
             Self::Device(_) => EX_UNAVAILABLE,
             Self::Root => EX_NOPERM,
-            Self::Exists { .. } | Self::Missing { .. } | Self::Broken { .. } => EX_FAILED,
+            Self::Exists { .. }
+            | Self::Missing { .. }
+            | Self::InUse { .. }
+            | Self::Broken { .. } => EX_FAILED,
+            Self::Vault(VaultError::Device(_)) => EX_UNAVAILABLE,
+            Self::Vault(_) | Self::SealingKey(_) => EX_DATAERR,
             Self::Password(_)
             | Self::Input { .. }
             | Self::Backup { .. }
@@ -319,6 +340,12 @@ impl AdminError {
             }
             Self::Exists { .. } => "Nothing was changed. Choose another name or path.".into(),
             Self::Missing { .. } => "Check the name.".into(),
+            Self::InUse { .. } => "Nothing was changed. Wait until they are renewed or over; with \
+                                   --with-certificates they are revoked now."
+                .into(),
+            Self::Vault(_) => "Nothing was changed. See what is wrong with `opcert-accountd \
+                               doctor`."
+                .into(),
             Self::Backup { .. } | Self::Trail(_) => "Use another backup.".into(),
             Self::Running { .. } => {
                 "Stop it first, for instance with `systemctl stop opcert-accountd`.".into()

@@ -7,6 +7,7 @@
 //! that comes to another service comes without them. What is under way (codes, tickets, operations,
 //! requests with their papers) stays where it is.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -219,29 +220,40 @@ async fn check_authority(rows: &[Row], config: &Config) -> Result<(), AdminError
     let now = Clock::system().now();
     let authorities = look(config, "find authorities", move |tx| {
         Box::pin(async move {
-            let mut found: Vec<_> = keys::current(tx, KeyPurpose::Issuing)
-                .await?
-                .into_iter()
-                .collect();
-            found.extend(keys::retired(tx, KeyPurpose::Issuing, now).await?);
+            let mut found = keys::retired(tx, KeyPurpose::Issuing, now).await?;
+            found.extend(keys::current(tx, KeyPurpose::Issuing).await?);
             Ok(found)
         })
     })
     .await?;
     let authorities = authorities
         .iter()
-        .filter_map(|key| key.certificate.as_deref())
-        .map(Certificate::from_der)
-        .collect::<Result<Vec<_>, _>>()?;
+        .map(|key| {
+            let certificate = key.certificate.as_deref().unwrap_or_default();
+            Ok((
+                keys::name(&key.public_key),
+                Certificate::from_der(certificate)?,
+            ))
+        })
+        .collect::<Result<HashMap<_, _>, AdminError>>()?;
     for row in rows {
-        let Row::Certificate { serial, der, .. } = row else {
+        let Row::Certificate {
+            serial,
+            der,
+            issuer,
+            ..
+        } = row
+        else {
             continue;
         };
         let der = from_hex(der).ok_or_else(|| refused("a certificate makes no sense"))?;
         let certificate = Certificate::from_der(&der)?;
         // As of its first instant, as it may be over by now.
         let at = certificate.not_before();
-        if verify_chain(&certificate, &[], &authorities, at).is_err() {
+        let signed = authorities.get(issuer).is_some_and(|authority| {
+            verify_chain(&certificate, &[], std::slice::from_ref(authority), at).is_ok()
+        });
+        if !signed {
             return Err(refused(format!(
                 "certificate {serial} is of another authority: use --without-certificates"
             )));

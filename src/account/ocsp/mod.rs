@@ -1,6 +1,6 @@
 //! Whether a certificate is good, at this instant (OCSP, RFC 6960).
 //!
-//! The authority itself signs the answers. One without a nonce is kept and given again until half
+//! The authority itself signs the answers, with the key that signed the certificate. One without a nonce is kept and given again until half
 //! its time is over or the state of its certificate changes, which every question looks up; so a
 //! revocation shows at once and the token signs little. A question with a nonce is signed for
 //! itself. A serial number that was never issued is `unknown`, and its answer is not kept:
@@ -18,12 +18,11 @@ use der::Encode;
 use der::asn1::Null;
 use jiff::Timestamp;
 
-use super::issuing::RevocationReason;
-use super::signer::{SignError, Signer};
+use super::issuing::{Authority, RevocationReason};
+use super::signer::SignError;
 use super::store::{Store, StoreError, certificates};
 use crate::base::Clock;
 use crate::base::encoding::hex;
-use crate::base::x509::Certificate;
 use crate::policy::Purpose;
 
 use wire::{CertId, CertStatus, Question, ResponseData, RevokedInfo, SingleResponse, Status};
@@ -47,6 +46,8 @@ enum OcspError {
     Malformed,
     #[error("cannot encode an answer")]
     Encode(#[from] der::Error),
+    #[error("no key of the authority is published")]
+    NoKey,
     #[error("the authority did not sign")]
     Sign(#[from] SignError),
     #[error(transparent)]
@@ -60,10 +61,17 @@ pub struct Responder(Arc<Inner>);
 struct Inner {
     store: Store,
     clock: Clock,
-    signer: Signer,
+    /// The one that signs certificates first.
+    authorities: Vec<Known>,
+    kept: Mutex<HashMap<Key, Kept>>,
+}
+
+/// A key of the authority, and how questions name it.
+struct Known {
+    authority: Authority,
+    key: String,
     sha1: IssuerHashes,
     sha256: IssuerHashes,
-    kept: Mutex<HashMap<Key, Kept>>,
 }
 
 /// How a question names the authority.
@@ -89,10 +97,9 @@ enum State {
     Unknown,
 }
 
-impl Responder {
-    /// Answers for the authority with this certificate and key.
-    pub fn new(store: Store, clock: Clock, signer: Signer, authority: &Certificate) -> Self {
-        let certificate = authority.inner().tbs_certificate();
+impl Known {
+    fn new(authority: Authority) -> Self {
+        let certificate = authority.certificate.inner().tbs_certificate();
         // A name or key that was parsed can be written again.
         let name = certificate.subject().to_der().unwrap_or_default();
         let key = certificate
@@ -103,12 +110,39 @@ impl Responder {
             name: digest::digest(algorithm, &name).as_ref().to_vec(),
             key: digest::digest(algorithm, key).as_ref().to_vec(),
         };
+        let (sha1, sha256) = (
+            hashes(&digest::SHA1_FOR_LEGACY_USE_ONLY),
+            hashes(&digest::SHA256),
+        );
+        Self {
+            key: authority.key(),
+            authority,
+            sha1,
+            sha256,
+        }
+    }
+
+    /// Whether a question is about a certificate that this key signed.
+    fn is_meant(&self, id: &CertId) -> bool {
+        let hashes = if is_sha256(id) {
+            &self.sha256
+        } else if id.hash_algorithm.oid == rfc5912::ID_SHA_1 {
+            &self.sha1
+        } else {
+            return false;
+        };
+        id.issuer_name_hash.as_bytes() == hashes.name && id.issuer_key_hash.as_bytes() == hashes.key
+    }
+}
+
+impl Responder {
+    /// Answers for the keys of the authority; there is at least one, and the one that signs
+    /// certificates comes first.
+    pub fn new(store: Store, clock: Clock, authorities: Vec<Authority>) -> Self {
         Self(Arc::new(Inner {
             store,
             clock,
-            signer,
-            sha1: hashes(&digest::SHA1_FOR_LEGACY_USE_ONLY),
-            sha256: hashes(&digest::SHA256),
+            authorities: authorities.into_iter().map(Known::new).collect(),
             kept: Mutex::default(),
         }))
     }
@@ -122,7 +156,7 @@ impl Responder {
                 let status = match &error {
                     OcspError::Malformed => Status::MalformedRequest,
                     OcspError::Sign(_) | OcspError::Store(_) => Status::TryLater,
-                    OcspError::Encode(_) => Status::InternalError,
+                    OcspError::Encode(_) | OcspError::NoKey => Status::InternalError,
                 };
                 if status != Status::MalformedRequest {
                     tracing::error!(error = %crate::telemetry::Chain(&error), "cannot answer an OCSP question");
@@ -140,15 +174,28 @@ impl Inner {
             return Err(OcspError::Malformed);
         }
         let now = self.clock.now();
+        // One key signs the answer, and it can speak for its own certificates only: what one
+        // question asks of other keys as well is unknown to it.
+        let authorities = &self.authorities;
+        let known = question
+            .requests
+            .iter()
+            .find_map(|request| {
+                authorities
+                    .iter()
+                    .find(|one| one.is_meant(&request.req_cert))
+            })
+            .or(authorities.first())
+            .ok_or(OcspError::NoKey)?;
         let mut states = Vec::with_capacity(question.requests.len());
         for request in &question.requests {
-            states.push(self.state(&request.req_cert).await?);
+            states.push(self.state(known, &request.req_cert).await?);
         }
         // What is said of one known certificate without a nonce can be said again.
         let key = match (&question.requests[..], &states[..], &question.nonce) {
             ([_], [State::Unknown], _) => None,
             ([request], [_], None) => {
-                Some((serial(&request.req_cert), self.is_sha256(&request.req_cert)))
+                Some((serial(&request.req_cert), is_sha256(&request.req_cert)))
             }
             _ => None,
         };
@@ -163,14 +210,15 @@ impl Inner {
             .map(|(id, state)| single(id, state, now))
             .collect::<Result<Vec<_>, der::Error>>()?;
         let data = ResponseData {
-            responder_id: wire::by_key(&self.sha1.key)?,
+            responder_id: wire::by_key(&known.sha1.key)?,
             produced_at: wire::time(now)?,
             responses,
             extensions: question.nonce.map(|nonce| vec![nonce]),
         }
         .to_der()?;
-        let scheme = self.signer.public_key().default_scheme();
-        let signature = self.signer.sign(Purpose::Ocsp, scheme, &data).await?;
+        let signer = &known.authority.signer;
+        let scheme = signer.public_key().default_scheme();
+        let signature = signer.sign(Purpose::Ocsp, scheme, &data).await?;
         let bits = signature
             .to_x509(scheme)
             .map_err(|_| der::ErrorKind::Failed)
@@ -182,18 +230,9 @@ impl Inner {
         Ok(der)
     }
 
-    /// What the database says; a certificate of another authority is unknown.
-    async fn state(&self, id: &CertId) -> Result<State, StoreError> {
-        let hashes = if self.is_sha256(id) {
-            &self.sha256
-        } else if id.hash_algorithm.oid == rfc5912::ID_SHA_1 {
-            &self.sha1
-        } else {
-            return Ok(State::Unknown);
-        };
-        if id.issuer_name_hash.as_bytes() != hashes.name
-            || id.issuer_key_hash.as_bytes() != hashes.key
-        {
+    /// What the database says; a certificate that another key signed is unknown.
+    async fn state(&self, known: &Known, id: &CertId) -> Result<State, StoreError> {
+        if !known.is_meant(id) {
             return Ok(State::Unknown);
         }
         let serial = &serial(id);
@@ -203,17 +242,13 @@ impl Inner {
                 Box::pin(certificates::find(tx, serial))
             })
             .await?;
-        Ok(match found {
+        Ok(match found.filter(|found| found.issuer == known.key) {
             None => State::Unknown,
             Some(certificate) => match certificate.revoked {
                 None => State::Good,
                 Some((at, reason)) => State::Revoked(at, reason),
             },
         })
-    }
-
-    fn is_sha256(&self, id: &CertId) -> bool {
-        id.hash_algorithm.oid == rfc5912::ID_SHA_256
     }
 
     fn find(&self, key: &Key, state: &State, now: Timestamp) -> Option<Arc<[u8]>> {
@@ -245,6 +280,10 @@ impl Inner {
             },
         );
     }
+}
+
+fn is_sha256(id: &CertId) -> bool {
+    id.hash_algorithm.oid == rfc5912::ID_SHA_256
 }
 
 /// The serial number as the database has it.

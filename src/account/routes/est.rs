@@ -76,7 +76,8 @@ fn ticket(authorization: &str) -> Option<SecretText> {
     (!text.is_empty()).then(|| SecretText::new(text))
 }
 
-/// The certificate of the issuing authority.
+/// The certificates of the issuing authority: of the key that signs and of others that are
+/// published, and by which the keys vouch for each other (RFC 7030 section 4.1.3).
 #[utoipa::path(
     get,
     path = "/.well-known/est/cacerts",
@@ -84,7 +85,7 @@ fn ticket(authorization: &str) -> Option<SecretText> {
     responses((status = 200, description = "certs-only, base64", body = String, content_type = "application/pkcs7-mime"))
 )]
 pub async fn cacerts(State(service): State<Service>) -> Result<Response, Refused> {
-    pkcs7(service.issuer().certificate().der().to_vec())
+    pkcs7(&service.issuer().chain())
 }
 
 /// The kinds of keys and signatures that a request may have (RFC 7030 section 4.5).
@@ -188,7 +189,7 @@ fn csr(body: &Raw<Pkcs10>) -> Result<Vec<u8>, Problem> {
 /// (RFC 7030 section 4.2.3).
 fn answer(result: Result<Vec<u8>, EnrolmentError>) -> Result<Response, Refused> {
     match result {
-        Ok(certificate) => pkcs7(certificate),
+        Ok(certificate) => pkcs7(&[certificate]),
         Err(EnrolmentError::Held) => {
             let headers = [
                 (RETRY_AFTER, "60"),
@@ -202,8 +203,8 @@ fn answer(result: Result<Vec<u8>, EnrolmentError>) -> Result<Response, Refused> 
     }
 }
 
-fn pkcs7(certificate: Vec<u8>) -> Result<Response, Refused> {
-    let message = certs_only(&[certificate]).map_err(|error| {
+fn pkcs7(certificates: &[Vec<u8>]) -> Result<Response, Refused> {
+    let message = certs_only(certificates).map_err(|error| {
         tracing::error!(%error, "cannot encode a certs-only message");
         Problem::new(Code::Internal, "the answer could not be encoded")
     })?;

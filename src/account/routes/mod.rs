@@ -159,6 +159,7 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(published::jwks))
         .routes(routes!(published::vouched_keys))
         .routes(routes!(published::crl))
+        .routes(routes!(published::crl_of_key))
         .routes(routes!(published::ocsp))
         .routes(routes!(published::ocsp_get))
         .routes(routes!(published::health))
@@ -191,6 +192,7 @@ mod tests {
             "/v1/operations/{id}/cancellation",
             "/.well-known/jwks.json",
             "/pki/issuing.crl",
+            "/pki/{list}",
             "/healthz",
         ] {
             assert!(paths.contains_key(path), "{path}");

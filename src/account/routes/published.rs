@@ -39,12 +39,12 @@ pub async fn jwks(State(service): State<Service>) -> Response {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct VouchedKeys {
     /// The present set once for each key that signs or did, as compact JWS of type
-    /// `opcert-keys+jwt`; a daemon takes the one signed by a key that it has pinned. None where
-    /// the service has one key only.
+    /// `opcert-keys+jwt`; a daemon takes the one signed by a key that it has pinned. It names the
+    /// issuing authorities as well.
     pub sets: Vec<String>,
 }
 
-/// The key set, for those who have pinned an older one.
+/// The key set and the issuing authorities, for those who have pinned older ones.
 #[utoipa::path(
     get,
     path = "/.well-known/opcert-keys",
@@ -59,7 +59,7 @@ pub async fn vouched_keys(State(service): State<Service>) -> Result<Json<Vouched
     Ok(Json(VouchedKeys { sets }))
 }
 
-/// The current revocation list, DER.
+/// The current revocation list, DER, signed by the key that certificates are signed with now.
 #[utoipa::path(
     get,
     path = "/pki/issuing.crl",
@@ -70,13 +70,44 @@ pub async fn vouched_keys(State(service): State<Service>) -> Result<Json<Vouched
     )
 )]
 pub async fn crl(State(service): State<Service>) -> Result<Response, Refused> {
-    let der = service.issuer().crl().await.map_err(Problem::from)?;
+    revocation_list(&service, None).await
+}
+
+/// The same list signed by the key with this name, which is in each certificate it signed. Each
+/// list is about the certificates of all keys.
+#[utoipa::path(
+    get,
+    path = "/pki/{list}",
+    tag = "published",
+    params(("list" = String, Path, description = "SHA-256 of the key (SubjectPublicKeyInfo), hexadecimal, and `.crl`")),
+    responses(
+        (status = 200, body = Vec<u8>, content_type = "application/pkix-crl"),
+        (status = 404, description = "not-found", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+pub async fn crl_of_key(
+    State(service): State<Service>,
+    Path(list): Path<String>,
+) -> Result<Response, Refused> {
+    let key = list.strip_suffix(".crl").unwrap_or_default();
+    revocation_list(&service, Some(key)).await
+}
+
+async fn revocation_list(service: &Service, key: Option<&str>) -> Result<Response, Refused> {
+    let found = service.issuer().crl(key).await.map_err(Problem::from)?;
+    let der = found.ok_or_else(|| {
+        Problem::new(
+            Code::NotFound,
+            "no key of the issuing authority has this name",
+        )
+    })?;
     let headers = [
         (CONTENT_TYPE, "application/pkix-crl"),
         // A revocation must be seen at once, so nobody keeps a list without asking.
         (CACHE_CONTROL, "no-cache"),
     ];
-    Ok((headers, der).into_response())
+    Ok((headers, der.to_vec()).into_response())
 }
 
 /// `application/ocsp-request` (RFC 6960 appendix C.1).

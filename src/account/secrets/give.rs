@@ -112,7 +112,7 @@ impl Secrets {
     /// Takes a computer's request: notes what it has, and gives what is newer, if it may have it.
     pub async fn give(&self, compact: &str, request: &RequestId) -> Result<Given, SecretError> {
         let now = self.clock.now();
-        let asked = &SecretRequest::verify(compact, &self.issuer.anchors(), now)?;
+        let asked = &SecretRequest::verify(compact, self.issuer.anchors(), now)?;
         if asked.claims.aud != *self.challenge_key.origin() {
             return Err(SecretError::Audience);
         }

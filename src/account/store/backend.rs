@@ -20,6 +20,11 @@ const SQLITE: Migrations = &[
         include_str!("migrations/sqlite/0002_key_rotation.sql"),
     ),
     (
+        3,
+        "authority rotation",
+        include_str!("migrations/sqlite/0003_authority_rotation.sql"),
+    ),
+    (
         4,
         "key proofs",
         include_str!("migrations/sqlite/0004_key_proofs.sql"),
@@ -36,6 +41,11 @@ const POSTGRES: Migrations = &[
         2,
         "key rotation",
         include_str!("migrations/postgres/0002_key_rotation.sql"),
+    ),
+    (
+        3,
+        "authority rotation",
+        include_str!("migrations/postgres/0003_authority_rotation.sql"),
     ),
     (
         4,

@@ -22,6 +22,8 @@ pub struct Certificate {
     pub replaces: Option<String>,
     /// SHA-256 of the SubjectPublicKeyInfo, hexadecimal.
     pub key_fingerprint: String,
+    /// The authority's key that signed it, as [`super::keys`] names keys.
+    pub issuer: String,
     /// The certificate.
     pub der: Vec<u8>,
     /// First instant of its validity.
@@ -66,7 +68,7 @@ macro_rules! select {
         concat!(
             "SELECT serial, account, operator, computer, key_fingerprint, der, not_before,
                     not_after, issued_at, last_used_at, revoked_at, revocation_reason,
-                    token_serial, replaces, revoked_by
+                    token_serial, replaces, revoked_by, issuer
              FROM certificates ",
             $rest
         )
@@ -185,8 +187,8 @@ pub async fn insert(
         sqlx::query(
             "INSERT INTO certificates (serial, account, operator, computer, ticket,
                                        key_fingerprint, der, not_before, not_after, issued_at,
-                                       token_serial, replaces, request_hash)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+                                       token_serial, replaces, request_hash, issuer)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
         )
         .bind(certificate.serial.as_str())
         .bind(certificate.account.as_str())
@@ -200,7 +202,8 @@ pub async fn insert(
         .bind(millis(certificate.issued_at))
         .bind(certificate.token_serial.clone())
         .bind(certificate.replaces.clone())
-        .bind(request_hash),
+        .bind(request_hash)
+        .bind(certificate.issuer.as_str()),
     )
     .await?;
     Ok(())
@@ -290,7 +293,7 @@ pub async fn search(
         sqlx::query(
             "SELECT c.serial, c.account, c.operator, c.computer, c.key_fingerprint, c.der,
                     c.not_before, c.not_after, c.issued_at, c.last_used_at, c.revoked_at,
-                    c.revocation_reason, c.token_serial, c.replaces, c.revoked_by, k.name
+                    c.revocation_reason, c.token_serial, c.replaces, c.revoked_by, c.issuer, k.name
              FROM certificates c
              JOIN computers k ON k.account = c.account AND k.id = c.computer
              WHERE c.account = $1
@@ -316,7 +319,7 @@ pub async fn search(
     )
     .await?
     .iter()
-    .map(|row| Ok((certificate(row)?, row.get(15)?)))
+    .map(|row| Ok((certificate(row)?, row.get(16)?)))
     .collect()
 }
 
@@ -569,9 +572,47 @@ pub async fn newest_issue(tx: &mut Tx<'_>) -> Result<Option<Timestamp>, StoreErr
         .optional_time(0)
 }
 
+/// Certificates in force that a key of the authority signed.
+pub async fn in_force_by(tx: &mut Tx<'_>, issuer: &str, now: Timestamp) -> Result<i64, StoreError> {
+    tx.one(
+        sqlx::query(
+            "SELECT COUNT(*) FROM certificates
+             WHERE issuer = $1 AND revoked_at IS NULL AND not_after >= $2",
+        )
+        .bind(issuer)
+        .bind(millis(now)),
+    )
+    .await?
+    .get(0)
+}
+
+/// Some of them; at most `limit`.
+pub async fn active_by(
+    tx: &mut Tx<'_>,
+    issuer: &str,
+    now: Timestamp,
+    limit: i64,
+) -> Result<Vec<Certificate>, StoreError> {
+    tx.all(
+        sqlx::query(select!(
+            "WHERE issuer = $1 AND revoked_at IS NULL AND not_after >= $2
+             ORDER BY not_after, serial LIMIT $3"
+        ))
+        .bind(issuer)
+        .bind(millis(now))
+        .bind(limit),
+    )
+    .await?
+    .iter()
+    .map(certificate)
+    .collect()
+}
+
 /// A revocation list that was signed.
 #[derive(Debug, Clone)]
 pub struct StoredCrl {
+    /// The authority's key that signed it.
+    pub issuer: String,
     /// CRL number.
     pub number: i64,
     /// The list.
@@ -584,12 +625,15 @@ pub struct StoredCrl {
     pub next_update: Timestamp,
 }
 
-/// The newest list.
-pub async fn newest_crl(tx: &mut Tx<'_>) -> Result<Option<StoredCrl>, StoreError> {
-    tx.optional(sqlx::query(
-        "SELECT number, der, revocations, this_update, next_update FROM crls
-         ORDER BY number DESC LIMIT 1",
-    ))
+/// The newest list that this key of the authority signed.
+pub async fn newest_crl(tx: &mut Tx<'_>, issuer: &str) -> Result<Option<StoredCrl>, StoreError> {
+    tx.optional(
+        sqlx::query(
+            "SELECT number, der, revocations, this_update, next_update, issuer FROM crls
+             WHERE issuer = $1 ORDER BY number DESC LIMIT 1",
+        )
+        .bind(issuer),
+    )
     .await?
     .map(|row| {
         Ok(StoredCrl {
@@ -598,27 +642,84 @@ pub async fn newest_crl(tx: &mut Tx<'_>) -> Result<Option<StoredCrl>, StoreError
             revocations: row.get(2)?,
             this_update: row.time(3)?,
             next_update: row.time(4)?,
+            issuer: row.get(5)?,
         })
     })
     .transpose()
 }
 
-/// Keeps a list; `false` where another instance used its number first.
+/// What makes a list fresh, without the list.
+#[derive(Debug, Clone)]
+pub struct CrlState {
+    /// CRL number.
+    pub number: i64,
+    /// [`revocations`] when it was made.
+    pub revocations: i64,
+    /// When it was made.
+    pub this_update: Timestamp,
+}
+
+/// The state of the newest list that this key of the authority signed.
+pub async fn crl_state(tx: &mut Tx<'_>, issuer: &str) -> Result<Option<CrlState>, StoreError> {
+    tx.optional(
+        sqlx::query(
+            "SELECT number, revocations, this_update FROM crls
+             WHERE issuer = $1 ORDER BY number DESC LIMIT 1",
+        )
+        .bind(issuer),
+    )
+    .await?
+    .map(|row| {
+        Ok(CrlState {
+            number: row.get(0)?,
+            revocations: row.get(1)?,
+            this_update: row.time(2)?,
+        })
+    })
+    .transpose()
+}
+
+/// The list with this number, DER.
+pub async fn crl(tx: &mut Tx<'_>, number: i64) -> Result<Vec<u8>, StoreError> {
+    tx.one(sqlx::query("SELECT der FROM crls WHERE number = $1").bind(number))
+        .await?
+        .get(0)
+}
+
+/// The number of the next list. All lists are numbered in one sequence, whichever key signs them.
+pub async fn next_crl_number(tx: &mut Tx<'_>) -> Result<i64, StoreError> {
+    tx.one(sqlx::query("SELECT COALESCE(MAX(number), 0) + 1 FROM crls"))
+        .await?
+        .get(0)
+}
+
+/// Keeps a list, and none before it that the same key signed; `false` where another instance used
+/// its number first.
 pub async fn insert_crl(tx: &mut Tx<'_>, crl: &StoredCrl) -> Result<bool, StoreError> {
     let changed = tx
         .execute(
             sqlx::query(
-                "INSERT INTO crls (number, der, revocations, this_update, next_update)
-                 VALUES ($1, $2, $3, $4, $5) ON CONFLICT (number) DO NOTHING",
+                "INSERT INTO crls (number, der, revocations, this_update, next_update, issuer)
+                 VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (number) DO NOTHING",
             )
             .bind(crl.number)
             .bind(crl.der.clone())
             .bind(crl.revocations)
             .bind(millis(crl.this_update))
-            .bind(millis(crl.next_update)),
+            .bind(millis(crl.next_update))
+            .bind(crl.issuer.as_str()),
         )
         .await?;
-    Ok(changed == 1)
+    if changed == 0 {
+        return Ok(false);
+    }
+    tx.execute(
+        sqlx::query("DELETE FROM crls WHERE issuer = $1 AND number < $2")
+            .bind(crl.issuer.as_str())
+            .bind(crl.number),
+    )
+    .await?;
+    Ok(true)
 }
 
 fn certificate(row: &Record) -> Result<Certificate, StoreError> {
@@ -646,5 +747,6 @@ fn certificate(row: &Record) -> Result<Certificate, StoreError> {
         token_serial: row.get(12)?,
         replaces: row.get(13)?,
         revoked_by: row.get(14)?,
+        issuer: row.get(15)?,
     })
 }

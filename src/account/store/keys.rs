@@ -28,6 +28,11 @@ impl KeyPurpose {
     }
 }
 
+/// What a key is named by: SHA-256 of its SubjectPublicKeyInfo, hexadecimal.
+pub fn name(key: &PublicKey) -> String {
+    crate::base::encoding::hex(&key.fingerprint())
+}
+
 /// A key of the service.
 #[derive(Debug, Clone)]
 pub struct ServiceKey {
@@ -63,7 +68,7 @@ pub async fn insert(
                                        certificate, created_at, waits)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         )
-        .bind(crate::base::encoding::hex(&key.public_key.fingerprint()))
+        .bind(name(&key.public_key))
         .bind(purpose.as_str())
         .bind(key.key.token.module.as_str())
         .bind(key.key.token.label.as_str())
@@ -138,6 +143,70 @@ pub async fn retired(
     .await?
     .iter()
     .map(key)
+    .collect()
+}
+
+/// Takes a key that signs no more out of what is published; `false` where there is none such.
+pub async fn withdraw(
+    tx: &mut Tx<'_>,
+    purpose: KeyPurpose,
+    fingerprint: &str,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let changed = tx
+        .execute(
+            sqlx::query(
+                "UPDATE service_keys SET published_until = $3
+                 WHERE purpose = $1 AND fingerprint = $2 AND retired_at IS NOT NULL
+                   AND published_until > $3",
+            )
+            .bind(purpose.as_str())
+            .bind(fingerprint)
+            .bind(millis(now)),
+        )
+        .await?;
+    Ok(changed == 1)
+}
+
+/// A certificate by which one key of the authority vouches for another.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// The key that is certified.
+    pub subject: String,
+    /// The key that certifies it.
+    pub issuer: String,
+    /// The certificate, DER.
+    pub certificate: Vec<u8>,
+}
+
+/// Keeps a link.
+pub async fn insert_link(tx: &mut Tx<'_>, link: &Link) -> Result<(), StoreError> {
+    tx.execute(
+        sqlx::query(
+            "INSERT INTO link_certificates (subject, issuer, certificate) VALUES ($1, $2, $3)",
+        )
+        .bind(link.subject.as_str())
+        .bind(link.issuer.as_str())
+        .bind(link.certificate.clone()),
+    )
+    .await?;
+    Ok(())
+}
+
+/// All links.
+pub async fn links(tx: &mut Tx<'_>) -> Result<Vec<Link>, StoreError> {
+    tx.all(sqlx::query(
+        "SELECT subject, issuer, certificate FROM link_certificates ORDER BY subject, issuer",
+    ))
+    .await?
+    .iter()
+    .map(|row| {
+        Ok(Link {
+            subject: row.get(0)?,
+            issuer: row.get(1)?,
+            certificate: row.get(2)?,
+        })
+    })
     .collect()
 }
 

@@ -232,6 +232,32 @@ pub async fn alive(
     .collect()
 }
 
+/// Every secret that was not destroyed, of all accounts; nobody changes one until the transaction
+/// ends.
+pub async fn hold_all(tx: &mut Tx<'_>) -> Result<Vec<Secret>, StoreError> {
+    tx.execute(sqlx::query(
+        "UPDATE secrets SET sealed = sealed WHERE destroyed_at IS NULL",
+    ))
+    .await?;
+    let sql = format!("{SECRET} WHERE destroyed_at IS NULL ORDER BY id");
+    tx.all(sqlx::query(sqlx::AssertSqlSafe(sql)))
+        .await?
+        .iter()
+        .map(secret)
+        .collect()
+}
+
+/// Puts what was sealed anew in the place of what was sealed.
+pub async fn reseal(tx: &mut Tx<'_>, id: &str, sealed: &[u8]) -> Result<(), StoreError> {
+    tx.execute(
+        sqlx::query("UPDATE secrets SET sealed = $2 WHERE id = $1 AND destroyed_at IS NULL")
+            .bind(id)
+            .bind(sealed.to_vec()),
+    )
+    .await?;
+    Ok(())
+}
+
 /// The sealed form of a secret, unless it was destroyed.
 pub async fn sealed(tx: &mut Tx<'_>, id: &str) -> Result<Option<Vec<u8>>, StoreError> {
     match tx

@@ -74,6 +74,8 @@ pub enum Row {
         replaces: Option<String>,
         /// SHA-256 of its key, hexadecimal.
         key_fingerprint: String,
+        /// SHA-256 of the authority's key that signed it, hexadecimal.
+        issuer: String,
         /// The certificate, hexadecimal of DER.
         der: String,
         /// First instant of its validity.
@@ -169,7 +171,7 @@ const TABLES: [(&str, Reader); 7] = [
     (
         "SELECT serial, operator, computer, token_serial, replaces, key_fingerprint, der,
                 not_before, not_after, issued_at, last_used_at, revoked_at, revocation_reason,
-                revoked_by
+                revoked_by, issuer
          FROM certificates WHERE account = $1 ORDER BY issued_at, serial",
         |row| {
             Ok(Row::Certificate {
@@ -187,6 +189,7 @@ const TABLES: [(&str, Reader); 7] = [
                 revoked_at: row.get(11)?,
                 revocation_reason: row.get(12)?,
                 revoked_by: row.get(13)?,
+                issuer: row.get(14)?,
             })
         },
     ),
@@ -300,6 +303,7 @@ pub async fn insert(tx: &mut Tx<'_>, account: &AccountId, row: &Row) -> Result<(
             token_serial,
             replaces,
             key_fingerprint,
+            issuer,
             der,
             not_before,
             not_after,
@@ -317,9 +321,9 @@ pub async fn insert(tx: &mut Tx<'_>, account: &AccountId, row: &Row) -> Result<(
                 "INSERT INTO certificates (serial, account, operator, computer, token_serial,
                                            replaces, request_hash, key_fingerprint, der, not_before,
                                            not_after, issued_at, last_used_at, revoked_at,
-                                           revocation_reason, revoked_by)
+                                           revocation_reason, revoked_by, issuer)
                  VALUES ($1, $2, $3, $4, $5, $6, 'imported', $7, $8, $9, $10, $11, $12, $13, $14,
-                         $15)",
+                         $15, $16)",
             )
             .bind(serial)
             .bind(account)
@@ -336,6 +340,7 @@ pub async fn insert(tx: &mut Tx<'_>, account: &AccountId, row: &Row) -> Result<(
             .bind(revoked_at)
             .bind(revocation_reason)
             .bind(revoked_by)
+            .bind(issuer)
         }
         Row::KeyProof { certificate, proof } => {
             sqlx::query("INSERT INTO key_proofs (certificate, proof) VALUES ($1, $2)")

@@ -81,7 +81,7 @@ pub(super) async fn take_crl(
 
 /// Takes a service's next key set, which one of its pinned keys must have signed.
 ///
-/// Control socket only.
+/// It names the issuing authorities, too. Control socket only.
 #[utoipa::path(
     post,
     path = "/v1/keys",
@@ -112,8 +112,9 @@ pub(super) async fn take_keys(
     app.0.audit.append(event)?.durable().await?;
     let registry = app.0.registry.clone();
     let now = app.clock().now();
-    let service = blocking(move || registry.replace_keys(compact.trim(), now)).await??;
+    let (service, changed) = blocking(move || registry.replace_keys(compact.trim(), now)).await??;
     Ok(Json(KeysTaken {
         service: service.to_string(),
+        changed,
     }))
 }
