@@ -296,26 +296,12 @@ impl Enrolment {
         request: &RequestId,
     ) -> Result<(Operation, Challenge), EnrolmentError> {
         let now = self.clock.now();
-        let (certificate, open) = self
+        let certificate = self
             .store
             .read("find certificate", move |tx| {
-                Box::pin(async move {
-                    let certificate = renewable(tx, serial, now).await?;
-                    let open =
-                        operation_rows::open_effect(tx, Effect::RenewCertificate, serial, now)
-                            .await?;
-                    Ok::<_, EnrolmentError>((certificate, open))
-                })
+                Box::pin(renewable(tx, serial, now))
             })
             .await?;
-        if let Some(operation) = open {
-            let challenge = self
-                .operations
-                .challenge(&operation.id, &certificate.operator, request)
-                .await
-                .map_err(Box::new)?;
-            return Ok((operation, challenge));
-        }
         let new = NewOperation {
             kind: service_kind("certificate-renewal")?,
             account: certificate.account.clone(),
@@ -331,7 +317,7 @@ impl Enrolment {
         };
         Ok(self
             .operations
-            .begin(new, request)
+            .begin_once(new, request)
             .await
             .map_err(Box::new)?)
     }

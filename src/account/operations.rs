@@ -342,6 +342,50 @@ impl Operations {
         Ok((operation.clone(), challenge.clone()))
     }
 
+    /// As [`Operations::begin`]; but where an operation to the same end waits already, that one
+    /// with a further challenge. There is never a second, however many ask at once.
+    pub async fn begin_once(
+        &self,
+        new: NewOperation,
+        request: &RequestId,
+    ) -> Result<(Operation, Challenge), OperationError> {
+        let Creator::Service(effect, on) = new.creator.clone() else {
+            return self.begin(new, request).await;
+        };
+        let (on, now) = (&on, self.clock.now());
+        let operator = new.operator.clone();
+        let waiting = self
+            .store
+            .read("find operation", move |tx| {
+                Box::pin(operations::open_effect(tx, effect, on, now))
+            })
+            .await
+            .map_err(|error: StoreError| error)?;
+        if let Some(waiting) = waiting {
+            let challenge = self.challenge(&waiting.id, &operator, request).await?;
+            return Ok((waiting, challenge));
+        }
+        let (operation, challenge) = &self.draft(new).await?;
+        let faster = self
+            .store
+            .transaction("create operation", move |tx| {
+                Box::pin(async move {
+                    certificates::hold_issuing(tx, operation.statement.account()).await?;
+                    let faster = operations::open_effect(tx, effect, on, now).await?;
+                    if faster.is_none() {
+                        self.keep(tx, operation, challenge, request).await?;
+                    }
+                    Ok::<_, OperationError>(faster)
+                })
+            })
+            .await?;
+        let Some(faster) = faster else {
+            return Ok((operation.clone(), challenge.clone()));
+        };
+        let challenge = self.challenge(&faster.id, &operator, request).await?;
+        Ok((faster, challenge))
+    }
+
     /// A further challenge for an operation that still waits.
     pub async fn challenge(
         &self,

@@ -240,6 +240,21 @@ async fn administrators_together_give_a_lost_computer_back_and_can_stop_it() {
         .refused(403, "forbidden");
     let approve = async |id: &str| {
         let path = format!("/v1/requests/{id}/approval");
+        // However many ask at once, they approve one operation.
+        let (dave, bob) = (
+            Browser::log_in(&scene, "dave").await,
+            Browser::log_in(&scene, "bob").await,
+        );
+        let ask = || async {
+            let (one, two) = tokio::join!(
+                dave.send(Method::POST, &path, None),
+                bob.send(Method::POST, &path, None)
+            );
+            [one, two].map(|asked| asked.done(201).json["operation"]["id"].clone())
+        };
+        let (one, two, three) = tokio::join!(ask(), ask(), ask());
+        let asked: std::collections::HashSet<_> = [one, two, three].concat().into_iter().collect();
+        assert_eq!(asked.len(), 1, "{asked:?}");
         carol
             .send(Method::POST, &path, None)
             .await

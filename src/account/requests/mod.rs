@@ -32,7 +32,7 @@ use super::sessions::Person;
 use super::sms::{self, News, Outgoing, Texts};
 use super::store::accounts::{self, Operator};
 use super::store::notices::Audience;
-use super::store::operations::{self, Challenge, Creator, Effect, Operation};
+use super::store::operations::{Challenge, Creator, Effect, Operation};
 use super::store::requests::{self, Ask, Attachment, Decision, Request, RequestState};
 use super::store::{Store, StoreError, Tx, certificates, codes, sessions};
 use crate::audit::AuditError;
@@ -450,20 +450,15 @@ impl Requests {
         if !matches!(found.state, RequestState::Open | RequestState::Submitted) {
             return Err(RequestError::State { state: found.state });
         }
-        let (account, now) = (&by.account, self.clock.now());
-        let (quorum, open) = self
+        let account = &by.account;
+        let account = self
             .store
             .read("find account", move |tx| {
-                Box::pin(async move {
-                    let quorum = accounts::account(tx, account)
-                        .await?
-                        .map_or(0, |account| account.quorum);
-                    let open = operations::open_effect(tx, Effect::DecideRequest, id, now).await?;
-                    Ok::<_, StoreError>((quorum, open))
-                })
+                Box::pin(accounts::account(tx, account))
             })
-            .await?;
-        if quorum == 0 {
+            .await
+            .map_err(|error: StoreError| error)?;
+        if account.is_none_or(|account| account.quorum == 0) {
             return Err(RequestError::Forbidden {
                 reason: "the account leaves this to the business representative",
             });
@@ -475,13 +470,6 @@ impl Requests {
             ),
             Ask::ComputerRecovery => ("computer-recovery", found.operator.to_string()),
         };
-        if let Some(operation) = open {
-            let challenge = self
-                .operations
-                .challenge(&operation.id, &by.id, request)
-                .await?;
-            return Ok((operation, challenge));
-        }
         let new = NewOperation {
             kind: kind
                 .parse()
@@ -498,7 +486,7 @@ impl Requests {
             maker: Some(found.operator),
             creator: Creator::Service(Effect::DecideRequest, id.to_owned()),
         };
-        Ok(self.operations.begin(new, request).await?)
+        Ok(self.operations.begin_once(new, request).await?)
     }
 
     /// Takes a request back: the operator it is for, or any administrator of the account.

@@ -322,13 +322,6 @@ impl Secrets {
     ) -> Result<(Operation, Challenge), SecretError> {
         administrator(by)?;
         let waiting = self.find_waiting(&by.account, kind).await?;
-        if let Some(operation) = self.open_operation(&waiting).await? {
-            let challenge = self
-                .operations
-                .challenge(&operation.id, &by.id, request)
-                .await?;
-            return Ok((operation, challenge));
-        }
         let new = NewOperation {
             kind: OPERATION
                 .parse()
@@ -345,7 +338,7 @@ impl Secrets {
             maker: Some(waiting.set_by),
             creator: Creator::Service(Effect::SetSecret, waiting.id),
         };
-        Ok(self.operations.begin(new, request).await?)
+        Ok(self.operations.begin_once(new, request).await?)
     }
 
     /// Takes back a secret that waits; any administrator may.
@@ -438,7 +431,7 @@ impl Secrets {
         let now = self.clock.now();
         self.store
             .read("find operation", move |tx| {
-                Box::pin(operation_rows::open_shared_effect(
+                Box::pin(operation_rows::open_effect(
                     tx,
                     Effect::SetSecret,
                     &waiting.id,

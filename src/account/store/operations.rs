@@ -303,29 +303,6 @@ pub async fn open_effect(
     .transpose()
 }
 
-/// An operation of the service that still waits for any administrators, if there is one to this
-/// end.
-pub async fn open_shared_effect(
-    tx: &mut Tx<'_>,
-    effect: Effect,
-    on: &str,
-    now: Timestamp,
-) -> Result<Option<Operation>, StoreError> {
-    let sql = format!(
-        "{SELECT} WHERE state = 'created' AND effect = $1 AND effect_on = $2 AND expires_at > $3
-         ORDER BY created_at DESC, id LIMIT 1"
-    );
-    tx.optional(
-        sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(effect.as_str())
-            .bind(on)
-            .bind(millis(now)),
-    )
-    .await?
-    .map(|row| operation(&row))
-    .transpose()
-}
-
 const SELECT: &str = "SELECT statement, origin, state, platform_key, created_at, expires_at,
                              closed_at, id, maker, needed, effect, effect_on
                       FROM operations ";
