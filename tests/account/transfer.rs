@@ -163,3 +163,102 @@ async fn an_account_is_taken_to_another_database() {
     assert_eq!(listed[0]["role"], "super-administrator");
     scene.end().await;
 }
+
+/// A copy of the service's database as it is now: what another instance was given.
+fn copy_of_database(made: &Made) -> String {
+    let text = std::fs::read_to_string(&made.config).unwrap();
+    let named = text
+        .lines()
+        .find_map(|line| line.strip_prefix("database = "))
+        .map(|url| url.trim_matches('"').to_owned());
+    let Some(url) = named else {
+        let copy = made.state().join("copy.db");
+        std::fs::copy(made.state().join("account.db"), &copy).unwrap();
+        return format!("sqlite:{}", copy.display());
+    };
+    let (address, options) = url.split_once('?').unwrap_or((&url, ""));
+    let (host, name) = address.rsplit_once('/').unwrap();
+    let copy = format!("{name}copy");
+    let create = format!("CREATE DATABASE {copy} TEMPLATE {name}");
+    let server = std::env::var("OPCERT_TEST_POSTGRES").unwrap();
+    succeed(std::process::Command::new("psql").args([&server, "--quiet", "--command", &create]));
+    format!("{host}/{copy}?{options}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_that_came_with_an_account_are_good_where_their_authority_is() {
+    let made = tokio::task::spawn_blocking(Made::bare).await.unwrap();
+    let copy = copy_of_database(&made);
+    let made = tokio::task::spawn_blocking(|| made.with_people())
+        .await
+        .unwrap();
+    let scene = Scene::of(made, |_| (), jiff::Timestamp::now()).await;
+    let alice = scene.installed("alice", "c1").await;
+    let bob = scene.installed("bob", "c2").await;
+    let serial = |of: &Installed| opcert::base::encoding::hex(of.certificate.serial());
+    succeed(
+        scene
+            .made
+            .command()
+            .args(["certificate", "revoke", &serial(&bob)]),
+    );
+    let created = scene.withdrawal("alice").await;
+    let approval = scene.approval(&alice, &created.text("challenge"));
+    scene.post_approval(&created, &approval).await.done(200);
+    let now = scene.clock.now();
+    let mut made = scene.end().await;
+    let file = made.token.directory().join("acme.jsonl");
+    let certificates = |made: &Made| -> Value {
+        let list = succeed(made.command().args(["--json", "certificate", "list"]));
+        serde_json::from_str(&list).unwrap()
+    };
+    let before = certificates(&made);
+    assert_eq!(before.as_array().unwrap().len(), 2);
+    succeed(
+        made.command()
+            .args(["account", "export", "acme", "--out"])
+            .arg(&file),
+    );
+
+    // The other database knows the authority and nothing of the account.
+    let text = std::fs::read_to_string(&made.config).unwrap();
+    let lines = text.lines().filter(|line| !line.starts_with("database = "));
+    let lines: Vec<&str> = lines.collect();
+    let other = made.token.directory().join("other.toml");
+    let config = format!("database = \"{copy}\"\n{}\n", lines.join("\n"));
+    opcert::base::files::write_new(&other, config.as_bytes(), 0o600).unwrap();
+    made.config = other;
+    assert_eq!(certificates(&made).as_array().unwrap().len(), 0);
+    let import = ["account", "import"];
+    let said = succeed(made.command().args(import).arg(&file));
+    assert!(said.contains("Account acme is here"), "{said}");
+    assert_eq!(certificates(&made), before);
+    let (code, _, error) = run(made.command().args(import).arg(&file), "");
+    assert_eq!(code, 1, "{error}");
+    made.platform_key = succeed(made.command().args(["platform-key", "create", "shop"]))
+        .trim()
+        .to_owned();
+
+    // There, the one approves and the other does not; the list names it.
+    let scene = Scene::of(made, |_| (), now).await;
+    let approve = async |by: &Installed, operator: &str| {
+        let created = scene.withdrawal(operator).await;
+        let approval = scene.approval(by, &created.text("challenge"));
+        scene.post_approval(&created, &approval).await
+    };
+    approve(&alice, "alice").await.done(200);
+    approve(&bob, "bob")
+        .await
+        .refused(422, "certificate-revoked");
+    let list = scene.get("/pki/issuing.crl").await.done(200).bytes;
+    let list = opcert::base::x509::Crl::from_der(&list, &scene.made.authority()).unwrap();
+    assert!(list.revoked_at(bob.certificate.serial()).is_some());
+    assert!(list.revoked_at(alice.certificate.serial()).is_none());
+    // Neither key is certified again.
+    let ticket = scene.ticket("alice", "c1").await;
+    scene
+        .enrol(&ticket, &alice.key.csr())
+        .await
+        .refused(422, "csr-invalid");
+    scene.end().await;
+}
