@@ -294,3 +294,102 @@ fn certificates_from_before_the_authority_could_change_its_key_know_their_issuer
     let refused = std::panic::catch_unwind(|| sql(&url, without));
     assert!(refused.is_err());
 }
+
+/// A killed process leaves on disk what it has written and no more, as a power cut does to what
+/// was synchronised; what was acknowledged must be there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_is_there_after_a_kill_at_any_instant() {
+    use http::Method;
+    use opcert::http::client::Target;
+    use opcert::http::tls;
+    use std::sync::{Arc, Mutex};
+
+    const KILLS: u64 = 6;
+
+    let made = Arc::new(tokio::task::spawn_blocking(Made::new).await.unwrap());
+    let trust = std::fs::read(made.state().join("server-ca.pem")).unwrap();
+    let roots = tls::roots(tls::certificates(&trust).unwrap()).unwrap();
+    let acknowledged: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
+    let start = || {
+        let running = Running::start(&made);
+        let port = running.origin.rsplit(':').next().unwrap().parse().unwrap();
+        let target = Target::Tls {
+            host: "127.0.0.1".into(),
+            port,
+            config: tls::client(roots.clone(), None).unwrap(),
+        };
+        (running, target)
+    };
+    let ask = |method: Method, path: &str, body: Option<Value>| {
+        http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", JSON)
+            .header("authorization", format!("Bearer {}", made.platform_key))
+            .body(axum::body::Bytes::from(
+                body.map(|body| body.to_string()).unwrap_or_default(),
+            ))
+            .unwrap()
+    };
+    for kill in 0..KILLS {
+        let (running, target) = start();
+        let mut callers = tokio::task::JoinSet::new();
+        let enough = Arc::new(tokio::sync::Semaphore::new(0));
+        for _ in 0..3 {
+            let (target, acknowledged, enough) =
+                (target.clone(), acknowledged.clone(), enough.clone());
+            let create = ask(Method::POST, "/v1/operations", Some(withdrawal("alice")));
+            callers.spawn(async move {
+                // Until the service is gone.
+                while let Ok(mut client) =
+                    opcert::http::Client::connect(&target, Default::default()).await
+                {
+                    let Ok(answer) = client.send(create.clone()).await else {
+                        break;
+                    };
+                    let (head, body) = answer.into_parts();
+                    assert_eq!(head.status.as_u16(), 201, "{body:?}");
+                    let made: Value = serde_json::from_slice(&body).unwrap();
+                    let text = |at: &str| made.pointer(at).unwrap().as_str().unwrap().to_owned();
+                    let pair = (text("/operation/id"), text("/challenge"));
+                    acknowledged.lock().unwrap().push(pair);
+                    enough.add_permits(1);
+                }
+            });
+        }
+        // Another number of acknowledgements each time, and then at once.
+        let wanted = u32::try_from(3 + 5 * kill).unwrap();
+        enough.acquire_many(wanted).await.unwrap().forget();
+        let pid = running.child.id().to_string();
+        succeed(Command::new("kill").args(["-KILL", &pid]));
+        callers.join_all().await;
+        drop(running);
+
+        let (running, target) = start();
+        let known = acknowledged.lock().unwrap().clone();
+        for (id, _) in &known {
+            let found = send(
+                &target,
+                ask(Method::GET, &format!("/v1/operations/{id}"), None),
+            )
+            .await;
+            assert_eq!(
+                found.done(200).json["operation"]["state"],
+                "created",
+                "{id}"
+            );
+        }
+        running.stop();
+    }
+    let known = acknowledged.lock().unwrap().len();
+    assert!(known > 50, "{known}");
+
+    // Each is on record, too, and the trail is whole.
+    let trail = made.state().join("audit");
+    let opcert = || Command::new(env!("CARGO_BIN_EXE_opcert"));
+    succeed(opcert().args(["audit", "verify"]).arg(&trail));
+    let records = succeed(opcert().args(["audit", "show", "--json"]).arg(&trail));
+    for (id, _) in acknowledged.lock().unwrap().iter() {
+        assert!(records.contains(id.as_str()), "{id}");
+    }
+}
