@@ -101,8 +101,8 @@ end; anything else replaces what was there.
             "opcertd.toml",
             "Of the daemon. Check it with `opcert config check`, see the values in force and who set \
              them with `opcert config show`. `systemctl reload opcertd` (SIGHUP) has it read again: \
-             policy, modules and tokens, limits, consent, audit sizes and checkpoints and the log level \
-             change at once, and \
+             policy, modules and tokens, limits, consent, the audit trail, the control socket's group and the log \
+             level change at once, and \
              `opcert status` names what needs a restart, or why a file was refused."
         ),
         reference::<opcert::account::config::Config>(

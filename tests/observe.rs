@@ -7,12 +7,17 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use http::{Method, Request, StatusCode};
 use hyper::body::Bytes;
 use opcert::telemetry::metrics::{ALL, Kind};
 use serde_json::{Value, json};
 use support::daemon::Daemon;
+use support::faulty::Faulty;
 use support::service::Service;
 use support::softhsm::TestToken;
 use support::wait::until;
@@ -327,6 +332,109 @@ fn a_caller_that_is_refused_again_and_again_is_throttled_and_comes_in_once_it_ma
 }
 
 #[test]
+fn handshakes_that_break_off_keep_nobody_out() {
+    let token = TestToken::new("observe");
+    let daemon = Daemon::start_with(
+        &token,
+        "[browser]\naddresses = [\"127.0.0.1:0\"]\norigins = [\"https://pay.example\"]\n",
+    );
+    let client = daemon.add_client("erp", &json!({ "consent": "none" }));
+    let status = daemon.control(Method::GET, "/v1/status", &Value::Null).ok();
+    let config = Arc::new(client.tls());
+    for door in ["native", "browser"] {
+        let address = status["addresses"][door][0].as_str().unwrap();
+        for round in 0..80 {
+            let mut stream = TcpStream::connect(address).unwrap();
+            // As browsers do: away once a certificate is asked for; or before anything is said.
+            if round % 4 != 0 {
+                let name = "localhost".try_into().unwrap();
+                let mut tls = rustls::ClientConnection::new(config.clone(), name).unwrap();
+                tls.write_tls(&mut stream).unwrap();
+                assert!(tls.read_tls(&mut stream).unwrap() > 0);
+            }
+        }
+        until("the failures are counted", || {
+            let (_, text) = daemon.control_text("/metrics");
+            let name = format!("opcert_tls_handshake_failures_total{{door=\"{door}\"}}");
+            (sample(&text, &name) >= 60.0).then_some(())
+        });
+    }
+    daemon
+        .native(&client, Method::GET, "/v1/status", &Value::Null)
+        .ok();
+    let (_, text) = daemon.control_text("/metrics");
+    assert_eq!(
+        sample(&text, "opcert_authentication_throttled_total"),
+        0.0,
+        "{text}"
+    );
+}
+
+/// The tables of a configuration whose module is in front of the real one.
+#[derive(serde::Serialize)]
+struct Modules {
+    worker: std::path::PathBuf,
+    module: Vec<opcert::device::ModuleConfig>,
+}
+
+#[test]
+fn the_watchdog_is_fed_only_while_a_token_signs() {
+    let token = TestToken::new("observe");
+    let faulty = Faulty::new(&token);
+    let mut config = token.config();
+    faulty.configure(&mut config);
+    let modules = toml::to_string(&Modules {
+        worker: env!("CARGO_BIN_EXE_opcert-worker").into(),
+        module: config.module,
+    })
+    .unwrap();
+    let path = token.directory().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    let fed = Arc::new(AtomicUsize::new(0));
+    let counted = fed.clone();
+    // Reads on to the end, so that the daemon can always tell.
+    std::thread::spawn(move || {
+        let mut message = [0; 256];
+        while let Ok(length) = manager.recv(&mut message) {
+            if message[..length].starts_with(b"WATCHDOG=1") {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    let daemon = Daemon::start_by(
+        &token,
+        &modules,
+        "",
+        &[
+            ("NOTIFY_SOCKET", path.display().to_string()),
+            ("WATCHDOG_USEC", "900000".into()),
+        ],
+    );
+    let more_than = |count: usize| (fed.load(Ordering::Relaxed) > count).then_some(());
+    daemon.enrol(&Service::new("https://service.example"), "alice", "p256");
+    let before = fed.load(Ordering::Relaxed);
+    until("it is fed", || more_than(before));
+
+    // It signs, and what it signs is wrong: it looks alive and is of no use.
+    faulty.on("C_Sign").flips(3);
+    until("the daemon notices", || {
+        daemon
+            .log()
+            .contains("the watchdog is not fed")
+            .then_some(())
+    });
+    let before = fed.load(Ordering::Relaxed);
+    // Two of the manager's periods, after which it would have restarted the daemon.
+    std::thread::sleep(Duration::from_millis(1800));
+    assert!(more_than(before).is_none(), "{}", daemon.log());
+    let (status, text) = daemon.control_text("/healthz/live");
+    assert_eq!(status, StatusCode::OK, "{text}");
+
+    faulty.heal();
+    until("it is fed again", || more_than(before));
+}
+
+#[test]
 fn a_reload_takes_modules_in_changes_them_and_lets_them_go() {
     let (token, second) = (TestToken::new("observe"), TestToken::new("second"));
     let daemon = Daemon::start(&token);
@@ -403,4 +511,91 @@ fn a_reload_takes_modules_in_changes_them_and_lets_them_go() {
     let reason = status["refused"]["reason"].as_str().unwrap();
     assert!(reason.contains("test"), "{reason}");
     until_ready(1);
+}
+
+#[test]
+fn a_reload_moves_the_copy_of_the_records_and_the_group_of_the_control_socket() {
+    let token = TestToken::new("observe");
+    let (first, second) = (
+        token.directory().join("first.log"),
+        token.directory().join("second.log"),
+    );
+    let daemon = Daemon::start_with(
+        &token,
+        &format!("[audit]\ncopy = \"file:{}\"\n", first.display()),
+    );
+    let directory = daemon.directory.join("opcertd.toml.d");
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let drop_in = directory.join("50-site.toml");
+    let write = |text: &str| {
+        std::fs::write(&drop_in, text).unwrap();
+        std::fs::set_permissions(&drop_in, std::fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    let adopted = || {
+        let status = daemon.reload();
+        assert!(
+            status["needs_restart"].is_null() && status["refused"].is_null(),
+            "{status}"
+        );
+    };
+    // Nothing waits for a copy, so it may come later than what it is of.
+    let copied = |path: &std::path::Path, words: &str| {
+        until(words, || {
+            let text = std::fs::read_to_string(path).unwrap_or_default();
+            text.contains(words).then_some(text)
+        })
+    };
+
+    write(&format!("[audit]\ncopy = \"file:{}\"\n", second.display()));
+    adopted();
+    let old = copied(&first, "\"kind\":\"audit-copy\"");
+    assert!(old.lines().last().unwrap().contains("\"audit-copy\""));
+    daemon.add_client("erp", &json!({ "consent": "none" }));
+    copied(&second, "\"erp\"");
+    assert!(!std::fs::read_to_string(&first).unwrap().contains("\"erp\""));
+
+    // One that cannot be opened is refused with all of the file, and the old one goes on.
+    write("[audit]\ncopy = \"file:/proc/no/such.log\"\n[log]\nlevel = \"trace\"\n");
+    let status = daemon.reload();
+    let reason = status["refused"]["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("file:/proc/no/such.log") && reason.contains("No such file"),
+        "{reason}"
+    );
+    daemon.add_client("till", &json!({ "consent": "none" }));
+    copied(&second, "\"till\"");
+
+    // The file was moved away: a reload makes it anew.
+    let moved = token.directory().join("moved.log");
+    std::fs::rename(&second, &moved).unwrap();
+    let kept = format!("[audit]\ncopy = \"file:{}\"\n", second.display());
+    write(&kept);
+    adopted();
+    daemon.add_client("shop", &json!({ "consent": "none" }));
+    copied(&second, "\"shop\"");
+    assert!(
+        !std::fs::read_to_string(&moved)
+            .unwrap()
+            .contains("\"shop\"")
+    );
+
+    // The socket is its owner's, then a group's, then its owner's.
+    let mode = || {
+        let socket = daemon.directory.join("run/control.sock");
+        std::fs::metadata(socket).unwrap().permissions().mode() & 0o777
+    };
+    assert_eq!(mode(), 0o600);
+    let group = rustix::process::getgid().as_raw();
+    write(&format!("{kept}[control]\ngroup = \"{group}\"\n"));
+    adopted();
+    assert_eq!(mode(), 0o660);
+    write(&format!("{kept}[control]\ngroup = \"no-such-group\"\n"));
+    let status = daemon.reload();
+    let reason = status["refused"]["reason"].as_str().unwrap();
+    assert!(reason.contains("no-such-group"), "{reason}");
+    assert_eq!(mode(), 0o660);
+    write(&kept);
+    adopted();
+    assert_eq!(mode(), 0o600);
 }

@@ -756,7 +756,7 @@ fn nothing_acknowledged_is_lost_and_nothing_signed_twice() {
     settle_address(&made);
     let database = Database::of(&made);
     let accounts = Accounts::start(made, environment.clone());
-    let daemon = Daemon::start_with_module(&token, &module(&token, &faulty), &environment);
+    let daemon = Daemon::start_by(&token, &module(&token, &faulty), "", &environment);
     install(&daemon, &accounts);
     let client = daemon.add_client("till", &json!({ "consent": "none" }));
 

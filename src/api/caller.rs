@@ -5,6 +5,9 @@
 //! every request, so that `client remove` bites on the next one. On the control socket the kernel
 //! tells the peer's user.
 
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 use axum::extract::{FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, Method};
@@ -150,7 +153,7 @@ fn administration(method: &Method, path: &str) -> Option<Administration> {
 
 /// Who may use the control socket, besides root and the service's own user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ControlAccess {
+pub enum ControlUsers {
     /// Nobody.
     OwnerOnly,
     /// Whoever may open the socket: it belongs to a group and has mode 0660, and connecting needs
@@ -159,10 +162,30 @@ pub enum ControlAccess {
     SocketGroup,
 }
 
+/// The same, as it is now.
+#[derive(Debug, Clone)]
+pub struct ControlAccess(Arc<ArcSwap<ControlUsers>>);
+
+impl ControlAccess {
+    /// Lets `users` in.
+    pub fn new(users: ControlUsers) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(users)))
+    }
+
+    /// Lets `users` in from the next request on.
+    pub fn set(&self, users: ControlUsers) {
+        self.0.store(Arc::new(users));
+    }
+
+    fn owner_only(&self) -> bool {
+        **self.0.load() == ControlUsers::OwnerOnly
+    }
+}
+
 /// The gate of the control socket.
 pub async fn identify_user(
     app: &App,
-    access: ControlAccess,
+    access: &ControlAccess,
     request: Request,
     next: Next,
 ) -> Response {
@@ -171,7 +194,7 @@ pub async fn identify_user(
     };
     let uid = *uid;
     let own = rustix::process::geteuid().as_raw();
-    if uid != 0 && uid != own && access == ControlAccess::OwnerOnly {
+    if uid != 0 && uid != own && access.owner_only() {
         let problem = Problem::new(
             Code::NotPermitted,
             format!("user {uid} may not use the control socket"),

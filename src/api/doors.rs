@@ -55,9 +55,9 @@ pub fn browser(app: App, port: u16) -> Router {
 pub fn control(app: App, access: ControlAccess) -> Router {
     routes::router_with_monitoring(app.clone()).layer(from_fn(
         move |request: Request, next: Next| {
-            let app = app.clone();
+            let (app, access) = (app.clone(), access.clone());
             problem::finish(request, async move |request| {
-                caller::identify_user(&app, access, request, next).await
+                caller::identify_user(&app, &access, request, next).await
             })
         },
     ))

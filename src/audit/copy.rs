@@ -83,11 +83,11 @@ impl Serialize for CopyTo {
     }
 }
 
-/// The writer's end.
+/// The writer's end. When it is dropped its thread copies what waits, and ends.
 #[derive(Debug)]
 pub(super) struct Copier {
-    lines: Option<SyncSender<Vec<u8>>>,
-    thread: Option<JoinHandle<()>>,
+    lines: SyncSender<Vec<u8>>,
+    thread: JoinHandle<()>,
 }
 
 impl Copier {
@@ -98,31 +98,23 @@ impl Copier {
         let thread = std::thread::Builder::new()
             .name("audit-copy".into())
             .spawn(move || copy(sink, &receiver))?;
-        Ok(Self {
-            lines: Some(lines),
-            thread: Some(thread),
-        })
+        Ok(Self { lines, thread })
     }
 
     /// Hands over durable lines; never waits.
     pub fn push(&self, lines: &[u8]) {
-        let Some(sender) = &self.lines else { return };
         if let Err(TrySendError::Full(lost) | TrySendError::Disconnected(lost)) =
-            sender.try_send(lines.to_vec())
+            self.lines.try_send(lines.to_vec())
         {
             failed(&lost, &io::Error::other("it falls behind"));
         }
     }
-}
 
-impl Drop for Copier {
-    /// Copies what waits.
-    fn drop(&mut self) {
-        drop(self.lines.take());
-        if let Some(thread) = self.thread.take() {
-            // It panics nowhere; if it did there is nothing left to copy with.
-            let _ = thread.join();
-        }
+    /// Waits until what waits is copied.
+    pub fn finish(self) {
+        drop(self.lines);
+        // It panics nowhere; if it did there is nothing left to copy with.
+        let _ = self.thread.join();
     }
 }
 

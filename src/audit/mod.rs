@@ -136,6 +136,20 @@ pub enum AuditError {
         /// Why it failed.
         source: io::Error,
     },
+    /// The second place cannot be opened.
+    #[error(
+        "cannot open {to}, the second place of the audit log {}. Correct audit.copy, or make the \
+         directory and let the service user write there",
+        dir.display()
+    )]
+    Copy {
+        /// The log.
+        dir: PathBuf,
+        /// The place.
+        to: CopyTo,
+        /// Why not.
+        source: io::Error,
+    },
     /// Another process writes this log.
     #[error(
         "the audit log {} is in use by another process. Stop the other daemon, or give this one a \
@@ -262,14 +276,7 @@ impl Audit {
     ///
     /// Reads the newest segment; the cost does not grow with the log.
     pub fn open(dir: &Path, config: Config, clock: Clock) -> Result<(Self, Recovered), AuditError> {
-        let copier = match &config.copy {
-            None => None,
-            Some(to) => Some(Copier::start(to).map_err(|source| AuditError::Io {
-                action: "open the second place of",
-                path: dir.to_owned(),
-                source,
-            })?),
-        };
+        let copier = open_copy(&config, dir)?;
         let (files, recovered) = open::open(dir)?;
         let handle = writer::start(files, config, copier).map_err(|source| AuditError::Io {
             action: "start the writer thread of",
@@ -313,9 +320,15 @@ impl Audit {
         self.writer.waiting()
     }
 
-    /// Writes by other settings from the next record on.
-    pub fn reconfigure(&self, config: Config) {
-        self.writer.reconfigure(config);
+    /// Opens what other settings name, for [`Audit::reconfigure`]. Nothing changes yet.
+    pub fn prepare(&self, config: Config) -> Result<Prepared, AuditError> {
+        let copier = open_copy(&config, &self.directory)?;
+        Ok(Prepared { config, copier })
+    }
+
+    /// Writes by other settings, and copies to where they say, from the next record on.
+    pub fn reconfigure(&self, prepared: Prepared) {
+        self.writer.reconfigure(prepared.config, prepared.copier);
     }
 
     /// Whether an append would be taken now; the error is the one it would get.
@@ -333,6 +346,26 @@ impl Audit {
         let _ = ended.await;
         record
     }
+}
+
+/// Settings whose second place is open.
+#[derive(Debug)]
+pub struct Prepared {
+    config: Config,
+    copier: Option<Copier>,
+}
+
+/// Opens the second place of the log in `dir`, where there is to be one.
+fn open_copy(config: &Config, dir: &Path) -> Result<Option<Copier>, AuditError> {
+    let Some(to) = &config.copy else {
+        return Ok(None);
+    };
+    let copier = Copier::start(to).map_err(|source| AuditError::Copy {
+        dir: dir.to_owned(),
+        to: to.clone(),
+        source,
+    })?;
+    Ok(Some(copier))
 }
 
 /// A record on its way to the disk. Dropping it changes nothing: the record is written all the same.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
@@ -38,6 +38,8 @@ struct Shared {
     /// Records taken and neither durable nor refused yet.
     waiting: AtomicU64,
     config: ArcSwap<Config>,
+    /// The second place, where there is one.
+    copier: ArcSwapOption<Copier>,
 }
 
 #[derive(Debug)]
@@ -108,10 +110,10 @@ pub(super) fn start(files: Files, config: Config, copier: Option<Copier>) -> io:
         durable: AtomicU64::new(files.newest.seq),
         waiting: AtomicU64::new(0),
         config: ArcSwap::from_pointee(config),
+        copier: ArcSwapOption::new(copier.map(Arc::new)),
     });
     let writer = Writer {
         files,
-        copier,
         shared: shared.clone(),
         buffer: Vec::new(),
         waiting: Vec::new(),
@@ -203,8 +205,9 @@ impl Handle {
         self.0.waiting.load(Ordering::Relaxed)
     }
 
-    pub fn reconfigure(&self, config: Config) {
+    pub fn reconfigure(&self, config: Config, copier: Option<Copier>) {
         self.0.config.store(Arc::new(config));
+        self.0.copier.store(copier.map(Arc::new));
     }
 
     pub fn ready(&self) -> Result<(), AuditError> {
@@ -264,8 +267,6 @@ fn admit(queue: &mut Queue) -> Result<(), AuditError> {
 
 struct Writer {
     files: Files,
-    /// The second place, where there is one.
-    copier: Option<Copier>,
     shared: Arc<Shared>,
     buffer: Vec<u8>,
     waiting: Vec<(RecordRef, Option<oneshot::Sender<Answer>>)>,
@@ -283,6 +284,10 @@ impl Writer {
         }
         // Nobody waits for this, and the next opening copes with an old head.
         let _ = self.files.head.sync_all();
+        // Only this thread borrows it, and not now.
+        if let Some(copier) = self.shared.copier.swap(None).and_then(Arc::into_inner) {
+            copier.finish();
+        }
     }
 
     /// Waits for entries and takes all there are; false when the thread is to end.
@@ -341,7 +346,7 @@ impl Writer {
             self.shared
                 .durable
                 .store(self.files.newest.seq, Ordering::Release);
-            if let Some(copier) = &self.copier {
+            if let Some(copier) = &*self.shared.copier.load() {
                 copier.push(&self.buffer);
             }
             let written = u64::try_from(self.waiting.len()).unwrap_or_default();

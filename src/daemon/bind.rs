@@ -18,7 +18,7 @@ use listenfd::ListenFd;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::failure::Failure;
-use crate::api::caller::ControlAccess;
+use crate::api::caller::{ControlAccess, ControlUsers};
 use crate::api::problem::{Code, Problem};
 use crate::base::sysexits::{EX_CANTCREAT, EX_CONFIG, EX_OSERR, EX_UNAVAILABLE};
 use crate::config::daemon::Config;
@@ -93,7 +93,7 @@ pub struct Bound {
     /// The control socket.
     pub control: ControlSocket,
     /// Who may use it.
-    pub access: ControlAccess,
+    pub users: ControlUsers,
 }
 
 /// The control socket, and its file where this process made it.
@@ -104,10 +104,77 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
+    /// The group that the file is for can be changed by this.
+    pub fn door(&self, access: ControlAccess) -> ControlDoor {
+        ControlDoor {
+            file: self.file.0.clone(),
+            access,
+        }
+    }
+
     /// The listener, and what removes the file when it is dropped.
     pub fn into_parts(self) -> (UnixListener, SocketFile) {
         (self.listener, self.file)
     }
+}
+
+/// Whom the control socket lets in, and how that is changed while it is open.
+#[derive(Debug)]
+pub struct ControlDoor {
+    /// Where this process made the file; one that was handed in is its socket unit's.
+    file: Option<PathBuf>,
+    access: ControlAccess,
+}
+
+impl ControlDoor {
+    /// Lets members of `group` connect from now on, and of no other. Where there is none, nobody
+    /// but root and the service's user comes in from the next request on, whoever is connected.
+    /// An error leaves things as they were.
+    pub fn set_group(&self, group: Option<&str>) -> Result<(), GroupError> {
+        if let Some(file) = &self.file {
+            share(file, group)?;
+        }
+        self.access.set(users(group));
+        Ok(())
+    }
+}
+
+fn users(group: Option<&str>) -> ControlUsers {
+    match group {
+        Some(_) => ControlUsers::SocketGroup,
+        None => ControlUsers::OwnerOnly,
+    }
+}
+
+/// Whether there is such a group.
+pub fn check_group(group: Option<&str>) -> Result<(), GroupError> {
+    group.map_or(Ok(()), |group| group_id(group).map(|_| ()))
+}
+
+/// Why the control socket is not a group's.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
+    /// No such group.
+    #[error(
+        "control.group: there is no group {name:?} in /etc/group. Make the group, or give its number"
+    )]
+    Unknown {
+        /// What was given.
+        name: String,
+    },
+    /// The kernel refuses.
+    #[error(
+        "control.group: cannot {action} {}. The service user has to own it and be in the group",
+        path.display()
+    )]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The socket.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
 }
 
 /// Removes the socket's file when dropped.
@@ -152,10 +219,7 @@ pub async fn all(config: &Config, mut inherited: Inherited) -> Result<Bound, Fai
             .collect(),
         None => Vec::new(),
     };
-    let access = match config.control.group {
-        Some(_) => ControlAccess::SocketGroup,
-        None => ControlAccess::OwnerOnly,
-    };
+    let users = users(config.control.group.as_deref());
     let control = match inherited.control {
         Some(listener) => ControlSocket {
             listener: adopt_control(listener)?,
@@ -168,7 +232,7 @@ pub async fn all(config: &Config, mut inherited: Inherited) -> Result<Bound, Fai
         browser,
         metrics,
         control,
-        access,
+        users,
     })
 }
 
@@ -284,18 +348,38 @@ fn bind_control(config: &Config) -> Result<ControlSocket, Failure> {
     remove_stale(&path)?;
     let listener = UnixListener::bind(&path).map_err(wrong("cannot bind"))?;
     let file = SocketFile(Some(path.clone()));
-    let mode = match &config.control.group {
+    share(&path, config.control.group.as_deref()).map_err(|error| match error {
+        GroupError::Unknown { .. } => Failure::new(
+            EX_CONFIG,
+            Problem::new(Code::ConfigValue, error.to_string()),
+        ),
+        GroupError::File { .. } => Failure::system(
+            EX_CANTCREAT,
+            "the control socket cannot be given to its group",
+            &error,
+        ),
+    })?;
+    Ok(ControlSocket { listener, file })
+}
+
+/// Gives the socket at `path` to a group, or to its owner alone.
+fn share(path: &Path, group: Option<&str>) -> Result<(), GroupError> {
+    let wrong = |action: &'static str| {
+        move |source: io::Error| GroupError::File {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    let mode = match group {
         None => 0o600,
         Some(group) => {
             let gid = group_id(group)?;
-            std::os::unix::fs::chown(&path, None, Some(gid))
-                .map_err(wrong("cannot give to its group"))?;
+            std::os::unix::fs::chown(path, None, Some(gid)).map_err(wrong("give to its group"))?;
             0o660
         }
     };
-    std::fs::set_permissions(&path, Permissions::from_mode(mode))
-        .map_err(wrong("cannot set the mode of"))?;
-    Ok(ControlSocket { listener, file })
+    std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(wrong("set the mode of"))
 }
 
 /// Members of the socket's group have to reach it, whatever the umask.
@@ -336,7 +420,7 @@ fn remove_stale(path: &Path) -> Result<(), Failure> {
 }
 
 /// A group by number, or by name in `/etc/group`. Groups of other directories are given by number.
-fn group_id(group: &str) -> Result<u32, Failure> {
+fn group_id(group: &str) -> Result<u32, GroupError> {
     if let Ok(gid) = group.parse() {
         return Ok(gid);
     }
@@ -347,16 +431,7 @@ fn group_id(group: &str) -> Result<u32, Failure> {
             (fields.next() == Some(group)).then(|| fields.nth(1))?
         })
         .find_map(|gid| gid.parse().ok())
-        .ok_or_else(|| {
-            Failure::new(
-                EX_CONFIG,
-                Problem::new(
-                    Code::ConfigValue,
-                    format!("control.group: there is no group {group:?} in /etc/group"),
-                )
-                .with_action("Make the group, or give its number."),
-            )
-        })
+        .ok_or_else(|| GroupError::Unknown { name: group.into() })
 }
 
 #[cfg(test)]

@@ -40,6 +40,7 @@ use self::manager::Notice;
 use self::reload::{Live, Reload};
 use self::signals::{Signal, Signals};
 use self::watchdog::Watchdog;
+use crate::api::caller::ControlAccess;
 use crate::api::clients::Clients;
 use crate::api::doors;
 use crate::api::events::{Events, Happening};
@@ -179,7 +180,7 @@ async fn run(
         metrics,
         browser,
         control,
-        access,
+        users,
     } = bind::all(&config, inherited).await?;
     let native_addresses = addresses(&native)?;
     let metrics_addresses = addresses(&metrics)?;
@@ -312,6 +313,8 @@ async fn run(
                 router: doors::browser(app.clone(), address.port()),
             }),
     );
+    let access = ControlAccess::new(users);
+    let control_door = control.door(access.clone());
     let (control, guard) = control.into_parts();
     doors.push(Door {
         name: "control",
@@ -339,6 +342,7 @@ async fn run(
         audit: &audit,
         devices: &devices,
         checkpoints: &checkpoints,
+        control: &control_door,
         configuration: &configuration,
     };
     let signal = loop {

@@ -3,9 +3,11 @@
 //! Files that are refused change nothing, nor do those whose policy rules are: the reason is
 //! logged and shown by `opcert status`, and the daemon goes on with what it had. Of good files,
 //! what can change while requests are served changes at once: policy, modules and tokens, limits of
-//! doors, consent, the audit trail's sizes and checkpoints, the level of the log, the registered
-//! clients. What takes a restart is named; that is everything that is opened or bound at the start,
-//! and the format of the log, as a request that is being served has its fields in the old one.
+//! doors, consent, the audit trail's sizes, copy and checkpoints, the group of the control socket, the
+//! level of the log, the registered clients. A copy is opened anew each time, so that its file may be
+//! moved away. What takes a restart is named: directories, addresses and the worker, as a daemon at
+//! other places is another daemon, and the format of the log, as a request that is being served has
+//! its fields in the old one.
 //!
 //! An administrator who reloads policy over the control socket gets that part alone.
 
@@ -13,10 +15,11 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 
+use super::bind::{ControlDoor, check_group};
 use super::checkpoints::Checkpoints;
 use crate::api::configuration::Configuration;
 use crate::api::routes::{App, LoadPolicy};
-use crate::audit::Audit;
+use crate::audit::{Audit, AuditError, Event, Prepared};
 use crate::base::ids::RequestId;
 use crate::config::Loaded;
 use crate::config::daemon::Config;
@@ -42,6 +45,7 @@ pub struct Live<'a> {
     pub audit: &'a Audit,
     pub devices: &'a Devices,
     pub checkpoints: &'a Checkpoints,
+    pub control: &'a ControlDoor,
     pub configuration: &'a Configuration,
 }
 
@@ -72,17 +76,29 @@ impl Reload {
     /// Reads the files again.
     pub async fn run(&mut self, live: &Live<'_>) {
         let now = live.app.clock().now();
+        let refuse = |error: &dyn std::error::Error| {
+            let reason = Chain(error).to_string();
+            tracing::error!(
+                error = reason,
+                "the configuration was refused; nothing changed"
+            );
+            live.configuration.refused(reason, now);
+        };
         let loaded = match Config::load_layers(&self.path) {
             Ok(loaded) => loaded,
-            Err(error) => {
-                tracing::error!(%error, "the configuration was refused; nothing changed");
-                return live.configuration.refused(error.to_string(), now);
-            }
+            Err(error) => return refuse(&error),
         };
-        if let Err(error) = Devices::check(&loaded.config.module) {
-            tracing::error!(%error, "the configuration was refused; nothing changed");
-            return live.configuration.refused(error.to_string(), now);
+        let read = &loaded.config;
+        if let Err(error) = Devices::check(&read.module) {
+            return refuse(&error);
         }
+        if let Err(error) = check_group(read.control.group.as_deref()) {
+            return refuse(&error);
+        }
+        let audit = match tokio::task::block_in_place(|| live.audit.prepare(read.audit.clone())) {
+            Ok(audit) => audit,
+            Err(error) => return refuse(&error),
+        };
         let by = serde_json::json!({ "signal": "SIGHUP" });
         match live.app.reload(RequestId::random(), by).await {
             Ok(answer) => {
@@ -98,7 +114,7 @@ impl Reload {
                     tracing::warn!(%warning, "policy");
                 }
                 self.files = files(&loaded);
-                self.adopt(&loaded.config, live).await;
+                self.adopt(read, audit, live).await;
             }
             Err(problem) => {
                 tracing::error!(%problem, "the policy was refused; nothing changed");
@@ -117,7 +133,7 @@ impl Reload {
     }
 
     /// Takes over what can change now.
-    async fn adopt(&mut self, read: &Config, live: &Live<'_>) {
+    async fn adopt(&mut self, read: &Config, audit: Prepared, live: &Live<'_>) {
         let running = &mut self.running;
         if read.log.level != running.log.level {
             self.log.set_level(read.log.level);
@@ -163,16 +179,25 @@ impl Reload {
                 }
             }
         }
-        if read.audit != running.audit {
-            live.audit.reconfigure(read.audit.clone());
-            if read.audit.checkpoint != running.audit.checkpoint {
-                live.checkpoints.set(read.audit.checkpoint.clone()).await;
+        if read.control.group != running.control.group {
+            match live.control.set_group(read.control.group.as_deref()) {
+                Ok(()) => running.control.group.clone_from(&read.control.group),
+                Err(error) => {
+                    tracing::error!(error = %Chain(&error), "the control socket stays as it was");
+                }
             }
-            // What takes a restart is still what it was.
-            running.audit = crate::audit::Config {
-                copy: running.audit.copy.clone(),
-                ..read.audit.clone()
-            };
+        }
+        match record_copy(live.audit, &running.audit, &read.audit).await {
+            Ok(()) => {
+                live.audit.reconfigure(audit);
+                if read.audit.checkpoint != running.audit.checkpoint {
+                    live.checkpoints.set(read.audit.checkpoint.clone()).await;
+                }
+                running.audit.clone_from(&read.audit);
+            }
+            Err(error) => {
+                tracing::error!(error = %Chain(&error), "the audit trail's settings stay as they were");
+            }
         }
         // Somebody may have put back an older file.
         match tokio::task::block_in_place(|| live.app.clients().reload()) {
@@ -194,6 +219,21 @@ impl Reload {
         let now = live.app.clock().now();
         live.configuration.adopted(self.files.clone(), later, now);
     }
+}
+
+/// Puts a change of the second place on record, the last that the old place gets.
+async fn record_copy(
+    audit: &Audit,
+    running: &crate::audit::Config,
+    read: &crate::audit::Config,
+) -> Result<(), AuditError> {
+    if running.copy == read.copy {
+        return Ok(());
+    }
+    let body = serde_json::json!({ "from": running.copy, "to": read.copy });
+    let event = Event::new("audit-copy", None, &body)?;
+    audit.append(event)?.durable().await?;
+    Ok(())
 }
 
 /// The keys and tables that differ and cannot change while the daemon runs.
@@ -220,7 +260,7 @@ fn takes_a_restart(running: &Config, read: &Config) -> Vec<&'static str> {
             running.browser.origins == read.browser.origins,
         ),
         ("control.group", running.control.group == read.control.group),
-        ("audit.copy", running.audit.copy == read.audit.copy),
+        ("audit", running.audit == read.audit),
         (
             "metrics.address",
             running.metrics.address == read.metrics.address,
@@ -248,11 +288,11 @@ mod tests {
         assert!(takes_a_restart(&running, &config("[log]\nlevel = \"debug\"")).is_empty());
         let read = config(
             "state-directory = \"/elsewhere\"\n[control]\ngroup = \"opcert\"\n\
-             [log]\nformat = \"json\"",
+             [audit]\ncopy = \"syslog\"\n[log]\nformat = \"json\"",
         );
         assert_eq!(
             takes_a_restart(&running, &read),
-            ["state-directory", "control.group", "log.format"]
+            ["state-directory", "control.group", "audit", "log.format"]
         );
     }
 }

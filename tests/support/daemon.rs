@@ -86,16 +86,8 @@ impl Daemon {
         Self::start_by(token, module, more, &[])
     }
 
-    /// The same with variables in its environment.
-    pub fn start_with_module(
-        token: &TestToken,
-        module: &str,
-        environment: &[(&str, String)],
-    ) -> Self {
-        Self::start_by(token, module, "", environment)
-    }
-
-    fn start_by(
+    /// The same with both.
+    pub fn start_by(
         token: &TestToken,
         module: &str,
         more: &str,
