@@ -21,6 +21,7 @@ use std::os::fd::AsFd;
 
 use serde::{Deserialize, Serialize};
 use tracing::{Event, Level as Severity, Subscriber};
+use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::{DefaultFields, Format, JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
@@ -137,6 +138,12 @@ fn start_journal(level: Level) -> Result<Handle, LogError> {
     let layer = tracing_journald::layer()
         .map_err(|source| LogError::NoJournal { source })?
         .with_field_prefix(Some("OPCERT".to_owned()))
+        // The same as of lines of text.
+        .with_priority_mappings(PriorityMappings {
+            info: Priority::Informational,
+            debug: Priority::Debug,
+            ..PriorityMappings::new()
+        })
         .with_syslog_identifier(program());
     let (targets, handle) = reload::Layer::new(targets(level));
     tracing_subscriber::registry()
