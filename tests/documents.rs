@@ -60,6 +60,15 @@ fn relative_links_lead_somewhere() {
     }
 }
 
+/// `systemd/package` refuses to make an archive that needs a newer one.
+#[test]
+fn the_glibc_that_the_page_promises_is_the_one_that_is_held() {
+    let script = read("systemd/package");
+    let glibc = script.lines().find_map(|line| line.strip_prefix("glibc="));
+    let page = read("docs/deploy.md").replace('\n', " ");
+    assert!(page.contains(&format!("need glibc {} or later", glibc.unwrap())));
+}
+
 #[test]
 fn the_code_map_names_every_module() {
     let map = read("docs/architecture.md");

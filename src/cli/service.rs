@@ -27,6 +27,10 @@ const ACTION: &str = "Check the address and --service-ca, and that the service i
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
+/// No answer is larger, in bytes: a revocation list may have as many entries as the daemon's control
+/// socket takes by default.
+const ANSWER_LIMIT: usize = 16 * 1024 * 1024;
+
 /// No bundle of authorities we read is larger, in bytes.
 const BUNDLE_LIMIT: u64 = 1024 * 1024;
 
@@ -133,7 +137,11 @@ impl Service {
             what: error.to_string(),
             action: "Give an address such as https://accounts.example.".into(),
         })?;
-        match Client::connect(&target, ClientLimits::default()).await {
+        let limits = ClientLimits {
+            body_bytes: ANSWER_LIMIT,
+            ..ClientLimits::default()
+        };
+        match Client::connect(&target, limits).await {
             Ok(client) => Ok(Self(client)),
             Err(source) => Err(unreachable(source)),
         }

@@ -13,6 +13,7 @@ mod main_path;
 mod people;
 mod pki;
 mod relying;
+mod scale;
 mod scene;
 mod secrets;
 mod transfer;

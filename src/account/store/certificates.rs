@@ -297,7 +297,7 @@ pub async fn search(
              FROM certificates c
              JOIN computers k ON k.account = c.account AND k.id = c.computer
              WHERE c.account = $1
-               AND (c.issued_at < $2 OR (c.issued_at = $2 AND c.serial > $3))
+               AND c.issued_at <= $2 AND (c.issued_at < $2 OR c.serial > $3)
                AND ($4 = '' OR c.operator = $4)
                AND ($5 = '' OR c.computer = $5)
                AND ($6 = 0 OR (c.revoked_at IS NULL AND c.not_after >= $7))

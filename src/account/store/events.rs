@@ -69,7 +69,7 @@ pub async fn list(
     tx.all(
         sqlx::query(
             "SELECT id, at, kind, request, body FROM events
-             WHERE account = $1 AND (at < $2 OR (at = $2 AND id > $3))
+             WHERE account = $1 AND at <= $2 AND (at < $2 OR id > $3)
              ORDER BY at DESC, id LIMIT $4",
         )
         .bind(account.as_str())
