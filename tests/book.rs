@@ -90,10 +90,14 @@ fn every_block_says_where_it_is_run() {
             "sh run" => here += 1,
             "sh container" => {
                 container += 1;
-                let call = format!("block {} {container}", block.page);
+                let calls = ["block", "block_text"]
+                    .map(|function| format!("{function} {} {container}", block.page));
                 assert!(
-                    inside.lines().any(|line| line.contains(&call)),
-                    "{at}: tests/systemd/inside does not run `{call}`"
+                    inside
+                        .lines()
+                        .any(|line| calls.iter().any(|call| line.contains(call))),
+                    "{at}: tests/systemd/inside does not run `{}`",
+                    calls[0]
                 );
             }
             "sh ci" => {
@@ -105,12 +109,139 @@ fn every_block_says_where_it_is_run() {
                     );
                 }
             }
-            // A transcript: each command line is one that other tests run, with other names.
+            // A transcript, whose commands stand for those that other tests run with other names:
+            // `what_is_named_is_there_and_started_by_tests` holds them to that.
             "console" => {}
             mark => assert!(QUIET.contains(&mark), "{at}: the block is marked {mark:?}"),
         }
     }
     assert!(here >= 8 && container >= 5, "{here} {container}");
+}
+
+/// Command lines of the programs that a page names: in its text, and behind the prompts of its
+/// transcripts. With what stands for the reader's own names and values.
+fn named(page: &str) -> Vec<String> {
+    let text = fs::read_to_string(root().join(page)).unwrap();
+    let joined = text.replace("\\\n", " ");
+    let prompted = joined.lines().filter_map(|line| {
+        let line = line.trim_start();
+        line.strip_prefix("$ ").or_else(|| line.strip_prefix("# "))
+    });
+    // Code in the text stands between single backquotes.
+    let inline = text
+        .split("```")
+        .step_by(2)
+        .flat_map(|prose| prose.split('`').skip(1).step_by(2));
+    prompted
+        .chain(inline)
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .filter(|line| line.starts_with("opcert ") || line.starts_with("opcert-accountd "))
+        .collect()
+}
+
+/// The words of a command line up to a pipe or a redirection, quotes taken off.
+fn words(line: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word = String::new();
+    let mut quoted = false;
+    for c in line.chars() {
+        match c {
+            '"' => quoted = !quoted,
+            '|' | '>' | '<' | '#' | '\u{2026}' if !quoted => break,
+            ' ' if !quoted => {
+                words.extend(Some(std::mem::take(&mut word)).filter(|w| !w.is_empty()))
+            }
+            c => word.push(c),
+        }
+    }
+    words.extend(Some(word).filter(|word| !word.is_empty()));
+    words
+}
+
+/// The subcommands that a command line names, or the word that its program does not take.
+fn subcommands(line: &str) -> Result<Vec<String>, String> {
+    let words = words(line);
+    let mut command = match words[0].as_str() {
+        "opcert" => opcert::cli::command(),
+        _ => opcert::account::command(),
+    };
+    command.build();
+    let (mut here, mut path) = (&command, Vec::new());
+    let mut rest = words[1..].iter();
+    while let Some(word) = rest.next() {
+        if let Some(option) = word.strip_prefix("--") {
+            let name = option.split('=').next().unwrap();
+            let known = here
+                .get_arguments()
+                .find(|argument| argument.get_long() == Some(name))
+                .ok_or_else(|| word.clone())?;
+            if known.get_action().takes_values() && !option.contains('=') {
+                rest.next();
+            }
+        } else if let Some(below) = here.find_subcommand(word) {
+            path.push(word.clone());
+            here = below;
+        } else if here.get_positionals().next().is_none() {
+            return Err(word.clone());
+        }
+    }
+    Ok(path)
+}
+
+/// All that tests, the demo and the pages' own blocks start, one word behind the other.
+fn started() -> String {
+    fn below(folder: &Path, found: &mut String) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap();
+            if path.is_dir() && name != "node_modules" {
+                below(&path, found);
+            } else if let Ok(text) = fs::read_to_string(&path) {
+                found.push_str(&text);
+            }
+        }
+    }
+    let mut found = String::new();
+    for folder in ["tests", "softhsm-config"] {
+        below(&root().join(folder), &mut found);
+    }
+    for block in pages().iter().flat_map(|page| blocks(page)) {
+        if block.mark == "sh run" || block.mark == "sh container" {
+            found += &block.text;
+        }
+    }
+    let separators = ['"', '\'', ',', '[', ']', '&', '\\'];
+    found
+        .replace(separators, " ")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+        // The helper of tests/tokens.rs stands for two words; for some calls its arguments are made
+        // before.
+        .replace("token_command( daemon ", "opcert token ")
+        .replace("arguments = vec! ", "opcert token ")
+        .replace("arguments = ", "opcert token ")
+}
+
+#[test]
+fn what_is_named_is_there_and_started_by_tests() {
+    let started = started();
+    let mut count = 0;
+    let mut wrong = Vec::new();
+    for page in pages() {
+        for line in named(&page) {
+            count += 1;
+            match subcommands(&line) {
+                Err(word) => wrong.push(format!("{page}: `{line}`: there is no {word}")),
+                Ok(path) if !started.contains(&path.join(" ")) => {
+                    wrong.push(format!("{page}: `{line}`: no test starts it"));
+                }
+                Ok(_) => {}
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(count > 80, "{count}");
 }
 
 /// The demo, which keeps serving until it is dropped.
@@ -199,7 +330,7 @@ case $1 in
         code "$before" | "$PROGRAMS/opcert" "$@" --config "$CONFIG" "${ca[@]}" \
             --computer-name "a page" --password-file "$D/password" --code-file -
         ;;
-    operation | sync) exec "$PROGRAMS/opcert" "$@" "${ca[@]}" ;;
+    operation | sync | renew) exec "$PROGRAMS/opcert" "$@" "${ca[@]}" ;;
     verify) exec "$PROGRAMS/opcert" "$@" ;;
     *) exec "$PROGRAMS/opcert" "$@" --config "$CONFIG" ;;
 esac
@@ -342,6 +473,14 @@ fn every_command_of_the_pages_works_as_it_stands() {
                 --account acme --operator alice --kind withdrawal --amount 4200 --currency CNY \
                 --payee 'Acme Ltd' --reference W-1 --out challenge.jws >made";
             stage.run(fresh, "a challenge");
+            if block.text.contains("approval.jws") && !block.text.contains("opcert approve") {
+                stage.run(
+                    "opcert approve --challenge challenge.jws --native 127.0.0.1:7443 \
+                     --client-cert erp/client.pem --client-key erp/client-key.pem \
+                     --server-ca erp/server-ca.pem --out approval.jws",
+                    "an approval",
+                );
+            }
             stage.run(&block.text, &what);
         }
     }
