@@ -4,6 +4,12 @@
 #[path = "support/softhsm.rs"]
 #[allow(dead_code)] // Only part of it is for here.
 mod softhsm;
+#[path = "support/wait.rs"]
+#[allow(dead_code)]
+mod wait;
+#[path = "support/wall_clock.rs"]
+#[allow(dead_code)]
+mod wall_clock;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -20,11 +26,12 @@ use opcert::api::problem::ProblemDocument;
 use opcert::api::software_key::SoftwareKey;
 use opcert::api::types::{AddedClient, ClientList, Status};
 use opcert::base::encoding::base64;
-use opcert::base::x509::CertificateRequest;
+use opcert::base::x509::{Certificate, CertificateRequest};
 use opcert::http::client::{Client, ClientError, ClientLimits, Pieces, Target};
 use opcert::http::tls::{self, Identity};
 use serde_json::json;
 use softhsm::TestToken;
+use wall_clock::{Timers, WallClock};
 
 /// A daemon in a directory of its own, on free ports.
 struct Daemon {
@@ -308,6 +315,45 @@ async fn only_certificates_of_the_local_authority_pass_the_handshake() {
                 .is_err()
         );
     }
+}
+
+/// The certificate that whoever connects gets to see, whatever the time there.
+fn presented(address: SocketAddr) -> String {
+    let output = Command::new("openssl")
+        .args(["s_client", "-connect", &address.to_string()])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let end = "-----END CERTIFICATE-----";
+    let begins = text.find("-----BEGIN CERTIFICATE-----").expect("one");
+    let ends = text.find(end).expect("one") + end.len();
+    text[begins..ends].to_owned()
+}
+
+#[tokio::test]
+async fn a_daemon_that_runs_on_presents_a_new_certificate_in_time() {
+    if WallClock::is_missing() {
+        return;
+    }
+    let directory = place("");
+    let clock = WallClock::new(directory.path(), Timers::Step);
+    let mut command = command(directory.path());
+    command.envs(clock.environment());
+    let daemon = Daemon::spawn(directory, command);
+    let address = daemon.address().await;
+    let kept = || std::fs::read_to_string(daemon.path("state/local-ca/server.pem")).unwrap();
+    let first = presented(address);
+    assert_eq!(first, kept().trim_end());
+    // In the last third of its 90 days, and an hour after the daemon last looked.
+    clock.set(61 * 24);
+    let second = wait::until("a new certificate", || {
+        Some(presented(address)).filter(|now| *now != first)
+    });
+    assert_eq!(second, kept().trim_end());
+    let renewed = Certificate::from_pem(second.as_bytes()).unwrap();
+    let before = Certificate::from_pem(first.as_bytes()).unwrap();
+    assert!(renewed.not_after() > before.not_after());
 }
 
 #[tokio::test]

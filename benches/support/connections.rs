@@ -31,7 +31,8 @@ pub fn bare_handshakes(bench: &Scene, count: usize) -> f64 {
     let now = opcert::base::Clock::system().now();
     let ca = LocalCa::open(&bench.state_directory().join("local-ca"), now).unwrap();
     let roots = tls::roots([ca.certificate().der().to_vec().into()]).unwrap();
-    let config = tls::mutual(ca.server_identity(now).unwrap(), roots).unwrap();
+    let presented = tls::Presented::new(ca.server_identity(now).unwrap()).unwrap();
+    let config = tls::mutual(presented.into(), roots).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -9,8 +9,9 @@
 //! In the directory are `ca.pem`, `ca-key.pem`, `server.pem` and `server-key.pem`. Keys have mode
 //! 0600. The authority is made once: the key first, then its certificate, so a crash in between
 //! leaves a key that the next start certifies. The server certificate lives 90 days and is made
-//! anew, with a new key, at a start that finds less than a third of that left; the key is written
-//! first, and a pair that does not fit is made anew too.
+//! anew, with a new key, by whoever asks for it when less than a third of that is left: the daemon
+//! asks at its start and every hour. The key is written first, and a pair that does not fit is made
+//! anew too.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};

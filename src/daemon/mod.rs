@@ -7,7 +7,8 @@
 //! 4. Every door is bound before a token is touched or a request served, so a taken port never
 //!    leaves half a daemon.
 //! 5. The service manager is told, and requests are served until SIGTERM or SIGINT. Meanwhile SIGHUP
-//!    has the configuration read again, and the service manager's watchdog is fed while tokens sign.
+//!    has the configuration read again, the doors' certificate is renewed in time, and the service
+//!    manager's watchdog is fed while tokens sign.
 //! 6. Requests in flight get ten seconds; then tokens are logged out and the audit trail is closed
 //!    by its last record.
 //!
@@ -16,6 +17,7 @@
 //! whether trying again can help.
 
 mod bind;
+mod certificate;
 mod checkpoints;
 mod failure;
 mod harden;
@@ -34,6 +36,7 @@ use arc_swap::ArcSwap;
 use clap::{CommandFactory, Parser};
 
 use self::bind::Bound;
+use self::certificate::DoorCertificate;
 use self::checkpoints::Checkpoints;
 use self::failure::Failure;
 use self::manager::Notice;
@@ -166,14 +169,10 @@ async fn run(
         Clients::open(&config.state_directory.join("clients.json")).map_err(Failure::state)?;
     let registry = Registry::open(&config.state_directory).map_err(Failure::state)?;
     let local_ca = LocalCa::open(&config.state_directory.join("local-ca"), clock.now())
+        .map(Arc::new)
         .map_err(Failure::state)?;
-    let identity = local_ca
-        .server_identity(clock.now())
-        .map_err(Failure::state)?;
-
-    let browser_identity = local_ca
-        .server_identity(clock.now())
-        .map_err(Failure::state)?;
+    let certificate =
+        DoorCertificate::new(local_ca.clone(), clock.clone()).map_err(Failure::state)?;
 
     let Bound {
         native,
@@ -233,9 +232,9 @@ async fn run(
 
     let roots = tls::roots([local_ca.certificate().der().to_vec().into()])
         .map_err(|error| Failure::state(crate::api::local_ca::LocalCaError::from(error)))?;
-    let tls = tls::mutual(identity, roots.clone())
+    let tls = tls::mutual(certificate.presented(), roots.clone())
         .map_err(|error| Failure::state(crate::api::local_ca::LocalCaError::from(error)))?;
-    let browser_tls = tls::browser(browser_identity, roots)
+    let browser_tls = tls::browser(certificate.presented(), roots)
         .map_err(|error| Failure::state(crate::api::local_ca::LocalCaError::from(error)))?;
     let watchdog = Watchdog::wanted(&devices, &registry, &clock);
     let checkpoints = Checkpoints::new(
@@ -326,6 +325,7 @@ async fn run(
     tracing::info!(native = ?native_addresses, browser = ?browser_addresses, metrics = ?metrics_addresses, control = %config.control_socket().display(), "ready");
     manager::tell(Notice::Ready);
     let watchdog = watchdog.map(|watchdog| tokio::spawn(watchdog.run()));
+    let renewing = tokio::spawn(certificate.renew_in_time());
     checkpoints.set(config.audit.checkpoint.clone()).await;
 
     // What a crash left half enrolled is mended beside the serving: its token may be slow.
@@ -369,6 +369,7 @@ async fn run(
     reclaim.abort();
     watching.abort();
     telling.abort();
+    renewing.abort();
     if let Some(watchdog) = watchdog {
         watchdog.abort();
     }

@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use rustls::client::ClientConfig;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::server::{
+    ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
+};
+use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{
     DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
@@ -85,6 +89,41 @@ impl Identity {
     }
 }
 
+/// What doors present in handshakes from now on. It can be replaced while they serve; connections
+/// that are open stay.
+#[derive(Debug)]
+pub struct Presented(ArcSwap<CertifiedKey>);
+
+impl Presented {
+    /// Presents `identity`.
+    pub fn new(identity: Identity) -> Result<Self, TlsError> {
+        Ok(Self(ArcSwap::from_pointee(certified(identity)?)))
+    }
+
+    /// Presents `identity` from the next handshake on. One that TLS cannot use changes nothing.
+    pub fn replace(&self, identity: Identity) -> Result<(), TlsError> {
+        self.0.store(Arc::new(certified(identity)?));
+        Ok(())
+    }
+
+    /// Whether this is what is presented.
+    pub fn is(&self, identity: &Identity) -> bool {
+        self.0.load().cert == identity.chain
+    }
+}
+
+impl ResolvesServerCert for Presented {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+fn certified(identity: Identity) -> Result<CertifiedKey, TlsError> {
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    CertifiedKey::from_der(identity.chain, identity.key, &provider)
+        .map_err(|source| TlsError::Identity { source })
+}
+
 /// All certificates of a PEM text; an error where there is none.
 pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let certificates = CertificateDer::pem_slice_iter(pem)
@@ -128,12 +167,15 @@ pub fn system_roots() -> Result<RootCertStore, TlsError> {
 ///
 /// Early data is off, as a replayed request must not reach a handler. Sessions are not resumed:
 /// each connection proves possession of its key, and nothing about a removed client is kept.
-pub fn mutual(identity: Identity, clients: RootCertStore) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn mutual(
+    presented: Arc<Presented>,
+    clients: RootCertStore,
+) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(clients), provider.clone())
         .build()
         .map_err(|source| TlsError::Verifier { source })?;
-    door(identity, provider, verifier)
+    door(presented, provider, verifier)
 }
 
 /// A door for browsers: as [`mutual`], but a client without a certificate gets as far as HTTP, where
@@ -141,17 +183,20 @@ pub fn mutual(identity: Identity, clients: RootCertStore) -> Result<Arc<ServerCo
 ///
 /// A certificate of another authority still ends the handshake. Browsers send no certificate with
 /// a preflight (Fetch section 4.8), so a door that requires one serves no page.
-pub fn browser(identity: Identity, clients: RootCertStore) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn browser(
+    presented: Arc<Presented>,
+    clients: RootCertStore,
+) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(clients), provider.clone())
         .allow_unauthenticated()
         .build()
         .map_err(|source| TlsError::Verifier { source })?;
-    door(identity, provider, verifier)
+    door(presented, provider, verifier)
 }
 
 fn door(
-    identity: Identity,
+    presented: Arc<Presented>,
     provider: Arc<rustls::crypto::CryptoProvider>,
     verifier: Arc<dyn rustls::server::danger::ClientCertVerifier>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
@@ -159,8 +204,7 @@ fn door(
         .with_protocol_versions(&[&TLS13])
         .map_err(|source| TlsError::Identity { source })?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(identity.chain, identity.key)
-        .map_err(|source| TlsError::Identity { source })?;
+        .with_cert_resolver(presented);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.max_early_data_size = 0;
     config.send_tls13_tickets = 0;

@@ -2,7 +2,6 @@
 //! operator runs them. Renewal, and a change of the service's keys.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -11,41 +10,7 @@ use serde_json::Value;
 use super::scene::*;
 use super::support::daemon::Daemon;
 use super::support::softhsm::TestToken;
-
-/// Where Debian's libfaketime is.
-const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
-
-/// A wall clock that programs started with it share, and that is set by hand.
-struct WallClock {
-    offset: PathBuf,
-}
-
-impl WallClock {
-    fn new(directory: &Path) -> Self {
-        let clock = Self {
-            offset: directory.join("offset"),
-        };
-        clock.set(0);
-        clock
-    }
-
-    fn set(&self, hours: i64) {
-        // Whole or not at all: programs read it at any time.
-        let next = self.offset.with_extension("next");
-        std::fs::write(&next, format!("{:+}\n", hours * 3600)).unwrap();
-        std::fs::rename(&next, &self.offset).unwrap();
-    }
-
-    fn environment(&self) -> Vec<(&'static str, String)> {
-        vec![
-            ("LD_PRELOAD", FAKETIME.to_owned()),
-            ("FAKETIME_TIMESTAMP_FILE", self.offset.display().to_string()),
-            ("FAKETIME_NO_CACHE", "1".to_owned()),
-            // Only the wall clock steps.
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-        ]
-    }
-}
+use super::support::wall_clock::{Timers, WallClock};
 
 /// A program in pinentry's place whose person agrees to everything.
 fn agreeing(token: &TestToken) -> String {
@@ -211,8 +176,7 @@ impl<'a> Computer<'a> {
 
 #[test]
 fn a_certificate_is_renewed_with_its_old_key() {
-    if !Path::new(FAKETIME).exists() {
-        println!("skipped: {FAKETIME} is not installed");
+    if WallClock::is_missing() {
         return;
     }
     let (made, service) = at_fixed_address();
@@ -222,7 +186,7 @@ fn a_certificate_is_renewed_with_its_old_key() {
         .unwrap();
     writeln!(config, "\n[certificates]\nvalidity-days = 1").unwrap();
     drop(config);
-    let clock = WallClock::new(made.token.directory());
+    let clock = WallClock::new(made.token.directory(), Timers::Real);
     let environment = clock.environment();
     let running = Running::start_in(&made, &environment);
     let computer = Computer::new(&made, &service, "alice", &environment);

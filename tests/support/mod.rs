@@ -10,3 +10,4 @@ pub mod maker;
 pub mod service;
 pub mod softhsm;
 pub mod wait;
+pub mod wall_clock;

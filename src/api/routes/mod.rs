@@ -51,7 +51,7 @@ pub struct Parts {
     /// The registered clients.
     pub clients: Clients,
     /// The authority that certifies clients.
-    pub local_ca: LocalCa,
+    pub local_ca: Arc<LocalCa>,
     /// The tokens.
     pub devices: Devices,
     /// What is installed, and what this computer is.
