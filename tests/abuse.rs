@@ -483,3 +483,55 @@ impl Random {
         bytes
     }
 }
+
+#[test]
+fn a_client_that_is_refused_without_end_fills_no_disk_and_nothing_is_left_out() {
+    const REFUSED: u64 = 400;
+    let mut scene = Scene::new("");
+    let bad = scene.daemon.add_client("bad", &json!({}));
+    let garbage = json!({ "challenge": "garbage" });
+    for turn in 0..REFUSED {
+        // By the pipeline, and before it.
+        let (method, path, body, code) = if turn % 2 == 0 {
+            let path = "/v1/approvals";
+            (Method::POST, path, &garbage, "challenge-malformed")
+        } else {
+            let path = "/v1/clients/honest";
+            (Method::DELETE, path, &Value::Null, "not-permitted")
+        };
+        assert_eq!(scene.daemon.native(&bad, method, path, body).code(), code);
+    }
+    let other = scene
+        .daemon
+        .native(&scene.honest, Method::POST, "/v1/approvals", &garbage);
+    assert_eq!(other.body["code"], "challenge-malformed");
+    scene.honest_client_is_served();
+    assert_eq!(scene.daemon.stop(), 0);
+
+    let (mut one_by_one, mut summed_up, mut others) = (0, 0, 0);
+    for record in opcert::audit::read::all(&scene.daemon.audit_directory()).unwrap() {
+        let record = record.unwrap();
+        let body: Value = serde_json::from_str(record.body.get()).unwrap();
+        match (record.kind.as_str(), body["caller"].as_str()) {
+            ("approval-refused" | "request-refused", Some("client:bad")) => one_by_one += 1,
+            ("more-refusals", Some("client:bad")) => {
+                let codes = body["codes"].as_object().unwrap();
+                let sum: u64 = codes.values().map(|count| count.as_u64().unwrap()).sum();
+                assert_eq!(body["count"].as_u64(), Some(sum));
+                assert!(codes["challenge-malformed"].as_u64() > Some(0));
+                assert!(codes["not-permitted"].as_u64() > Some(0));
+                summed_up += sum;
+            }
+            ("approval-refused", Some("client:honest")) => {
+                let request = record.request.unwrap();
+                assert_eq!(other.body["request_id"], request.as_str());
+                others += 1;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(one_by_one + summed_up, REFUSED);
+    // 60, and 10 for each minute that it took.
+    assert!((60..200).contains(&one_by_one), "{one_by_one}");
+    assert_eq!(others, 1);
+}

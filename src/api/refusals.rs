@@ -6,7 +6,9 @@
 //!
 //! NOT ON RECORD: that somebody looked in vain for what is not there, and what gates turn away
 //! before it is known who asks. Those are lines in the log. Strangers shall not fill the disk: a
-//! door writes a record of them only as far as [`super::throttle`] lets it tell them why.
+//! door writes a record of them only as far as [`super::throttle`] lets it tell them why. Nor shall
+//! those who are known: past a number of refusals of one caller the audit trail counts them, and the
+//! counts are on record ([`Audit::refused`](crate::audit::Audit::refused)).
 
 use axum::extract::Request;
 use axum::http::{Method, Uri};
@@ -51,7 +53,7 @@ impl Asked {
             "reason": beginning(problem.detail()),
         });
         let noted = Event::new("request-refused", self.id.clone(), &body)
-            .and_then(|event| app.audit().note(event));
+            .and_then(|event| app.audit().refused(caller, problem.code().as_str(), event));
         if let Err(error) = noted {
             tracing::warn!(error = %crate::telemetry::Chain(&error), "a refusal could not be recorded");
         }

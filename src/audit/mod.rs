@@ -55,6 +55,7 @@ mod directory;
 mod merkle;
 mod open;
 mod record;
+mod refusals;
 mod walk;
 mod writer;
 
@@ -68,6 +69,7 @@ use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 
 use self::copy::Copier;
+use self::refusals::{Place, Refusals};
 use crate::base::Clock;
 use crate::base::ids::RequestId;
 use crate::telemetry::trace::{self, TraceId};
@@ -83,6 +85,9 @@ pub const BODY_LIMIT: usize = 64 * 1024;
 
 /// How long the log refuses appends after a full disk before it tries again.
 pub const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// How often refusals that have no record of their own are summed up.
+const SUM_UP: Duration = Duration::from_secs(60);
 
 /// The longest kind, in bytes.
 const KIND_LIMIT: usize = 64;
@@ -269,6 +274,7 @@ pub struct Audit {
     writer: Arc<writer::Handle>,
     directory: Arc<Path>,
     clock: Clock,
+    refusals: Arc<Refusals>,
 }
 
 impl Audit {
@@ -287,6 +293,7 @@ impl Audit {
             writer: Arc::new(handle),
             directory: dir.into(),
             clock,
+            refusals: Arc::default(),
         };
         Ok((audit, recovered))
     }
@@ -308,6 +315,40 @@ impl Audit {
     pub fn note(&self, event: Event) -> Result<(), AuditError> {
         event.check()?;
         self.writer.note(event, self.clock.now())
+    }
+
+    /// Queues the record of a refusal, that nobody waits for. Where `caller` has had too many lately
+    /// it is counted by its `code` instead, and the count is recorded within a minute.
+    pub fn refused(
+        &self,
+        caller: &str,
+        code: &'static str,
+        event: Event,
+    ) -> Result<(), AuditError> {
+        match self.refusals.take(caller, code, self.clock.now()) {
+            Place::Own => self.note(event),
+            Place::Counted => Ok(()),
+        }
+    }
+
+    /// Records what was counted of refusals, once a minute until it is aborted.
+    pub async fn sum_up_refusals(self) {
+        let mut turns = tokio::time::interval(SUM_UP);
+        turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            turns.tick().await;
+            self.sum_up();
+        }
+    }
+
+    fn sum_up(&self) {
+        for sum in self.refusals.sum_up(self.clock.now()) {
+            let noted = Event::new(refusals::KIND, None, &sum).and_then(|event| self.note(event));
+            if let Err(error) = noted {
+                tracing::warn!(%error, "refusals could not be recorded; they are counted on");
+                self.refusals.put_back(sum);
+            }
+        }
     }
 
     /// How many durable records the log has.
@@ -336,9 +377,10 @@ impl Audit {
         self.writer.ready()
     }
 
-    /// Appends the closing record, makes everything durable (the head too) and lets go of the
+    /// Sums up refusals, appends the closing record, makes everything durable (the head too) and lets go of the
     /// files. Appends through other clones fail from now on.
     pub async fn close(&self) -> Result<RecordRef, AuditError> {
+        self.sum_up();
         let event = Event::new(CLOSED, None, &serde_json::Map::new())?;
         let (receiver, ended) = self.writer.close(event, self.clock.now())?;
         let record = Pending { receiver }.durable().await;

@@ -171,6 +171,20 @@ pub(super) fn sentence(kind: &str, body: &Value) -> String {
             text("merchant"),
             text("use")
         )),
+        "more-refusals" => {
+            let codes: Vec<String> = body["codes"]
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(code, count)| format!("{code} {count}"))
+                .collect();
+            format!(
+                "{} more refusals of {} were not recorded one by one: {}.",
+                body["count"],
+                text("caller"),
+                codes.join(", ")
+            )
+        }
         "policy-reloaded" => format!("The policy was read anew: {}.", changes(&body["changes"])),
         "policy-reload-refused" => {
             format!(
@@ -299,6 +313,13 @@ mod tests {
             sentence("wechatpay-refused", &refused),
             "client:shop was refused the use of merchant 1900000001 for request by rule \
              not-allowed: no rule allows this. [policy-refused]"
+        );
+        let more = json!({
+            "caller": "client:shop", "count": 3, "codes": { "busy": 1, "policy-refused": 2 },
+        });
+        assert_eq!(
+            sentence("more-refusals", &more),
+            "3 more refusals of client:shop were not recorded one by one: busy 1, policy-refused 2."
         );
         let used = json!({
             "use": "request", "merchant": "1900000001", "caller": "client:shop",

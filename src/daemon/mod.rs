@@ -326,6 +326,7 @@ async fn run(
     manager::tell(Notice::Ready);
     let watchdog = watchdog.map(|watchdog| tokio::spawn(watchdog.run()));
     let renewing = tokio::spawn(certificate.renew_in_time());
+    let summing_up = tokio::spawn(audit.clone().sum_up_refusals());
     checkpoints.set(config.audit.checkpoint.clone()).await;
 
     // What a crash left half enrolled is mended beside the serving: its token may be slow.
@@ -370,6 +371,7 @@ async fn run(
     watching.abort();
     telling.abort();
     renewing.abort();
+    summing_up.abort();
     if let Some(watchdog) = watchdog {
         watchdog.abort();
     }

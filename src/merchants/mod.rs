@@ -240,16 +240,18 @@ impl Merchants {
                 MerchantError::Policy(refusal) => Some(&refusal.rule),
                 _ => None,
             };
+            let (caller, code) = (ask.caller.to_string(), (self.0.stable_code)(error));
             let body = json!({
                 "use": r#use.name(),
                 "merchant": ask.merchant,
-                "caller": ask.caller.to_string(),
-                "code": (self.0.stable_code)(error),
+                "caller": caller,
+                "code": code,
                 "rule": rule,
                 "reason": crate::telemetry::Chain(error).to_string(),
             });
             let event = Event::new("wechatpay-refused", Some(ask.request.clone()), &body);
-            if let Err(lost) = event.and_then(|event| self.0.audit.note(event)) {
+            let refused = |event| self.0.audit.refused(&caller, code, event);
+            if let Err(lost) = event.and_then(refused) {
                 tracing::error!(error = %crate::telemetry::Chain(&lost), "a refusal is not on record");
             }
         }

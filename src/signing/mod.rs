@@ -832,15 +832,16 @@ impl Pipeline {
 
     /// A refusal is recorded too, but nobody waits for it: nothing was signed.
     fn note_refusal(&self, request: &ApprovalRequest, error: &SigningError) {
+        let (caller, code) = (request.caller.to_string(), (self.stable_code)(error));
         let body = serde_json::json!({
-            "caller": request.caller.to_string(),
+            "caller": caller,
             "origin": request.origin,
-            "code": (self.stable_code)(error),
+            "code": code,
             "rule": error.rule(),
             "reason": error.to_string(),
         });
         let noted = Event::new("approval-refused", Some(request.id.clone()), &body)
-            .and_then(|event| self.audit.note(event));
+            .and_then(|event| self.audit.refused(&caller, code, event));
         if let Err(failure) = noted {
             tracing::warn!(request = %request.id, error = %failure, "a refusal could not be recorded");
         }
