@@ -23,6 +23,8 @@ use support::softhsm::TestToken;
 use support::wait::until;
 
 const PORTAL: &str = "https://accounts.example";
+/// Another page that is listed.
+const SECOND: &str = "https://tools.example";
 const OTHER: &str = "https://accounts.example.evil.example";
 
 /// A daemon with a browser door for [`PORTAL`], and a person before its screen.
@@ -60,7 +62,7 @@ impl Place {
         let daemon = Daemon::start_with(
             &token,
             &format!(
-                "[policy]\ndirectory = \"{}\"\n[browser]\norigins = [\"{PORTAL}\"]\naddresses = [\"127.0.0.1:0\"]\n\
+                "[policy]\ndirectory = \"{}\"\n[browser]\norigins = [\"{PORTAL}\", \"{SECOND}\"]\naddresses = [\"127.0.0.1:0\"]\n\
                  limits = {{ body-bytes = 65536 }}\n\
                  [consent]\npinentry = \"{}\"\n",
                 policy.display(),
@@ -127,10 +129,22 @@ impl Place {
         path: &str,
         body: &Value,
     ) -> Response<Bytes> {
+        self.page_of(PORTAL, browser, method, path, body)
+    }
+
+    /// What a page of `origin` sends.
+    fn page_of(
+        &self,
+        origin: &str,
+        browser: &ClientIdentity,
+        method: Method,
+        path: &str,
+        body: &Value,
+    ) -> Response<Bytes> {
         let mut builder = Request::builder()
             .method(method)
             .uri(path)
-            .header("origin", PORTAL)
+            .header("origin", origin)
             .header("sec-fetch-mode", "cors")
             .header("sec-fetch-site", "cross-site");
         let body = if body.is_null() {
@@ -430,6 +444,42 @@ fn a_page_enrols_and_approves_and_its_origin_goes_all_the_way() {
             claims.origin = origin.map(|origin| origin.parse().unwrap());
         });
         assert_eq!(code(&approve(&challenge)), "challenge-origin", "{origin:?}");
+    }
+}
+
+#[test]
+fn an_approval_is_given_again_to_its_own_page_only() {
+    let mut place = Place::agreeing();
+    let browser = place.daemon.add_browser("browser", &json!({}));
+    let program = place.daemon.add_client("program", &json!({}));
+    let service = Service::new(PORTAL);
+    place.daemon.enrol(&service, "alice", "p256");
+    let challenge = service.challenge(&withdrawal("alice"), |claims| {
+        claims.origin = Some(PORTAL.parse().unwrap());
+    });
+    let body = json!({ "challenge": challenge });
+    let given = good(&place.page(&browser, Method::POST, "/v1/approvals", &body));
+    let path = format!("/v1/approvals/{}", given["challenge_jti"].as_str().unwrap());
+    for _ in 0..2 {
+        let ask = |origin, method, path: &str, body: &Value| {
+            place.page_of(origin, &browser, method, path, body)
+        };
+        let answer = ask(SECOND, Method::GET, &path, &Value::Null);
+        assert_eq!(code(&answer), "approval-unknown");
+        let answer = ask(SECOND, Method::POST, "/v1/approvals", &body);
+        assert_eq!(code(&answer), "challenge-origin");
+        let answer = place
+            .daemon
+            .native(&program, Method::GET, &path, &Value::Null);
+        assert_eq!(answer.code(), "approval-unknown");
+        for answer in [
+            ask(PORTAL, Method::GET, &path, &Value::Null),
+            ask(PORTAL, Method::POST, "/v1/approvals", &body),
+        ] {
+            assert_eq!(good(&answer), given);
+        }
+        // Also where it is read back from the records.
+        place.daemon.crash_and_restart();
     }
 }
 

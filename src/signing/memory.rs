@@ -97,6 +97,8 @@ pub struct Recorded {
     pub seq: Seq,
     /// Who asked; nobody else gets an answer.
     pub owner: Caller,
+    /// The page it spoke for, where it is a browser; no other page gets an answer.
+    pub origin: Option<Origin>,
     /// SHA-256 of the compact challenge, base64url.
     pub challenge: String,
     /// The approval without its signature.
@@ -105,6 +107,13 @@ pub struct Recorded {
     pub given: ConsentRule,
     /// The certificate it was made for.
     pub installed: Arc<Installed>,
+}
+
+impl Recorded {
+    /// Whether it was asked for by `caller`, speaking for `page` where it speaks for one.
+    pub fn is_of(&self, caller: &Caller, page: Option<&Origin>) -> bool {
+        self.owner == *caller && self.origin.as_ref() == page
+    }
 }
 
 /// What was signed: all that a payload lacks to be an approval again.
@@ -470,21 +479,17 @@ pub fn read_back(
                 };
                 let draft =
                     ApprovalDraft::from_payload(body.jti, body.payload.get().as_bytes().to_vec());
+                let unsound = |source| RestoreError::Record { seq, source };
+                let origin = draft.origin().map_err(unsound)?;
                 let given = match body.given {
                     Some(given) => given,
                     // Records of the first version do not say it.
-                    None => {
-                        let consent = draft.consent();
-                        ConsentRule::of_method(
-                            consent
-                                .map_err(|source| RestoreError::Record { seq, source })?
-                                .method,
-                        )
-                    }
+                    None => ConsentRule::of_method(draft.consent().map_err(unsound)?.method),
                 };
                 let found = Recorded {
                     seq,
                     owner: body.owner,
+                    origin,
                     challenge: body.challenge,
                     draft,
                     given,

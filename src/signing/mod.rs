@@ -333,8 +333,14 @@ impl Pipeline {
         result
     }
 
-    /// The approval given to `caller` for that challenge, if there is one.
-    pub async fn find(&self, caller: &Caller, challenge_jti: &Jti) -> Option<ApprovalAnswer> {
+    /// The approval given to `caller` for that challenge, if there is one: to the same page, where a
+    /// page asked for it, as one browser speaks for many.
+    pub async fn find(
+        &self,
+        caller: &Caller,
+        page: Option<&Origin>,
+        challenge_jti: &Jti,
+    ) -> Option<ApprovalAnswer> {
         let turn = self.memory.find(challenge_jti, self.clock.now())?;
         let mut progress = turn.lock().await;
         if let Progress::Logged(seq) = *progress {
@@ -347,7 +353,7 @@ impl Pipeline {
             }
         }
         match &*progress {
-            Progress::Approved(recorded, answer) if recorded.owner == *caller => {
+            Progress::Approved(recorded, answer) if recorded.is_of(caller, page) => {
                 Some(answer_of(challenge_jti, recorded, answer))
             }
             _ => None,
@@ -444,7 +450,8 @@ impl Pipeline {
             Progress::Denied => Err(SigningError::Denied),
             Progress::Spent(_) | Progress::Logged(_) => Err(SigningError::Used),
             Progress::Recorded(recorded) | Progress::Approved(recorded, _)
-                if recorded.owner != request.caller || recorded.challenge != challenge.hash() =>
+                if !recorded.is_of(&request.caller, request.origin.as_ref())
+                    || recorded.challenge != challenge.hash() =>
             {
                 Err(SigningError::Used)
             }
@@ -727,6 +734,7 @@ impl Pipeline {
             seq: 0,
             given: agreed.given,
             owner: request.caller.clone(),
+            origin: request.origin.clone(),
             challenge: challenge.hash(),
             draft,
             installed: installed.clone(),

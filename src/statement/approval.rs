@@ -134,6 +134,15 @@ impl ApprovalDraft {
         serde_json::from_slice::<OnlyConsent>(&self.payload).map(|claims| claims.consent)
     }
 
+    /// The page it was asked for by, where a page did.
+    pub fn origin(&self) -> Result<Option<Origin>, serde_json::Error> {
+        #[derive(Deserialize)]
+        struct OnlyOrigin {
+            origin: Option<Origin>,
+        }
+        serde_json::from_slice::<OnlyOrigin>(&self.payload).map(|claims| claims.origin)
+    }
+
     /// The JSON payload, which a detached CMS signature covers too.
     pub fn payload(&self) -> &[u8] {
         &self.payload

@@ -16,7 +16,7 @@ use crate::statement::{Language, statement_in};
 
 /// Approves the operation of a challenge, or says why not.
 ///
-/// The same client may repeat it and gets the same approval.
+/// The same client, for the same page if it is a browser, may repeat it and gets the same approval.
 #[utoipa::path(
     post,
     path = "/v1/approvals",
@@ -68,7 +68,7 @@ pub(super) async fn get_approval(
     let found = app
         .0
         .pipeline
-        .find(&identified.caller, &challenge_jti)
+        .find(&identified.caller, identified.page.as_ref(), &challenge_jti)
         .await;
     match found {
         Some(answer) => Ok(Json(view(&answer, language)?)),
@@ -76,7 +76,10 @@ pub(super) async fn get_approval(
             Code::ApprovalUnknown,
             format!(
                 "{} has no approval of challenge {challenge_jti}",
-                identified.caller
+                match &identified.page {
+                    Some(page) => format!("{}, for {page},", identified.caller),
+                    None => identified.caller.to_string(),
+                }
             ),
         )),
     }
