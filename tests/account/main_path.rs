@@ -904,7 +904,11 @@ fn commands_say_what_is_wrong_and_change_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_instances_on_one_database_share_every_limit() {
-    let scene = Scene::with(|config| config.quotas.computers = 2).await;
+    let limits = |config: &mut Config| {
+        config.quotas.computers = 2;
+        config.quotas.certificates = 3;
+    };
+    let scene = Scene::with(limits).await;
     // A second instance: its own state directory and audit trail, the same database and token.
     let state = scene.made.token.directory().join("second");
     files::private_directory(&state).unwrap();
@@ -913,7 +917,7 @@ async fn two_instances_on_one_database_share_every_limit() {
     let mut config = Config::load(&scene.made.config).unwrap();
     config.database = Some(config.database().unwrap());
     config.state_directory = state;
-    config.quotas.computers = 2;
+    limits(&mut config);
     let (handset, _texts) = mpsc::channel();
     let second = Service::open(&config, scene.clock.clone(), Gateway::Handset(handset))
         .await
@@ -952,24 +956,22 @@ async fn two_instances_on_one_database_share_every_limit() {
         key,
     };
 
-    // One place for a computer is left; four race for it, two at each.
-    let mut racers = tokio::task::JoinSet::new();
-    for index in 1..=4 {
-        let ticket = SecretText::new(scene.ticket("bob", &format!("c{index}")).await);
-        let enrolment = instances[index % 2].enrolment().clone();
-        let request = request.clone();
-        racers.spawn(async move {
-            let csr = SoftKey::new().csr();
-            enrolment.enrol(&ticket, &csr, &request).await.is_ok()
-        });
+    // One place for a computer is left; four race for it, two at each. Then one for a certificate
+    // on a computer that is there.
+    for places in [["c1", "c2", "c3", "c4"], ["c0"; 4]] {
+        let mut racers = tokio::task::JoinSet::new();
+        for (index, computer) in places.into_iter().enumerate() {
+            let ticket = SecretText::new(scene.ticket("bob", computer).await);
+            let enrolment = instances[index % 2].enrolment().clone();
+            let request = request.clone();
+            racers.spawn(async move {
+                let csr = SoftKey::new().csr();
+                enrolment.enrol(&ticket, &csr, &request).await.is_ok()
+            });
+        }
+        let won = racers.join_all().await.into_iter().filter(|won| *won);
+        assert_eq!(won.count(), 1, "{places:?}");
     }
-    let won = racers
-        .join_all()
-        .await
-        .into_iter()
-        .filter(|won| *won)
-        .count();
-    assert_eq!(won, 1);
 
     // One operation, approved at both at once by two approvals: one counts.
     let created = scene.withdrawal("alice").await;

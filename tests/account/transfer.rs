@@ -8,6 +8,7 @@ use super::scene::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_account_is_taken_to_another_database() {
+    use opcert::account::store::keys::{self, KeyPurpose, Turn};
     use opcert::account::store::{Store, StoreError, transfer};
     use opcert::base::ids::AccountId;
 
@@ -75,9 +76,18 @@ async fn an_account_is_taken_to_another_database() {
             .unwrap_or_else(|error: StoreError| panic!("{error:?}"))
     };
     let here = &rows(scene.service.store()).await;
+    // The authority must be there before the certificates are.
+    let key = scene.service.store().read("test", |tx| {
+        Box::pin(keys::current(tx, KeyPurpose::Issuing))
+    });
+    let key = &key
+        .await
+        .unwrap_or_else(|error: StoreError| panic!("{error:?}"))
+        .unwrap();
     other
         .transaction("test", move |tx| {
             Box::pin(async move {
+                keys::insert(tx, KeyPurpose::Issuing, key, Turn::Now).await?;
                 for row in here {
                     transfer::insert(tx, account, row).await?;
                 }
