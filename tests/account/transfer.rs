@@ -8,8 +8,9 @@ use super::scene::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_account_is_taken_to_another_database() {
+    use opcert::account::key_proof::KeyProof;
     use opcert::account::store::keys::{self, KeyPurpose, Turn};
-    use opcert::account::store::{Store, StoreError, transfer};
+    use opcert::account::store::{Store, StoreError, key_proofs, transfer};
     use opcert::base::ids::AccountId;
 
     let scene = Scene::new().await;
@@ -36,6 +37,18 @@ async fn an_account_is_taken_to_another_database() {
     ] {
         succeed(scene.made.command().args(arguments));
     }
+    let (certificate, proof) = (
+        &serial,
+        &KeyProof {
+            waived: Some("CKA_LOCAL".into()),
+            attested: None,
+        },
+    );
+    let kept = scene.service.store().transaction("test", move |tx| {
+        Box::pin(key_proofs::insert(tx, certificate, proof))
+    });
+    kept.await
+        .unwrap_or_else(|error: StoreError| panic!("{error:?}"));
     let directory = scene.made.token.directory().to_owned();
     let file = directory.join("acme.jsonl");
     let export = |account: &str| {
@@ -61,6 +74,7 @@ async fn an_account_is_taken_to_another_database() {
         ("operator", 2),
         ("computer", 2),
         ("certificate", 2),
+        ("key-proof", 1),
     ] {
         assert_eq!(records(kind), count, "{kind}: {text}");
     }
