@@ -2,6 +2,7 @@
 //! operator runs them. Renewal, and a change of the service's keys.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 

@@ -253,8 +253,31 @@ mod tests {
                 .collect()
         };
         assert_eq!(versions(Backend::Sqlite), versions(Backend::Postgres));
+        // SQLite cannot add a column that is NOT NULL and refers to another table, so triggers
+        // hold it there; but for them and for spaces the texts are the same.
+        let plain = |text: &str| -> Vec<String> {
+            text.replace("BLOB", "BYTEA")
+                .split('\n')
+                .filter(|line| {
+                    let line = line.trim_start();
+                    !line.starts_with("CREATE TRIGGER")
+                        && !line.starts_with("BEGIN SELECT RAISE")
+                        && !line.starts_with("-- SQLite cannot say")
+                        && !line.ends_with("SET NOT NULL;")
+                })
+                .flat_map(str::split_whitespace)
+                .map(str::to_owned)
+                .collect()
+        };
         for (one, other) in SQLITE.iter().zip(POSTGRES) {
-            assert_eq!(one.2.replace("BLOB", "BYTEA"), other.2, "{}", one.1);
+            assert_eq!(plain(one.2), plain(other.2), "{}", one.1);
         }
+        let triggers = SQLITE
+            .iter()
+            .map(|one| one.2.matches("CREATE TRIGGER").count());
+        let columns = POSTGRES
+            .iter()
+            .map(|one| one.2.matches("SET NOT NULL").count());
+        assert_eq!(triggers.sum::<usize>(), columns.sum::<usize>());
     }
 }
