@@ -289,7 +289,8 @@ impl Enrolment {
     }
 
     /// Asks the holder of a certificate to approve its renewal: an operation of the service and
-    /// its challenge. While one is open it is gone on with, under a fresh challenge.
+    /// its challenge. While one is open it is gone on with, and its challenge given again while that
+    /// is good: whoever knows the serial number may ask.
     pub async fn begin_renewal(
         &self,
         serial: &str,

@@ -361,10 +361,18 @@ impl Operations {
             })
             .await
             .map_err(|error: StoreError| error)?;
+        let mut used_up = None;
         if let Some(waiting) = waiting {
-            let challenge = self.challenge(&waiting.id, &operator, request).await?;
-            return Ok((waiting, challenge));
+            match self.further(effect, &waiting.id, &operator, request).await {
+                Ok(challenge) => return Ok((waiting, challenge)),
+                // It has had all that it may have; another one has not.
+                Err(OperationError::TooManyChallenges) if effect == Effect::RenewCertificate => {
+                    used_up = Some(waiting.id);
+                }
+                Err(error) => return Err(error),
+            }
         }
+        let used_up = used_up.as_ref();
         let (operation, challenge) = &self.draft(new).await?;
         let faster = self
             .store
@@ -372,6 +380,7 @@ impl Operations {
                 Box::pin(async move {
                     certificates::hold_issuing(tx, operation.statement.account()).await?;
                     let faster = operations::open_effect(tx, effect, on, now).await?;
+                    let faster = faster.filter(|open| Some(&open.id) != used_up);
                     if faster.is_none() {
                         self.keep(tx, operation, challenge, request).await?;
                     }
@@ -382,8 +391,24 @@ impl Operations {
         let Some(faster) = faster else {
             return Ok((operation.clone(), challenge.clone()));
         };
-        let challenge = self.challenge(&faster.id, &operator, request).await?;
+        let challenge = self
+            .further(effect, &faster.id, &operator, request)
+            .await?;
         Ok((faster, challenge))
+    }
+
+    /// A challenge for an operation of the service that waits already. Anybody may ask for a renewal.
+    async fn further(
+        &self,
+        effect: Effect,
+        id: &OperationId,
+        operator: &OperatorId,
+        request: &RequestId,
+    ) -> Result<Challenge, OperationError> {
+        match effect {
+            Effect::RenewCertificate => self.challenge_again(id, operator, request).await,
+            _ => self.challenge(id, operator, request).await,
+        }
     }
 
     /// A further challenge for an operation that still waits.
@@ -400,6 +425,47 @@ impl Operations {
             })
             .await?;
         Ok(challenge.clone())
+    }
+
+    /// The challenge of an operation that still waits, for somebody who proves nothing: the one
+    /// before, while half of its life is left, and only then another one. So whoever asks again and
+    /// again has nothing signed and uses nothing up.
+    pub async fn challenge_again(
+        &self,
+        id: &OperationId,
+        operator: &OperatorId,
+        request: &RequestId,
+    ) -> Result<Challenge, OperationError> {
+        let now = self.clock.now();
+        let until = now + Duration::from_secs(self.rules.challenge_lifetime_seconds / 2);
+        let good = self
+            .store
+            .read("find challenge", move |tx| {
+                Box::pin(async move {
+                    let good = operations::good_challenge(tx, id, operator, until).await?;
+                    Ok::<_, OperationError>(good)
+                })
+            })
+            .await?;
+        if let Some(good) = good {
+            return Ok(good);
+        }
+        let (operation, challenge) = &self.draft_challenge(id, operator).await?;
+        self.store
+            .transaction("add challenge", move |tx| {
+                Box::pin(async move {
+                    certificates::take_turn(tx, operation.statement.account()).await?;
+                    // Somebody else may have been quicker.
+                    let good = operations::good_challenge(tx, id, operator, until).await?;
+                    if let Some(good) = good {
+                        return Ok(good);
+                    }
+                    self.keep_challenge(tx, operation, challenge, request)
+                        .await?;
+                    Ok::<_, OperationError>(challenge.clone())
+                })
+            })
+            .await
     }
 
     /// A further challenge of an operation of the platform, and the answer to it as `answer` writes

@@ -43,6 +43,7 @@ async fn a_certificate_is_renewed_once_by_whoever_has_its_key() {
     assert_eq!(asked.json["operation"]["statement"]["payee"], serial);
     let again = begin(&serial).await.done(201);
     assert_eq!(again.json["operation"]["id"], asked.json["operation"]["id"]);
+    assert_eq!(again.text("challenge"), asked.text("challenge"));
     let id = asked.json["operation"]["id"].as_str().unwrap();
 
     // What the service asks for is none of the platform's business.
@@ -118,6 +119,43 @@ async fn a_certificate_is_renewed_once_by_whoever_has_its_key() {
     assert_eq!(seen["quota"]["certificates"], 2);
     assert_eq!(seen["certificates"].as_array().unwrap().len(), 3);
     assert_eq!(seen["certificates"][0]["replaces"], serial);
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_who_ask_for_a_renewal_again_and_again_keep_nobody_from_it() {
+    let scene = Scene::with(|config| config.operations.challenge_lifetime_seconds = 10).await;
+    let alice = scene.installed("alice", "c1").await;
+    let serial = hex(alice.certificate.serial());
+    scene.hand.advance(DAY * 250);
+    let begin = async || {
+        let body = json!({ "certificate": serial }).to_string();
+        let answer = scene.post("/v1/enrolment/renewals", JSON, body).await;
+        answer.done(201)
+    };
+    // While a challenge is good, whoever asks gets it, and nothing is signed.
+    let first = begin().await.text("challenge");
+    for _ in 0..120 {
+        assert_eq!(begin().await.text("challenge"), first);
+    }
+    // With little of its life left there is another one: more of them than one operation may have.
+    let mut challenges = std::collections::BTreeSet::new();
+    for _ in 0..110 {
+        scene.hand.advance(Duration::from_secs(6));
+        assert!(challenges.insert(begin().await.text("challenge")));
+    }
+    let asked = begin().await;
+    assert!(challenges.contains(&asked.text("challenge")));
+    let id = asked.json["operation"]["id"].as_str().unwrap();
+    let approval = scene.approval(&alice, &asked.text("challenge"));
+    scene
+        .post(
+            &format!("/v1/enrolment/renewals/{id}/ticket"),
+            JOSE,
+            approval,
+        )
+        .await
+        .done(201);
     scene.end().await;
 }
 

@@ -426,6 +426,37 @@ pub async fn challenges(tx: &mut Tx<'_>, operation: &OperationId) -> Result<i64,
     .get(0)
 }
 
+/// The challenge of this operation for `operator` that expires last, if it is good until `until`.
+pub async fn good_challenge(
+    tx: &mut Tx<'_>,
+    operation: &OperationId,
+    operator: &OperatorId,
+    until: Timestamp,
+) -> Result<Option<Challenge>, StoreError> {
+    tx.optional(
+        sqlx::query(
+            "SELECT jti, challenge, created_at, expires_at FROM challenges
+             WHERE operation = $1 AND operator = $2 AND expires_at >= $3
+             ORDER BY expires_at DESC, jti LIMIT 1",
+        )
+        .bind(operation.as_str())
+        .bind(operator.as_str())
+        .bind(millis(until)),
+    )
+    .await?
+    .map(|row| {
+        Ok(Challenge {
+            jti: row.parsed(0, "challenges.jti")?,
+            operation: operation.clone(),
+            operator: operator.clone(),
+            challenge: row.get(1)?,
+            created_at: row.time(2)?,
+            expires_at: row.time(3)?,
+        })
+    })
+    .transpose()
+}
+
 /// The challenge with this `jti`, if it belongs to this operation.
 pub async fn challenge(
     tx: &mut Tx<'_>,
