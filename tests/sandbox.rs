@@ -6,7 +6,7 @@
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 
 use opcert::base::key::KeySpec;
 use opcert::device::{Config, Devices, Sandbox, SandboxLevel, TokenState};
@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 mod support;
+use support::attach;
 use support::devices::{eventually, generate, select, sign, start, state, workers};
 use support::faulty::Faulty;
 use support::softhsm::TestToken;
@@ -322,33 +323,6 @@ fn may_lock() -> bool {
         || capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK))
 }
 
-/// A command that runs as a user without privileges: nobody, where the tests run as root.
-fn unprivileged(program: &str) -> Command {
-    if !rustix::process::geteuid().is_root() {
-        return Command::new(program);
-    }
-    let mut command = Command::new("setpriv");
-    command.args([
-        "--reuid=65534",
-        "--regid=65534",
-        "--clear-groups",
-        "--",
-        program,
-    ]);
-    command
-}
-
-/// Whether a program of the same user could attach to a process: reading its memory asks the kernel
-/// the same question (ptrace(2), PTRACE_MODE_ATTACH).
-fn attachable(process: &Child) -> bool {
-    unprivileged("sh")
-        .args(["-c", &format!("exec 3< /proc/{}/mem", process.id())])
-        .stderr(Stdio::null())
-        .status()
-        .unwrap()
-        .success()
-}
-
 #[test]
 fn no_other_program_of_the_user_attaches_to_a_worker() {
     let (ours, theirs) = socketpair(
@@ -358,32 +332,40 @@ fn no_other_program_of_the_user_attaches_to_a_worker() {
         None,
     )
     .unwrap();
-    let directory = tempfile::tempdir().unwrap();
-    // Where the build leaves it may be closed to nobody.
-    let program = directory.path().join("opcert-worker");
-    std::fs::copy(env!("CARGO_BIN_EXE_opcert-worker"), &program).unwrap();
-    set_readable(directory.path());
-    set_readable(&program);
-    let mut worker = unprivileged(program.to_str().unwrap())
+    let mut worker = attach::command(env!("CARGO_BIN_EXE_opcert-worker"))
         .arg("test")
         .stdin(Stdio::from(theirs))
         .spawn()
         .unwrap();
-    let mut open = unprivileged("cat").stdin(Stdio::piped()).spawn().unwrap();
     support::wait::until("the worker waits for its greeting", || {
         (status_of(worker.id().cast_signed(), "NoNewPrivs") == "1").then_some(())
     });
-    support::wait::until("a program that anybody may attach to", || {
-        attachable(&open).then_some(())
-    });
-    assert!(!attachable(&worker));
+    attach::assert_closed(worker.id());
     drop::<OwnedFd>(ours);
     assert!(worker.wait().unwrap().success());
-    drop(open.stdin.take());
-    open.wait().unwrap();
 }
 
-fn set_readable(path: &std::path::Path) {
+#[test]
+fn no_other_program_of_the_user_attaches_to_the_daemon() {
     use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("opcertd.toml");
+    let text = format!(
+        "state-directory = \"{0}/state\"\nruntime-directory = \"{0}/run\"\n\
+         [native]\naddresses = [\"127.0.0.1:0\"]\n",
+        directory.path().display()
+    );
+    std::fs::write(&config, text).unwrap();
+    std::fs::set_permissions(&config, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let mut daemon = attach::command(env!("CARGO_BIN_EXE_opcertd"))
+        .args(["--allow-root", "--config"])
+        .arg(&config)
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let socket = directory.path().join("run/control.sock");
+    support::wait::until("the daemon's socket", || socket.exists().then_some(()));
+    attach::assert_closed(daemon.id());
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
 }

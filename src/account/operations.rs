@@ -391,9 +391,7 @@ impl Operations {
         let Some(faster) = faster else {
             return Ok((operation.clone(), challenge.clone()));
         };
-        let challenge = self
-            .further(effect, &faster.id, &operator, request)
-            .await?;
+        let challenge = self.further(effect, &faster.id, &operator, request).await?;
         Ok((faster, challenge))
     }
 

@@ -1,11 +1,13 @@
 //! What keeps a service going: backups, and what the doctor sees.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
 use super::scene::*;
+use super::support::attach;
 
 fn copy_tree(from: &Path, to: &Path) {
     succeed(Command::new("cp").arg("-a").arg(from).arg(to));
@@ -392,4 +394,24 @@ async fn what_was_acknowledged_is_there_after_a_kill_at_any_instant() {
     for (id, _) in acknowledged.lock().unwrap().iter() {
         assert!(records.contains(id.as_str()), "{id}");
     }
+
+#[test]
+fn no_other_program_of_the_user_attaches_to_the_service() {
+    let made = Made::new();
+    let mut service = attach::command(env!("CARGO_BIN_EXE_opcert-accountd"))
+        .arg("--config")
+        .arg(&made.config)
+        .args(["serve", "--allow-root"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(service.stdout.as_mut().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert!(line.starts_with("listening on "), "{line}");
+    attach::assert_closed(service.id());
+    service.kill().unwrap();
+    service.wait().unwrap();
 }

@@ -3,6 +3,7 @@
 //! Each test program compiles this for itself and uses only some of it.
 #![allow(dead_code)]
 
+pub mod attach;
 pub mod daemon;
 pub mod devices;
 pub mod faulty;
