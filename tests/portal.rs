@@ -21,6 +21,7 @@ use opcert::account::routes;
 use opcert::account::service::Service;
 use opcert::account::sms::Gateway;
 use opcert::base::clock::{Clock, ClockHand};
+use opcert::base::encoding::{base64url, sha256};
 use opcert::base::secret::SecretText;
 use opcert::http::client::{ClientLimits, Target};
 use opcert::http::tls::{self, Identity};
@@ -390,6 +391,14 @@ async fn what_other_sites_and_strangers_try_is_refused() {
         .submit("/login", "/login", &next)
         .await
         .goes_to("/");
+
+    // Whoever knows or plants a cookie cannot make the token that goes with it.
+    let mut visitor = scene.browser();
+    let page = visitor.get("/login").await;
+    let visit = page.cookie("__Host-opcert-visit").unwrap();
+    let hash = sha256(format!("opcert-csrf\0{visit}").as_bytes());
+    assert_ne!(page.csrf(), base64url(&hash));
+    assert_eq!(visitor.get("/login").await.csrf(), page.csrf());
 
     // A form without the token, with that of another session, or from another site.
     let mut alice = scene.logged_in("alice").await;

@@ -4,9 +4,10 @@
 //! cannot take a session over. It ends after some time without use, at a fixed time in any case,
 //! when the person logs out, and when the login is closed or its password changes.
 //!
-//! The token against forged requests (CSRF) is an HMAC over the session's token with the key of
-//! the state directory: it needs no place in the store, is bound to the session, and a page of
-//! another site, which cannot read the cookie, cannot make it.
+//! The token against forged requests (CSRF) is an HMAC over the session's token, or before log-in
+//! over the random value of a visit, with the key of the state directory: it needs no place in the
+//! store, is bound to the cookie, and a page of another site, which cannot read the cookie, cannot
+//! make it.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -322,20 +323,49 @@ impl Sessions {
         Ok(())
     }
 
-    /// The CSRF token that goes with a session's token.
-    pub fn csrf(&self, token: &SecretText) -> String {
-        let message = [CSRF_DOMAIN, token.expose().as_bytes()].concat();
-        base64url(hmac::sign(&self.key, &message).as_ref())
+    /// The CSRF token that goes with a session's token, or with the value of a visit.
+    pub fn csrf(&self, secret: &SecretText) -> String {
+        csrf(&self.key, secret)
     }
 
-    /// Whether `presented` is the CSRF token that goes with `token`.
-    pub fn check_csrf(&self, token: &SecretText, presented: &str) -> Result<(), SessionError> {
-        let expected = self.csrf(token);
-        constant_time::verify_slices_are_equal(expected.as_bytes(), presented.as_bytes())
-            .map_err(|_| SessionError::Csrf)
+    /// Whether `presented` is the CSRF token that goes with `secret`.
+    pub fn check_csrf(&self, secret: &SecretText, presented: &str) -> Result<(), SessionError> {
+        same_csrf(&self.csrf(secret), presented)
     }
+}
+
+/// Refuses a CSRF token that is not the expected one; takes the same time wherever they differ.
+pub fn same_csrf(expected: &str, presented: &str) -> Result<(), SessionError> {
+    constant_time::verify_slices_are_equal(expected.as_bytes(), presented.as_bytes())
+        .map_err(|_| SessionError::Csrf)
+}
+
+fn csrf(key: &hmac::Key, secret: &SecretText) -> String {
+    let message = [CSRF_DOMAIN, secret.expose().as_bytes()].concat();
+    base64url(hmac::sign(key, &message).as_ref())
 }
 
 fn hash(token: &SecretText) -> String {
     hex(&sha256(token.expose().as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn csrf_tokens_differ_with_the_secret_and_the_key() {
+        let [ours, theirs] = [[1; 32], [2; 32]].map(|key| hmac::Key::new(hmac::HMAC_SHA256, &key));
+        let [one, two] = ["one", "two"].map(|secret| SecretText::new(secret.to_owned()));
+        let token = csrf(&ours, &one);
+        assert!(same_csrf(&token, &csrf(&ours, &one)).is_ok());
+        for other in [
+            csrf(&ours, &two),
+            csrf(&theirs, &one),
+            String::new(),
+            token[1..].to_owned(),
+        ] {
+            assert!(matches!(same_csrf(&token, &other), Err(SessionError::Csrf)));
+        }
+    }
 }

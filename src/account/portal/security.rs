@@ -8,9 +8,9 @@
 //! | planted cookies | the `__Host-` prefix: only this very host can set them, over TLS |
 //! | leaks | `no-store`, no referrer to other sites, no access from other origins' pages |
 //!
-//! The CSRF token is derived from a secret cookie (of the session, or before log-in of the
-//! visit): whoever cannot read the cookie cannot know the token, and nobody else can set the
-//! cookie. Nothing needs to be stored.
+//! The CSRF token is that of the session, or before log-in of the visit: [`super::super::sessions`]
+//! makes it of the secret cookie. Whoever cannot read the cookie cannot know the token, and nobody
+//! else can set the cookie.
 
 use axum::extract::State;
 use axum::http::header::{
@@ -20,7 +20,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
 
-use crate::base::encoding::{base64url, sha256};
+use crate::base::encoding::base64url;
 use crate::base::ids::random;
 
 /// Holds the session's token.
@@ -31,9 +31,6 @@ pub const VISIT: &str = "__Host-opcert-visit";
 pub const LANGUAGE: &str = "__Host-opcert-language";
 /// Holds the name of what the next page says first.
 pub const FLASH: &str = "__Host-opcert-flash";
-
-/// Begins what the token is a hash of.
-const DOMAIN: &str = "opcert-csrf";
 
 /// The headers that are the same on every answer of the portal. What is not named in a policy is
 /// not allowed: `default-src 'none'`.
@@ -172,16 +169,6 @@ pub fn new_visit() -> String {
     base64url(&random::<32>())
 }
 
-/// The token that forms must carry, from the secret of the session or visit.
-pub fn csrf_token(secret: &str) -> String {
-    base64url(&sha256(format!("{DOMAIN}\0{secret}").as_bytes()))
-}
-
-/// Whether two tokens are the same; takes the same time wherever they differ.
-pub fn same(expected: &str, given: &str) -> bool {
-    aws_lc_rs::constant_time::verify_slices_are_equal(expected.as_bytes(), given.as_bytes()).is_ok()
-}
-
 /// Whether a browser says that another site's page made this request. A request without these
 /// headers is judged by its token alone.
 pub fn from_elsewhere(headers: &HeaderMap, host: Option<&str>) -> bool {
@@ -216,15 +203,6 @@ mod tests {
         let two = headers(&[("cookie", "a=1; b=2"), ("cookie", "b=3")]);
         assert_eq!(cookie(&two, "b"), None);
         assert_eq!(cookie(&two, "a"), Some("1"));
-    }
-
-    #[test]
-    fn tokens_differ_with_the_secret() {
-        let token = csrf_token("one");
-        assert!(same(&token, &csrf_token("one")));
-        assert!(!same(&token, &csrf_token("two")));
-        assert!(!same(&token, ""));
-        assert!(!same(&token, &token[1..]));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use super::layout::{Frame, Here, Identity};
 use super::parts;
 use super::security::{self, SameSite, Stay};
 use crate::account::service::Service;
-use crate::account::sessions::{Person, Session, SessionError};
+use crate::account::sessions::{Person, Session, SessionError, same_csrf};
 use crate::account::store::accounts::Operator;
 use crate::api::extract::read;
 use crate::api::problem::{Code, Problem};
@@ -282,7 +282,9 @@ impl Visitor {
         };
         let csrf = match (&session, &token) {
             (Some(_), Some(token)) => service.sessions().csrf(token),
-            _ => security::csrf_token(&visit.unwrap_or_default()),
+            _ => service
+                .sessions()
+                .csrf(&SecretText::new(visit.unwrap_or_default())),
         };
         let source = match parts.extensions.get::<Peer>() {
             Some(Peer::Tls { address, .. } | Peer::Plain { address }) => address.ip(),
@@ -611,11 +613,7 @@ pub fn refuse_elsewhere(request: &Request) -> Result<(), Problem> {
 
 /// Refuses a form without the token of this visitor.
 pub fn check_token(visitor: &Visitor, given: &str) -> Result<(), Problem> {
-    if security::same(&visitor.csrf, given) {
-        Ok(())
-    } else {
-        Err(csrf_problem())
-    }
+    same_csrf(&visitor.csrf, given).map_err(|_| csrf_problem())
 }
 
 fn csrf_problem() -> Problem {
