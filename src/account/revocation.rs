@@ -10,13 +10,20 @@ use super::store::certificates::{self, Certificate};
 use super::store::notices::Audience;
 use super::store::{StoreError, Tx};
 use crate::audit::AuditError;
-use crate::base::ids::{OperationId, RequestId};
+use crate::base::ids::{OperationId, OperatorId, RequestId};
 
 /// Who revokes where it is no operator: the command line.
 pub const ADMINISTRATION: &str = "administration";
 
 /// Who revokes where it is no operator: the service itself, for a request that was granted.
 pub const SERVICE: &str = "service";
+
+/// Whether an id reads in records as one of those that are no operators. Nobody is given such an id.
+pub fn is_taken(id: &OperatorId) -> bool {
+    [ADMINISTRATION, SERVICE]
+        .iter()
+        .any(|taken| id.as_str().eq_ignore_ascii_case(taken))
+}
 
 /// Why, by whom, and who is told.
 #[derive(Debug, Clone, Copy)]

@@ -11,7 +11,7 @@ use super::{AdminError, secrets};
 use crate::account::config::Config;
 use crate::account::issuing::RevocationReason;
 use crate::account::passwords::Passwords;
-use crate::account::revocation::{ADMINISTRATION, Revocation};
+use crate::account::revocation::{self, ADMINISTRATION, Revocation};
 use crate::account::store::accounts::{self, Language, Mobile, Operator, Role};
 use crate::account::store::{certificates, codes, sessions};
 use crate::base::ids::{AccountId, OperatorId};
@@ -111,6 +111,7 @@ pub(super) async fn operator(
             language,
             password_file,
         } => {
+            refuse_taken("operator", &id)?;
             let password = secrets::password(password_file.as_deref())?;
             let operator = Operator {
                 account,
@@ -138,6 +139,17 @@ pub(super) async fn operator(
         }
         OperatorCommand::Disable { id, account } => disable(&id, &account, config, output).await,
     }
+}
+
+/// Nobody is called as records call what is no person.
+fn refuse_taken(what: &'static str, id: &OperatorId) -> Result<(), AdminError> {
+    if revocation::is_taken(id) {
+        return Err(AdminError::Input {
+            what,
+            problem: format!("{id} would read in records as the command line or the service"),
+        });
+    }
+    Ok(())
 }
 
 fn missing(id: &OperatorId, account: &AccountId) -> AdminError {
@@ -302,6 +314,7 @@ pub(super) async fn representative(
             name,
             password_file,
         } => {
+            refuse_taken("representative", &id)?;
             let password = secrets::password(password_file.as_deref())?;
             let row = &accounts::Representative {
                 id: id.clone(),
