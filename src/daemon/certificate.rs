@@ -82,20 +82,39 @@ mod tests {
     use super::*;
 
     use jiff::Timestamp;
-    use rustls::pki_types::{CertificateDer, ServerName};
-    use rustls::{ClientConnection, ServerConfig, ServerConnection};
+    use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+    use rustls::time_provider::TimeProvider;
+    use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
 
     use crate::base::x509::Certificate;
     use crate::http::tls;
 
+    /// A client's clock.
+    #[derive(Debug)]
+    struct At(Clock);
+
+    impl TimeProvider for At {
+        fn current_time(&self) -> Option<UnixTime> {
+            let seconds = u64::try_from(self.0.now().as_second()).ok()?;
+            Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
+        }
+    }
+
     /// The certificate that a client gets to see in a handshake.
-    fn shown(settings: &Arc<ServerConfig>, authority: &LocalCa) -> CertificateDer<'static> {
+    fn shown(
+        settings: &Arc<ServerConfig>,
+        authority: &LocalCa,
+        clock: &Clock,
+    ) -> CertificateDer<'static> {
         let trust = tls::roots([authority.certificate().der().to_vec().into()]).unwrap();
-        let mut client = ClientConnection::new(
-            tls::client(trust, None).unwrap(),
-            ServerName::try_from("localhost").unwrap(),
-        )
-        .unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let client = ClientConfig::builder_with_details(provider, Arc::new(At(clock.clone())))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(trust)
+            .with_no_client_auth();
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
         let mut server = ServerConnection::new(settings.clone()).unwrap();
         while client.is_handshaking() {
             let (mut there, mut back) = (Vec::new(), Vec::new());
@@ -127,16 +146,16 @@ mod tests {
         let certificate = DoorCertificate::new(authority.clone(), clock.clone()).unwrap();
         let trust = tls::roots([authority.certificate().der().to_vec().into()]).unwrap();
         let settings = tls::browser(certificate.presented(), trust).unwrap();
-        let first = shown(&settings, &authority);
+        let first = shown(&settings, &authority, &clock);
         let renewing = tokio::spawn(certificate.renew_in_time());
 
         hand.advance(Duration::from_secs(59 * 86_400));
         tokio::time::sleep(LOOK * 2).await;
-        assert_eq!(shown(&settings, &authority), first);
+        assert_eq!(shown(&settings, &authority, &clock), first);
 
         hand.advance(Duration::from_secs(2 * 86_400));
         tokio::time::sleep(LOOK * 2).await;
-        let second = shown(&settings, &authority);
+        let second = shown(&settings, &authority, &clock);
         assert_ne!(second, first);
         let ends = |der: &CertificateDer<'_>| Certificate::from_der(der).unwrap().not_after();
         assert!(ends(&second) > ends(&first));
@@ -156,7 +175,7 @@ mod tests {
         let certificate = DoorCertificate::new(authority.clone(), clock.clone()).unwrap();
         let trust = tls::roots([authority.certificate().der().to_vec().into()]).unwrap();
         let settings = tls::browser(certificate.presented(), trust).unwrap();
-        let first = shown(&settings, &authority);
+        let first = shown(&settings, &authority, &clock);
         let renewing = tokio::spawn(certificate.renew_in_time());
 
         // Neither a key nor a directory can be where the other is.
@@ -165,11 +184,11 @@ mod tests {
         std::fs::create_dir(&key).unwrap();
         hand.advance(Duration::from_secs(61 * 86_400));
         tokio::time::sleep(LOOK * 2).await;
-        assert_eq!(shown(&settings, &authority), first);
+        assert_eq!(shown(&settings, &authority, &clock), first);
 
         std::fs::remove_dir(&key).unwrap();
         tokio::time::sleep(LOOK * 2).await;
-        assert_ne!(shown(&settings, &authority), first);
+        assert_ne!(shown(&settings, &authority, &clock), first);
         renewing.abort();
     }
 }

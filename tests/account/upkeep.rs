@@ -394,6 +394,7 @@ async fn what_was_acknowledged_is_there_after_a_kill_at_any_instant() {
     for (id, _) in acknowledged.lock().unwrap().iter() {
         assert!(records.contains(id.as_str()), "{id}");
     }
+}
 
 #[test]
 fn no_other_program_of_the_user_attaches_to_the_service() {
