@@ -804,6 +804,61 @@ fn an_enrolment_is_checked_at_every_step() {
     assert_eq!(begin(&daemon, ticket, &impostor).code(), "keys-invalid");
 }
 
+/// A crash while the key is generated leaves a key that nobody asks for, and the file that says so.
+#[test]
+fn a_key_that_a_crash_left_half_enrolled_goes_at_the_next_start() {
+    let token = TestToken::new("opcert-test");
+    let mut daemon = Daemon::start(&token);
+    let service = Service::new(ORIGIN);
+    let kept = daemon.begin(&service, "alice", "p256").ok();
+    let left = daemon.begin(&service, "bob", "p256").ok();
+    let key_of = |enrolment: &Value| {
+        let path = token.directory().join(format!(
+            "state/enrolments/{}.json",
+            enrolment["id"].as_str().unwrap()
+        ));
+        let state = std::fs::read(&path).unwrap();
+        let state: Value = serde_json::from_slice(&state).unwrap();
+        (path, state["key"]["id"].as_str().unwrap().to_owned(), state)
+    };
+    let (_, kept_key, _) = key_of(&kept);
+    let (path, left_key, mut state) = key_of(&left);
+    assert!(keys_on(&token).contains(&kept_key) && keys_on(&token).contains(&left_key));
+
+    daemon.crash();
+    state["step"] = json!("generating");
+    state.as_object_mut().unwrap().remove("request");
+    std::fs::write(&path, serde_json::to_vec(&state).unwrap()).unwrap();
+    daemon.restart();
+    until("its file is gone", || (!path.exists()).then_some(()));
+    let keys = keys_on(&token);
+    assert!(!keys.contains(&left_key), "{keys:?}");
+    assert!(keys.contains(&kept_key), "{keys:?}");
+
+    // The other enrolment goes on where it was.
+    let certificate = service.issue(&csr(&kept), &daemon.identity("alice"), 365);
+    daemon.complete(&kept, &certificate).ok();
+}
+
+/// The ids of the private keys on a token, hexadecimal.
+fn keys_on(token: &TestToken) -> Vec<String> {
+    let listed = Command::new("pkcs11-tool")
+        .arg("--module")
+        .arg(&token.module)
+        .args(["--token-label", &token.label])
+        .args(["--login", "--pin", &token.pin])
+        .args(["--list-objects", "--type", "privkey"])
+        .envs(&token.environment)
+        .output()
+        .expect("pkcs11-tool is needed: apt-get install opensc");
+    assert!(listed.status.success(), "{listed:?}");
+    String::from_utf8_lossy(&listed.stdout)
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("ID:"))
+        .map(|id| id.trim().to_lowercase())
+        .collect()
+}
+
 /// What a key did not prove is in the request, in the state of its enrolment and in the records.
 #[test]
 fn an_enrolment_tells_what_was_waived() {
