@@ -3,13 +3,17 @@
 
 mod support;
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::thread::JoinHandle;
 
 use jiff::Timestamp;
+use opcert::api::local_ca::LocalCa;
 use opcert::client::{CallError, Client, PATIENT, RequestApproval, Target, native_door};
+use opcert::http::tls;
 use opcert::statement::Approval;
 use serde_json::json;
 use support::daemon::{ClientIdentity, Daemon};
@@ -155,6 +159,82 @@ fn rust_gets_approvals_by_both_doors() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// A program that took the daemon's port: it has a certificate for this host, of an authority of
+/// its own. Gives what each of `visits` visitors sent it.
+fn impostor(visits: usize) -> (SocketAddr, JoinHandle<Vec<Vec<u8>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let heard = std::thread::spawn(move || {
+        let directory = tempfile::tempdir().unwrap();
+        let now = Timestamp::now();
+        let authority = LocalCa::open(directory.path(), now).unwrap();
+        let settings = tls::public(authority.server_identity(now).unwrap()).unwrap();
+        let visitors = listener.incoming().take(visits);
+        visitors
+            .map(|visitor| {
+                let mut session = rustls::ServerConnection::new(settings.clone()).unwrap();
+                let mut heard = Vec::new();
+                // How it ends does not matter here.
+                let _ = rustls::Stream::new(&mut session, &mut visitor.unwrap())
+                    .read_to_end(&mut heard);
+                heard
+            })
+            .collect()
+    });
+    (address, heard)
+}
+
+#[test]
+fn a_program_in_the_daemons_place_is_not_believed() {
+    let scene = Scene::new();
+    let directory = scene.directory();
+    let read = |name: &str| std::fs::read(directory.join(name)).unwrap();
+    let (address, heard) = impostor(2);
+    let target = native_door(
+        address,
+        &read("server-ca.pem"),
+        &read("client.pem"),
+        &read("client-key.pem"),
+    )
+    .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let refused = runtime.block_on(approve(&target, &scene.challenge()));
+    assert!(
+        matches!(refused, Err(CallError::Transport(_))),
+        "{refused:?}"
+    );
+
+    let challenge = directory.join("challenge.jws");
+    std::fs::write(&challenge, scene.challenge()).unwrap();
+    let approve = |address: SocketAddr| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_opcert"));
+        command.args(["approve", "--native", &address.to_string()]);
+        for (option, file) in [
+            ("--client-cert", "client.pem"),
+            ("--client-key", "client-key.pem"),
+            ("--server-ca", "server-ca.pem"),
+            ("--challenge", "challenge.jws"),
+            ("--out", "approval.jws"),
+        ] {
+            command.arg(option).arg(directory.join(file));
+        }
+        command.output().unwrap()
+    };
+    let output = approve(address);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(69), "{said}");
+    assert!(said.contains("certificate"), "{said}");
+    assert_eq!(heard.join().unwrap(), [Vec::<u8>::new(), Vec::new()]);
+
+    // The daemon itself is.
+    let output = approve(scene.daemon.address());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
 }
 
 /// The approval of a challenge. The same challenge again gives the same one.

@@ -1,9 +1,13 @@
 //! The three programs together: the account service, the daemon, and `opcert` between them, as an
 //! operator runs them. Renewal, and a change of the service's keys.
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -85,7 +89,8 @@ impl<'a> Computer<'a> {
         succeed(&mut self.opcert(arguments, serves))
     }
 
-    fn install(&self, running: &Running) {
+    /// Returns the code that it took.
+    fn install(&self, running: &Running) -> String {
         let password = self.token.directory().join("password");
         let _ = std::fs::remove_file(&password);
         opcert::base::files::write_new(&password, PASSWORD.as_bytes(), 0o600).unwrap();
@@ -102,13 +107,14 @@ impl<'a> Computer<'a> {
             .spawn()
             .unwrap();
         let text = running.lines.recv_timeout(Duration::from_secs(60)).unwrap();
-        let code = &text.split("opcert code ").nth(1).unwrap()[..6];
+        let code = text.split("opcert code ").nth(1).unwrap()[..6].to_owned();
         let mut input = child.stdin.take().unwrap();
         writeln!(input, "{code}").unwrap();
         drop(input);
         let output = child.wait_with_output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{error}");
+        code
     }
 
     /// What is installed: serial number and standing of each certificate.
@@ -172,6 +178,68 @@ impl<'a> Computer<'a> {
         let header = opcert::base::encoding::from_base64url(header).unwrap();
         let header: Value = serde_json::from_slice(&header).unwrap();
         Ok(header["kid"].as_str().unwrap().to_owned())
+    }
+}
+
+/// The argument lists of our programs that run while `work` does, blanks between the arguments.
+fn arguments_during<T>(work: impl FnOnce() -> T) -> (BTreeSet<String>, T) {
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watching = scope.spawn(|| {
+            let mut seen = BTreeSet::new();
+            while !is_over.load(Ordering::SeqCst) {
+                let processes = std::fs::read_dir("/proc").unwrap();
+                for process in processes.map_while(Result::ok) {
+                    // Of one that is gone again there is nothing to be read.
+                    let arguments = std::fs::read(process.path().join("cmdline"));
+                    let arguments = arguments.unwrap_or_default();
+                    let program = arguments.split(|byte| *byte == 0).next();
+                    let program = Path::new(OsStr::from_bytes(program.unwrap_or_default()));
+                    if program
+                        .file_name()
+                        .is_some_and(|name| name.as_bytes().starts_with(b"opcert"))
+                    {
+                        let text = String::from_utf8_lossy(&arguments).replace('\0', " ");
+                        seen.insert(text);
+                    }
+                }
+            }
+            seen
+        });
+        let done = work();
+        is_over.store(true, Ordering::SeqCst);
+        (watching.join().unwrap(), done)
+    })
+}
+
+#[test]
+fn no_secret_is_an_argument_of_any_program() {
+    let (made, service) = at_fixed_address();
+    let (seen, secrets) = arguments_during(|| {
+        let running = Running::start(&made);
+        let computer = Computer::new(&made, &service, "alice", &[]);
+        let code = computer.install(&running);
+        computer.approve(&made).unwrap();
+        running.stop();
+        let mut secrets = vec![PASSWORD.to_owned(), code, made.platform_key.clone()];
+        secrets.extend([made.token.pin.clone(), computer.token.pin.clone()]);
+        secrets
+    });
+    for program in [
+        "opcert install",
+        "opcertd ",
+        "opcert-worker ",
+        "opcert-accountd ",
+    ] {
+        assert!(
+            seen.iter().any(|arguments| arguments.contains(program)),
+            "{program}: {seen:#?}"
+        );
+    }
+    for arguments in &seen {
+        for secret in &secrets {
+            assert!(!arguments.contains(secret), "{secret} in {arguments}");
+        }
     }
 }
 
