@@ -80,7 +80,7 @@ impl Disk {
         std::fs::rename(directory, &aside).unwrap();
         std::fs::create_dir(directory).unwrap();
         let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=48m,mode=0700", "tmpfs"])
+            .args(["-t", "tmpfs", "-o", "size=128m,mode=0700", "tmpfs"])
             .arg(directory)
             .output()
             .is_ok_and(|output| output.status.success());
@@ -218,11 +218,22 @@ struct Shared {
     /// The last refusal, whole.
     last: Mutex<Value>,
     finished: AtomicUsize,
+    /// Somebody was told that the PIN is for a person to give.
+    pin_needed: AtomicBool,
+    unlocked: AtomicUsize,
+    /// A server gave up.
+    panicked: AtomicBool,
 }
 
 impl Shared {
     fn refuse(&self, body: &Value) {
         let code = body["code"].as_str().expect("a problem has a code");
+        if code == "pin-needed" {
+            // Whoever is killed in the middle of a login leaves this behind, and nothing else does.
+            let reason = body["detail"].as_str().unwrap();
+            assert!(reason.contains("was interrupted"), "{body}");
+            self.pin_needed.store(true, Ordering::Relaxed);
+        }
         *self
             .refused
             .lock()
@@ -245,6 +256,10 @@ struct Server<'a> {
 const AGAIN: Duration = Duration::from_millis(20);
 
 impl Server<'_> {
+    fn last(&self) -> Value {
+        self.shared.last.lock().unwrap().clone()
+    }
+
     /// Sends once; `None` if nothing came back.
     async fn send(&self, to_daemon: bool, request: Request<Bytes>) -> Option<(u16, Value)> {
         let (host, address, config) = if to_daemon {
@@ -347,7 +362,7 @@ impl Server<'_> {
                     let may_pass = matches!(status, 429 | 500 | 502 | 503 | 504 | 409);
                     let code = body["code"].as_str().unwrap();
                     assert_ne!(code, "internal", "{body}");
-                    if !may_pass || code == "operation-state" {
+                    if code != "pin-needed" && (!may_pass || code == "operation-state") {
                         return None;
                     }
                 }
@@ -372,7 +387,7 @@ impl Server<'_> {
             assert!(
                 result.is_ok(),
                 "it does not work again without anybody's help; the last refusal: {}",
-                self.shared.last.lock().unwrap()
+                self.last()
             );
         });
         self.shared.finished.fetch_add(1, Ordering::Relaxed);
@@ -552,6 +567,33 @@ impl Database {
             tokio::time::sleep(time).await;
             connection.execute(allow(true)).await.unwrap();
         });
+    }
+}
+
+/// The person: gives the PIN when the daemon says that it is for a person to give, until all servers
+/// have ended.
+fn person(shared: &Shared, socket: &Path, pin: &str) {
+    while shared.finished.load(Ordering::Relaxed) < SERVERS
+        && !shared.panicked.load(Ordering::Relaxed)
+    {
+        // People look now and then.
+        std::thread::sleep(Duration::from_millis(100));
+        if !shared.pin_needed.swap(false, Ordering::Relaxed) {
+            continue;
+        }
+        let mut child = Command::new(env!("CARGO_BIN_EXE_opcert"))
+            .env("OPCERT_SOCKET", socket)
+            .args(["token", "unlock", "--pin-file", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // The daemon may be down just then; a server will be told again.
+        let _ = writeln!(child.stdin.take().unwrap(), "{pin}");
+        if child.wait().unwrap().success() {
+            shared.unlocked.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -769,6 +811,9 @@ fn nothing_acknowledged_is_lost_and_nothing_signed_twice() {
         refused: Mutex::default(),
         last: Mutex::default(),
         finished: AtomicUsize::new(0),
+        pin_needed: AtomicBool::new(false),
+        unlocked: AtomicUsize::new(0),
+        panicked: AtomicBool::new(false),
     };
     let server_ca = std::fs::read(accounts.made.state().join("server-ca.pem")).unwrap();
     let accounts_tls = || {
@@ -798,8 +843,21 @@ fn nothing_acknowledged_is_lost_and_nothing_signed_twice() {
     std::thread::scope(|scope| {
         let running: Vec<_> = servers
             .iter()
-            .map(|server| scope.spawn(|| server.run()))
+            .map(|server| {
+                scope.spawn(|| {
+                    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                        server.run();
+                    }));
+                    if let Err(panic) = ended {
+                        shared.panicked.store(true, Ordering::Relaxed);
+                        std::panic::resume_unwind(panic);
+                    }
+                })
+            })
             .collect();
+        let (socket, pin) = (trouble.daemon.socket(), trouble.pin.clone());
+        let shared = &shared;
+        scope.spawn(move || person(shared, &socket, &pin));
         let end = Instant::now() + Duration::from_secs(seconds);
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             while Instant::now() < end {
@@ -880,7 +938,10 @@ fn settle(mut trouble: Trouble<'_>, server: &Server<'_>) {
         service.records,
     );
     println!("troubles: {:?}", trouble.made);
-    println!("refusals: {refused:?}");
+    println!(
+        "refusals: {refused:?}; the PIN given by a person {} times",
+        shared.unlocked.load(Ordering::Relaxed)
+    );
     assert!(approved.len() > SERVERS, "too few to mean anything");
 }
 
