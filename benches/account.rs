@@ -22,7 +22,6 @@ mod report;
 #[allow(dead_code, reason = "the tests use more of it")]
 mod scene;
 #[path = "../tests/support/mod.rs"]
-#[allow(dead_code, reason = "the tests use more of it")]
 mod support;
 
 use std::sync::Arc;

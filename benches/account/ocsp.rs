@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -64,6 +65,7 @@ impl Peer {
             ])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
+            .process_group(0)
             .spawn()
             .unwrap();
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -106,9 +108,9 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // It ends its processes itself when it is asked to.
-        let pid = self.child.id().to_string();
-        run(Command::new("kill").args(["-TERM", &pid]), "");
+        // It waits for its processes, whatever it is told: all of them go.
+        let group = format!("-{}", self.child.id());
+        run(Command::new("kill").args(["-KILL", "--", &group]), "");
         let _ = self.child.wait();
     }
 }

@@ -166,7 +166,13 @@ struct Inner {
     validity_days: u16,
     refresh: tokio::sync::Mutex<()>,
     /// The newest list of each key, as it was last found in the database.
-    kept: Mutex<HashMap<String, (i64, Arc<[u8]>)>>,
+    kept: Mutex<HashMap<String, Kept>>,
+}
+
+/// A revocation list that was read.
+struct Kept {
+    number: i64,
+    der: Arc<[u8]>,
 }
 
 /// A key of the authority.
@@ -375,7 +381,8 @@ impl Inner {
                     let der: Arc<[u8]> = certificates::crl(tx, fresh.number).await?.into();
                     // A poisoned lock means only that lists are read anew.
                     if let Ok(mut kept) = self.kept.lock() {
-                        kept.insert(key.to_owned(), (fresh.number, der.clone()));
+                        let (number, der) = (fresh.number, der.clone());
+                        kept.insert(key.to_owned(), Kept { number, der });
                     }
                     Ok(Look::Fresh(der))
                 })
@@ -385,8 +392,8 @@ impl Inner {
 
     fn kept(&self, key: &str, number: i64) -> Option<Arc<[u8]>> {
         let kept = self.kept.lock().ok()?;
-        let (found, der) = kept.get(key)?;
-        (*found == number).then(|| der.clone())
+        let found = kept.get(key)?;
+        (found.number == number).then(|| found.der.clone())
     }
 
     /// Signs and keeps the next list. Another instance may be faster: then its list is kept.
