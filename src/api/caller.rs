@@ -123,7 +123,7 @@ impl FromRequestParts<App> for Administrator {
             )
             .with_rule(CONTROL_SOCKET_ONLY));
         };
-        if let Some(what) = administration(&parts.method, parts.uri.path()) {
+        if let Some(what) = administration(&parts.method, parts.uri.path())? {
             app.administer(&caller, what)?;
         }
         Ok(Self { uid })
@@ -135,20 +135,27 @@ pub(super) fn only_looks(method: &Method, path: &str) -> bool {
     method == Method::GET || path == super::routes::policy::EXPLAIN
 }
 
-/// What a request of an administrator changes; `None` where it only looks.
-fn administration(method: &Method, path: &str) -> Option<Administration> {
+/// What a request of an administrator changes; `None` where it only looks. What is not listed here
+/// is refused: policy cannot be asked about it.
+fn administration(method: &Method, path: &str) -> Result<Option<Administration>, Problem> {
     if only_looks(method, path) {
-        return None;
+        return Ok(None);
     }
-    let resource = path.strip_prefix("/v1/").unwrap_or(path);
-    Some(match resource.split('/').next().unwrap_or("") {
-        "clients" => Administration::Client,
-        "enrolments" => Administration::Enrol,
-        "policy" => Administration::Policy,
-        "tokens" => Administration::Token,
-        "wechatpay" => Administration::Merchant,
-        _ => Administration::Service,
-    })
+    let mut resource = path.strip_prefix("/v1/").unwrap_or("").split('/');
+    Ok(Some(match (resource.next(), resource.next()) {
+        (Some("clients"), _) => Administration::Client,
+        (Some("enrolments"), _) => Administration::Enrol,
+        (Some("keys"), None) => Administration::Service,
+        (Some("policy"), Some("reload")) => Administration::Policy,
+        (Some("tokens"), Some(_)) => Administration::Token,
+        (Some("wechatpay"), Some("merchants" | "secrets")) => Administration::Merchant,
+        _ => {
+            return Err(Problem::new(
+                Code::Internal,
+                format!("no kind of administration is named for {method} {path}"),
+            ));
+        }
+    }))
 }
 
 /// Who may use the control socket, besides root and the service's own user.
@@ -329,4 +336,60 @@ pub fn client(app: &App, peer: Option<&Peer>, page: Option<Origin>) -> Result<Id
         policy: Some(client.policy.clone()),
         page,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What changes something and is no administration: policy is asked about it in another way.
+    const OTHERWISE: [(&str, &str); 12] = [
+        ("POST", "/v1/approvals"),
+        ("POST", "/v1/crls"),
+        ("POST", "/v1/wechatpay/v2/refund/decrypt"),
+        ("POST", "/v1/wechatpay/v2/sign"),
+        ("POST", "/v1/wechatpay/v2/verify"),
+        ("POST", "/v1/wechatpay/v3/authorization"),
+        ("POST", "/v1/wechatpay/v3/certificates"),
+        ("POST", "/v1/wechatpay/v3/decrypt"),
+        ("POST", "/v1/wechatpay/v3/fields/decrypt"),
+        ("POST", "/v1/wechatpay/v3/fields/encrypt"),
+        ("POST", "/v1/wechatpay/v3/paysign"),
+        ("POST", "/v1/wechatpay/v3/verify"),
+    ];
+
+    #[test]
+    fn whatever_changes_something_is_named_administration_or_decided_otherwise() {
+        let document = super::super::routes::openapi::document();
+        let document: serde_json::Value =
+            serde_json::from_str(&document.to_json().unwrap()).unwrap();
+        let mut otherwise = Vec::new();
+        let mut named = std::collections::BTreeMap::<_, Vec<String>>::new();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for method in item.as_object().unwrap().keys() {
+                let method: Method = method.to_uppercase().parse().unwrap();
+                match administration(&method, path) {
+                    Ok(None) => assert!(only_looks(&method, path), "{method} {path}"),
+                    Ok(Some(what)) => named.entry(what.name()).or_default().push(path.clone()),
+                    Err(_) => otherwise.push((method.to_string(), path.clone())),
+                }
+            }
+        }
+        otherwise.sort();
+        let expected = OTHERWISE.map(|(method, path)| (method.to_owned(), path.to_owned()));
+        assert_eq!(otherwise, expected);
+        for what in Administration::ALL {
+            assert!(named.contains_key(what.name()), "{}", what.name());
+        }
+        for unknown in [
+            "/v1/",
+            "/v1/keys/x",
+            "/v1/policy",
+            "/v1/policy/other",
+            "/",
+            "/v2/clients",
+        ] {
+            assert!(administration(&Method::POST, unknown).is_err(), "{unknown}");
+        }
+    }
 }
