@@ -673,3 +673,123 @@ fn load(
     }
     Ok((state.computer, snapshot))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::jose::Jwk;
+    use crate::base::pkcs11::{KeyId, TokenId};
+    use crate::base::x509::tests::{SoftKey, at, authority, operating_certificate};
+    use crate::base::x509::{Revocation, crl_draft};
+
+    const ORIGIN: &str = "https://pay.example";
+
+    /// An authority that issues from 1,000,000 to 1,900,000,000 s, and a registry.
+    struct Scene {
+        _directory: tempfile::TempDir,
+        registry: Registry,
+        ca_key: SoftKey,
+        ca: Certificate,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let registry = Registry::open(directory.path()).unwrap();
+            let ca_key = SoftKey::new();
+            let ca = authority(&ca_key);
+            Self {
+                _directory: directory,
+                registry,
+                ca_key,
+                ca,
+            }
+        }
+
+        fn install(&self) -> Arc<Installed> {
+            let key = SoftKey::new();
+            let leaf = operating_certificate(&self.ca, &self.ca_key, &key.public);
+            let on_token = KeyRef {
+                token: TokenId {
+                    module: "m".into(),
+                    label: "demo".into(),
+                    serial: "s".into(),
+                },
+                id: KeyId::random(),
+            };
+            let origin: Origin = ORIGIN.parse().unwrap();
+            let jwks = JwkSet {
+                keys: vec![Jwk::from_public_key(&self.ca_key.public).unwrap()],
+            };
+            let service = Service::new(origin.clone(), jwks, vec![self.ca.clone()]).unwrap();
+            let installed = Installed::new(origin, on_token, vec![leaf], at(1_000_000)).unwrap();
+            self.registry.install(service, installed).unwrap()
+        }
+
+        /// How the certificate of this fingerprint stands.
+        fn standing(&self, installed: &Installed, now: Timestamp) -> Standing {
+            let snapshot = self.registry.snapshot();
+            let known = snapshot.by_fingerprint(installed.fingerprint()).unwrap();
+            snapshot.standing(known, now)
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_active_from_its_first_second_to_its_last() {
+        let scene = Scene::new();
+        let installed = scene.install();
+        for (second, standing) in [
+            (0, Standing::NotYetValid),
+            (999_999, Standing::NotYetValid),
+            (1_000_000, Standing::Active),
+            (1_700_000_000, Standing::Active),
+            (1_900_000_000, Standing::Active),
+            (1_900_000_001, Standing::Expired),
+            (4_000_000_000, Standing::Expired),
+        ] {
+            assert_eq!(scene.standing(&installed, at(second)), standing, "{second}");
+        }
+    }
+
+    #[test]
+    fn a_newer_certificate_supersedes_and_a_list_revokes_whatever_the_time() {
+        let scene = Scene::new();
+        let (first, second) = (scene.install(), scene.install());
+        for now in [at(0), at(1_700_000_000), at(4_000_000_000)] {
+            assert_eq!(scene.standing(&first, now), Standing::Superseded);
+        }
+        let now = at(1_700_000_000);
+        assert_eq!(scene.standing(&second, now), Standing::Active);
+
+        let revocations = [&first, &second].map(|installed| Revocation {
+            serial: installed.certificate().serial().to_vec(),
+            at: at(1_699_000_000),
+            reason: None,
+        });
+        for (number, revoked, expected) in [
+            (1, &[][..], [Standing::Superseded, Standing::Active]),
+            (2, &revocations[..1], [Standing::Revoked, Standing::Active]),
+            (3, &revocations[..], [Standing::Revoked, Standing::Revoked]),
+        ] {
+            let (this, next) = (at(1_699_000_000), at(1_699_100_000));
+            let draft = crl_draft(&scene.ca, number, this, next, revoked).unwrap();
+            let signature = scene.ca_key.sign(draft.to_sign());
+            let der = draft.assemble(&signature).unwrap();
+            scene.registry.apply_crl(&der).unwrap();
+            let found = [&first, &second].map(|one| scene.standing(one, now));
+            assert_eq!(found, expected, "list {number}");
+        }
+        // An older list takes nothing back.
+        let draft = crl_draft(&scene.ca, 2, now, at(1_900_000_000), &[]).unwrap();
+        let signature = scene.ca_key.sign(draft.to_sign());
+        let older = draft.assemble(&signature).unwrap();
+        assert!(matches!(
+            scene.registry.apply_crl(&older),
+            Err(RegistryError::CrlOld {
+                number: 2,
+                known: 3
+            })
+        ));
+        assert_eq!(scene.standing(&second, now), Standing::Revoked);
+    }
+}
