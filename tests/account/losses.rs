@@ -321,6 +321,60 @@ async fn administrators_together_give_a_lost_computer_back_and_can_stop_it() {
     scene.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn administrators_together_change_a_lost_number_without_papers() {
+    let scene = Scene::new().await;
+    people(&scene);
+    let dave_has = scene.installed("dave", "c2").await;
+    let carol_has = scene.installed("carol", "c3").await;
+    let bob = Browser::log_in(&scene, "bob").await;
+    let body = json!({
+        "kind": "mobile-change", "new_mobile": "+8613900000007", "password": PASSWORD,
+    });
+    let made = bob
+        .send(Method::POST, "/v1/requests", Some(body))
+        .await
+        .done(201);
+    let request = format!("/v1/requests/{}", made.text("id"));
+    let approval = format!("{request}/approval");
+    bob.send(Method::POST, &approval, None)
+        .await
+        .refused(403, "forbidden");
+    for (operator, installed, state) in [
+        ("dave", &dave_has, "open"),
+        ("carol", &carol_has, "granted"),
+    ] {
+        let browser = Browser::log_in(&scene, operator).await;
+        let asked = browser.send(Method::POST, &approval, None).await.done(201);
+        let statement = &asked.json["operation"]["statement"];
+        assert_eq!(statement["payee"], "+8613900000007 for bob");
+        let approval = scene.approval(installed, &asked.text("challenge"));
+        let operation = asked.json["operation"]["id"].as_str().unwrap();
+        let approvals = format!("/v1/operations/{operation}/approvals");
+        scene.post(&approvals, JOSE, approval).await.done(200);
+        assert_eq!(bob.get(&request).await.done(200).text("state"), state);
+    }
+
+    // As with papers: told, and not at once.
+    let told: Vec<String> = scene
+        .texts
+        .try_iter()
+        .map(|text| text.expose().to_owned())
+        .collect();
+    assert!(
+        told.iter().any(|text| text.contains("+8613800000002")),
+        "{told:?}"
+    );
+    assert_eq!(scene.service.requests().carry_out().await.unwrap(), 0);
+    scene.hand.advance(DAY * 3);
+    assert_eq!(scene.service.requests().carry_out().await.unwrap(), 1);
+    let _ = scene.texts.try_iter().count();
+    scene.ask_code("bob", "c1", PASSWORD).await.done(202);
+    let text = scene.texts.try_recv().unwrap();
+    assert!(text.expose().starts_with("SMS to +8613900000007: "));
+    scene.end().await;
+}
+
 /// Somebody else's server: what it was sent, and it fails the first `failures` times.
 struct Receiver {
     port: u16,
