@@ -869,7 +869,8 @@ fn nothing_acknowledged_is_lost_and_nothing_signed_twice() {
         println!("no more trouble");
         shared.stop.store(true, Ordering::Relaxed);
         let ended: Vec<_> = running.into_iter().map(|server| server.join()).collect();
-        for panic in ended.into_iter().chain([result]).filter_map(Result::err) {
+        let mut panics = ended.into_iter().chain([result]).filter_map(Result::err);
+        if let Some(panic) = panics.next() {
             for log in [trouble.accounts.log(), trouble.daemon.log()] {
                 let lines: Vec<&str> = log.lines().collect();
                 println!("{}", lines[lines.len().saturating_sub(60)..].join("\n"));

@@ -168,7 +168,7 @@ mod tests {
             from: now,
             to: later,
         };
-        assert_eq!(sums, [expected.clone()]);
+        assert_eq!(sums, std::slice::from_ref(&expected));
         assert_eq!(refusals.sum_up(later), []);
 
         // What the log did not take is not lost.
