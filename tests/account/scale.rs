@@ -43,13 +43,14 @@ INSERT INTO computers (account, id, name, created_at)
     FROM scale, generate_series(1, :accounts) i, generate_series(1, 2) j;
 INSERT INTO certificates (serial, account, operator, computer, request_hash, key_fingerprint, der,
                           not_before, not_after, issued_at, last_used_at, revoked_at,
-                          revocation_reason, revoked_by)
+                          revocation_reason, revoked_by, issuer)
     SELECT '4' || substr(md5(i || '.' || j), 1, 31), 'm' || i, 'o' || (1 + j % 2), 'c' || (1 + j % 2),
            md5('r' || i || '.' || j), md5('k' || i || '.' || j), decode(repeat('30', 700), 'hex'),
            now - j * 7776000000, now - j * 7776000000 + 63072000000, now - j * 7776000000, now - 86400000,
            CASE WHEN (i + j) % 10 = 0 THEN now - j * 86400000 END,
            CASE WHEN (i + j) % 10 = 0 THEN 'superseded' END,
-           CASE WHEN (i + j) % 10 = 0 THEN 'service' END
+           CASE WHEN (i + j) % 10 = 0 THEN 'service' END,
+           (SELECT fingerprint FROM service_keys WHERE purpose = 'issuing' AND retired_at IS NULL)
     FROM scale, generate_series(1, :accounts) i, generate_series(1, 10) j;
 INSERT INTO operations (id, account, operator, statement, state, platform_key, created_at, expires_at,
                         closed_at, events)
