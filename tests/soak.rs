@@ -860,7 +860,7 @@ fn nothing_acknowledged_is_lost_and_nothing_signed_twice() {
         scope.spawn(move || person(shared, &socket, &pin));
         let end = Instant::now() + Duration::from_secs(seconds);
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            while Instant::now() < end {
+            while Instant::now() < end && !shared.panicked.load(Ordering::Relaxed) {
                 trouble.rest(300);
                 trouble.strike();
             }

@@ -45,6 +45,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use sqlx::any::{AnyArguments, AnyPoolOptions, AnyRow};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
 use sqlx::{Any, AnyPool, Decode, Row, SqlSafeStr, Type};
 
@@ -264,13 +265,12 @@ impl Store {
                 Mode::Write if self.backend.one_writer() => Some(self.writer.lock().await),
                 Mode::Write | Mode::Read => None,
             };
-            let mut tx = match self.pool.begin_with(self.backend.begin(mode)).await {
-                Ok(inner) => Tx {
-                    inner,
-                    name,
-                    lost_race: false,
-                    captures: PhantomData,
-                },
+            let begun = match self.pool.acquire().await {
+                Ok(connection) => Tx::begin(connection, self.backend.begin(mode), name).await,
+                Err(error) => Err(error),
+            };
+            let mut tx = match begun {
+                Ok(tx) => tx,
                 Err(error) if attempt < ATTEMPTS && lost_race(&error) => {
                     attempt += 1;
                     continue;
@@ -278,14 +278,14 @@ impl Store {
                 Err(error) => return Err(failed(error).into()),
             };
             match body(&mut tx).await {
-                Ok(value) => match tx.inner.commit().await {
+                Ok(value) => match tx.end("COMMIT").await {
                     Ok(()) => return Ok(value),
                     Err(error) if attempt < ATTEMPTS && lost_race(&error) => attempt += 1,
                     Err(error) => return Err(failed(error).into()),
                 },
                 Err(error) => {
                     let again = tx.lost_race && attempt < ATTEMPTS;
-                    if let Err(source) = tx.inner.rollback().await {
+                    if let Err(source) = tx.end("ROLLBACK").await {
                         tracing::warn!(transaction = name, error = %source, "rollback failed");
                     }
                     if !again {
@@ -339,20 +339,61 @@ impl Store {
 }
 
 /// A running transaction. `'a` is what its body borrows from outside.
+///
+/// A connection whose transaction did not end as it should, or was left in the middle, is closed,
+/// which ends it for sure. SQLite ends a transaction by itself where the disk is full, for one; a
+/// connection that is thought to be in it still would be good for nothing, for as long as it lives.
 pub struct Tx<'a> {
-    inner: sqlx::Transaction<'static, Any>,
+    connection: PoolConnection<Any>,
+    has_ended: bool,
     name: &'static str,
     lost_race: bool,
     captures: PhantomData<&'a ()>,
 }
 
+impl Drop for Tx<'_> {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.connection.close_on_drop();
+        }
+    }
+}
+
 impl Tx<'_> {
+    async fn begin(
+        connection: PoolConnection<Any>,
+        how: &'static str,
+        name: &'static str,
+    ) -> Result<Self, sqlx::Error> {
+        let mut tx = Self {
+            connection,
+            has_ended: false,
+            name,
+            lost_race: false,
+            captures: PhantomData,
+        };
+        match sqlx::raw_sql(how).execute(&mut *tx.connection).await {
+            Ok(_) => Ok(tx),
+            Err(error) => {
+                // Whoever has to wait for a lock has begun nothing.
+                tx.has_ended = lost_race(&error);
+                Err(error)
+            }
+        }
+    }
+
+    async fn end(mut self, how: &'static str) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql(how).execute(&mut *self.connection).await?;
+        self.has_ended = true;
+        Ok(())
+    }
+
     /// Runs a statement and gives the number of rows it changed.
     pub(super) async fn execute(
         &mut self,
         query: Query<'_, Any, AnyArguments>,
     ) -> Result<u64, StoreError> {
-        match query.execute(&mut *self.inner).await {
+        match query.execute(&mut *self.connection).await {
             Ok(done) => Ok(done.rows_affected()),
             Err(error) => Err(self.failed(error)),
         }
@@ -363,7 +404,7 @@ impl Tx<'_> {
         &mut self,
         query: Query<'_, Any, AnyArguments>,
     ) -> Result<Option<Record>, StoreError> {
-        match query.fetch_optional(&mut *self.inner).await {
+        match query.fetch_optional(&mut *self.connection).await {
             Ok(row) => Ok(row.map(|row| Record {
                 row,
                 during: self.name,
@@ -389,7 +430,7 @@ impl Tx<'_> {
         &mut self,
         query: Query<'_, Any, AnyArguments>,
     ) -> Result<Vec<Record>, StoreError> {
-        match query.fetch_all(&mut *self.inner).await {
+        match query.fetch_all(&mut *self.connection).await {
             Ok(rows) => Ok(rows
                 .into_iter()
                 .map(|row| Record {
@@ -626,6 +667,32 @@ pub(super) mod tests {
             .await
             .unwrap_or_else(|error: StoreError| panic!("{error:?}"));
         assert_eq!(left, 0);
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_leaves_no_connection_that_is_good_for_nothing() {
+        let scratch = scratch().await;
+        let add = |id: &'static str, is_full: bool| {
+            scratch.store.transaction("test", move |tx| {
+                Box::pin(async move {
+                    if is_full {
+                        // As a full disk does: SQLite answers SQLITE_FULL and ends the transaction.
+                        tx.one(sqlx::query("PRAGMA max_page_count = 1")).await?;
+                    }
+                    let long = "x".repeat(1 << 20);
+                    let insert = "INSERT INTO accounts (id, name, created_at) VALUES ($1, $2, 1)";
+                    tx.execute(sqlx::query(insert).bind(id).bind(long)).await?;
+                    Ok::<_, StoreError>(())
+                })
+            })
+        };
+        for _ in 0..2 * CONNECTIONS {
+            let refused = add("a", true).await.unwrap_err();
+            assert!(refused.may_pass(), "{refused:?}");
+        }
+        for id in ["b", "c", "d"] {
+            add(id, false).await.unwrap();
+        }
     }
 
     #[tokio::test]
