@@ -178,11 +178,21 @@ impl Accounts {
 
     /// Where it listens, once it does.
     fn address(&self) -> SocketAddr {
-        support::wait::until("the account service listens", || {
-            let printed = self.printed.lock().unwrap();
-            let (_, rest) = printed.split_once("listening on https://")?;
-            rest.lines().next()?.parse().ok()
-        })
+        let begun = Instant::now();
+        loop {
+            if let Some((_, rest)) = self
+                .printed
+                .lock()
+                .unwrap()
+                .split_once("listening on https://")
+                && let Some(Ok(address)) = rest.lines().next().map(str::parse)
+            {
+                return address;
+            }
+            assert!(begun.elapsed() < RECOVERY, "no start: {}", self.log());
+            // What it prints comes in on another thread.
+            std::thread::sleep(AGAIN);
+        }
     }
 
     fn crash(&mut self) {
