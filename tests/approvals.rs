@@ -13,7 +13,7 @@ use opcert::base::x509::{Certificate, CertificateRequest};
 use opcert::http::client::{Client, ClientLimits, Target};
 use opcert::statement::Approval;
 use serde_json::{Value, json};
-use support::daemon::{Answer, ClientIdentity, Daemon, csr};
+use support::daemon::{Answer, ClientIdentity, Daemon, csr, drop_in};
 use support::faulty::Faulty;
 use support::service::{Service, withdrawal};
 use support::softhsm::TestToken;
@@ -842,13 +842,9 @@ fn a_key_that_a_crash_left_half_enrolled_goes_at_the_next_start() {
 
 /// The ids of the private keys on a token, hexadecimal.
 fn keys_on(token: &TestToken) -> Vec<String> {
-    let listed = Command::new("pkcs11-tool")
-        .arg("--module")
-        .arg(&token.module)
-        .args(["--token-label", &token.label])
-        .args(["--login", "--pin", &token.pin])
+    let listed = token
+        .pkcs11_tool()
         .args(["--list-objects", "--type", "privkey"])
-        .envs(&token.environment)
         .output()
         .expect("pkcs11-tool is needed: apt-get install opensc");
     assert!(listed.status.success(), "{listed:?}");
@@ -862,7 +858,6 @@ fn keys_on(token: &TestToken) -> Vec<String> {
 /// What a key did not prove is in the request, in the state of its enrolment and in the records.
 #[test]
 fn an_enrolment_tells_what_was_waived() {
-    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     let Some(mut token) = TestToken::softhsm("waived") else {
         return;
     };
@@ -870,21 +865,14 @@ fn an_enrolment_tells_what_was_waived() {
     faulty.misreport(cryptoki_sys::CKA_LOCAL, &[0]);
     token.environment = faulty.environment.clone();
     token.module = Faulty::module().to_owned();
-    let drop_ins = token.directory().join("opcertd.toml.d");
-    std::fs::DirBuilder::new()
-        .mode(0o700)
-        .create(&drop_ins)
-        .unwrap();
     let configure = |waive: &str| {
-        let path = drop_ins.join("waive.toml");
         let text = format!(
             "[[module]]\nname = \"test\"\nallow = [\"writable-path\"]\n\
              [[module.token]]\nuri = \"{0}\"\nwaive = {waive}\n\
              [audit.checkpoint]\ntoken = \"{0}\"\n",
             token.uri()
         );
-        std::fs::write(&path, text).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        drop_in(token.directory(), "waive.toml", &text);
     };
     configure("[]");
     let mut daemon = Daemon::start(&token);

@@ -2,7 +2,6 @@
 //! token holds it.
 
 use std::path::Path;
-use std::process::Command;
 
 use http::Method;
 use opcert::api::problem::{Code, Problem};
@@ -15,7 +14,7 @@ use opcert::enrol::attestation::{Attestation, attest};
 use serde_json::{Value, json};
 
 mod support;
-use support::daemon::Daemon;
+use support::daemon::{Daemon, drop_in};
 use support::devices::{generate, select, start};
 use support::maker::Maker;
 use support::service::Service;
@@ -137,25 +136,17 @@ async fn nobody_is_asked_where_no_authority_is_configured() {
 /// The whole way: no certification request leaves, and the key is gone.
 #[test]
 fn an_enrolment_that_needs_an_attestation_is_refused_without_one() {
-    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     let Some(token) = TestToken::softhsm("unattested") else {
         return;
     };
     let maker = Maker::new();
-    let drop_ins = token.directory().join("opcertd.toml.d");
-    std::fs::DirBuilder::new()
-        .mode(0o700)
-        .create(&drop_ins)
-        .unwrap();
-    let path = drop_ins.join("attestation.toml");
     let text = format!(
         "[[module]]\nname = \"test\"\n[[module.token]]\nuri = \"{}\"\n\
          attestation = {{ authorities = [{:?}], required = true }}\n",
         token.uri(),
         maker.path("root.pem"),
     );
-    std::fs::write(&path, text).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    drop_in(token.directory(), "attestation.toml", &text);
     let daemon = Daemon::start(&token);
     let service = Service::new(ORIGIN);
     assert_eq!(
@@ -166,20 +157,7 @@ fn an_enrolment_that_needs_an_attestation_is_refused_without_one() {
         .control(Method::GET, "/v1/enrolments", &Value::Null)
         .ok();
     assert_eq!(pending["enrolments"], json!([]));
-    let listed = Command::new("pkcs11-tool")
-        .arg("--module")
-        .arg(&token.module)
-        .args([
-            "--token-label",
-            &token.label,
-            "--login",
-            "--pin",
-            &token.pin,
-        ])
-        .arg("--list-objects")
-        .envs(&token.environment)
-        .output()
-        .unwrap();
+    let listed = token.pkcs11_tool().arg("--list-objects").output().unwrap();
     assert!(listed.status.success());
     assert_eq!(String::from_utf8_lossy(&listed.stdout), "");
 }

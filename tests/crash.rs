@@ -5,8 +5,6 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -18,46 +16,12 @@ use opcert::base::ids::random;
 use opcert::http::client::{Client, ClientLimits, Target};
 use serde_json::{Value, json};
 use support::daemon::{ClientIdentity, Daemon};
+use support::disk::Disk;
 use support::service::{Service, withdrawal};
 use support::softhsm::TestToken;
 
 /// How often the daemon is killed or its disk filled.
 const RUNS: usize = 200;
-
-/// A small file system in memory; unmounted when dropped.
-struct Disk(PathBuf);
-
-impl Disk {
-    /// `None` where this user may not mount.
-    fn mount(at: &Path) -> Option<Self> {
-        std::fs::create_dir_all(at).unwrap();
-        let status = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=32m,mode=0700", "tmpfs"])
-            .arg(at)
-            .output()
-            .ok()?;
-        status.status.success().then(|| Self(at.to_owned()))
-    }
-
-    /// Takes all the space there is.
-    fn fill(&self) {
-        use std::io::Write as _;
-        let mut file = std::fs::File::create(self.0.join("filler")).unwrap();
-        let block = vec![0; 64 * 1024];
-        while file.write_all(&block).is_ok() {}
-        while file.write_all(&[0]).is_ok() {}
-    }
-
-    fn free(&self) {
-        std::fs::remove_file(self.0.join("filler")).unwrap();
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
 
 /// What the clients and the one who makes trouble know in common.
 struct Shared {
@@ -121,7 +85,7 @@ fn ask(shared: &Shared, client: &ClientIdentity, service: &Service) {
 #[test]
 fn no_signature_without_its_record_whatever_happens_to_process_and_disk() {
     let token = TestToken::new("opcert-test");
-    let disk = Disk::mount(&token.directory().join("state"));
+    let disk = Disk::mount(&token.directory().join("state"), 32);
     if disk.is_none() {
         println!(
             "this user may not mount a small disk: the process is killed, the disk not filled"

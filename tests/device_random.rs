@@ -21,6 +21,7 @@ use tokio::sync::Mutex;
 
 mod support;
 use support::devices::{eventually, generate, select, sign, start, state, workers};
+use support::dice::Dice;
 use support::faulty::{Fault, Faulty, Handles, Login, Slots};
 use support::softhsm::TestToken;
 
@@ -67,27 +68,6 @@ const CODES: [CK_RV; 16] = [
     CKR_USER_NOT_LOGGED_IN,
     CKR_VENDOR_DEFINED + 7,
 ];
-
-/// SplitMix64 (Steele, Lea, Flood, 2014): small, and the same everywhere.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.roll() % end
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
-}
 
 /// Whoever pulls, breaks and mends.
 struct Chaos {

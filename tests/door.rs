@@ -346,7 +346,7 @@ async fn a_daemon_that_runs_on_presents_a_new_certificate_in_time() {
     let first = presented(address);
     assert_eq!(first, kept().trim_end());
     // In the last third of its 90 days, and an hour after the daemon last looked.
-    clock.set(61 * 24);
+    clock.set(61 * 24 * 3600);
     let second = wait::until("a new certificate", || {
         Some(presented(address)).filter(|now| *now != first)
     });

@@ -822,18 +822,9 @@ fn the_command_line_does_all_of_it_with_an_imported_key() {
     assert!(said.out.contains("imported, not proven"), "{}", said.out);
     assert!(said.out.contains(SERIAL));
     // The token itself tells an imported key from one that it made.
-    let objects = Command::new("pkcs11-tool")
-        .arg("--module")
-        .arg(&token.module)
-        .args([
-            "--login",
-            "--pin",
-            &token.pin,
-            "--token-label",
-            &token.label,
-        ])
+    let objects = token
+        .pkcs11_tool()
         .args(["--list-objects", "--type", "privkey"])
-        .envs(&token.environment)
         .output()
         .expect("pkcs11-tool is needed: apt-get install opensc");
     let objects = String::from_utf8(objects.stdout).unwrap();

@@ -218,14 +218,7 @@ fn a_reload_takes_over_what_it_can_and_tells_the_rest() {
         &token,
         "[browser]\naddresses = [\"127.0.0.1:0\"]\norigins = [\"https://one.example\"]\n",
     );
-    let directory = daemon.directory.join("opcertd.toml.d");
-    std::fs::create_dir(&directory).unwrap();
-    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let drop_in = directory.join("50-site.toml");
-    let write = |text: &str| {
-        std::fs::write(&drop_in, text).unwrap();
-        std::fs::set_permissions(&drop_in, std::fs::Permissions::from_mode(0o600)).unwrap();
-    };
+    let write = |text: &str| daemon.drop_in("50-site.toml", text);
 
     // A limit bites on the next connection: this one is let in, the two after the change are not.
     write(
@@ -277,7 +270,7 @@ fn a_reload_takes_over_what_it_can_and_tells_the_rest() {
             .is_success()
     );
     std::fs::write(&clients, saved).unwrap();
-    std::fs::remove_file(&drop_in).unwrap();
+    std::fs::remove_file(daemon.directory.join("opcertd.toml.d/50-site.toml")).unwrap();
     let status = daemon.reload();
     assert!(
         status["refused"].is_null() && status["needs_restart"].is_null(),
@@ -439,14 +432,7 @@ fn a_reload_takes_modules_in_changes_them_and_lets_them_go() {
     let (token, second) = (TestToken::new("observe"), TestToken::new("second"));
     let daemon = Daemon::start(&token);
     let pin_file = daemon.directory.join("pin");
-    let directory = daemon.directory.join("opcertd.toml.d");
-    std::fs::create_dir(&directory).unwrap();
-    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let drop_in = directory.join("50-site.toml");
-    let write = |text: &str| {
-        std::fs::write(&drop_in, text).unwrap();
-        std::fs::set_permissions(&drop_in, std::fs::Permissions::from_mode(0o600)).unwrap();
-    };
+    let write = |text: &str| daemon.drop_in("50-site.toml", text);
     let states = || -> Vec<(String, String)> {
         let list = daemon.control(Method::GET, "/v1/tokens", &Value::Null).ok();
         let text = |one: &Value, name: &str| one[name].as_str().unwrap().to_owned();
@@ -524,14 +510,7 @@ fn a_reload_moves_the_copy_of_the_records_and_the_group_of_the_control_socket() 
         &token,
         &format!("[audit]\ncopy = \"file:{}\"\n", first.display()),
     );
-    let directory = daemon.directory.join("opcertd.toml.d");
-    std::fs::create_dir(&directory).unwrap();
-    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let drop_in = directory.join("50-site.toml");
-    let write = |text: &str| {
-        std::fs::write(&drop_in, text).unwrap();
-        std::fs::set_permissions(&drop_in, std::fs::Permissions::from_mode(0o600)).unwrap();
-    };
+    let write = |text: &str| daemon.drop_in("50-site.toml", text);
     let adopted = || {
         let status = daemon.reload();
         assert!(

@@ -5,7 +5,6 @@ mod support;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use serde_json::{Value, json};
 use support::daemon::{ClientIdentity, Daemon};
 use support::service::{Service, withdrawal};
 use support::softhsm::TestToken;
+use support::wall_clock::{Timers, WallClock};
 
 const ORIGIN: &str = "https://pay.example";
 
@@ -255,33 +255,21 @@ fn any_interleaving_of_two_clients_and_a_restart_yields_one_approval() {
         .unwrap();
 }
 
-/// Where Debian's libfaketime is.
-const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
-
 #[test]
 fn a_clock_that_steps_revives_no_challenge() {
-    if !Path::new(FAKETIME).exists() {
-        println!("skipped: {FAKETIME} is not installed");
+    if WallClock::is_missing() {
         return;
     }
     let token = TestToken::new("opcert-test");
-    let offset = token.directory().join("offset");
-    let set = |seconds: i64| std::fs::write(&offset, format!("{seconds:+}\n")).unwrap();
+    let clock = WallClock::new(token.directory(), Timers::Real);
     // The certificates of the doors are from before, so that steps back do not end them.
-    set(-3_600);
-    let environment = [
-        ("LD_PRELOAD", FAKETIME.to_owned()),
-        ("FAKETIME_TIMESTAMP_FILE", offset.display().to_string()),
-        ("FAKETIME_NO_CACHE", "1".to_owned()),
-        // Only the wall clock steps.
-        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-    ];
-    let mut daemon = Daemon::start_in(&token, "", &environment);
+    clock.set(-3_600);
+    let mut daemon = Daemon::start_in(&token, "", &clock.environment());
     let service = Service::new(ORIGIN);
     let silent = json!({ "consent": "none" });
     let till = daemon.add_client("till", &silent);
     let other = daemon.add_client("other", &silent);
-    set(0);
+    clock.set(0);
     daemon.enrol(&service, "alice", "p256");
     let runtime = runtime();
     let challenge = [service.challenge(&withdrawal("alice"), |_| ())];
@@ -307,7 +295,7 @@ fn a_clock_that_steps_revives_no_challenge() {
         (-20, true),
         (0, true),
     ] {
-        set(step);
+        clock.set(step);
         if restart {
             daemon.crash_and_restart();
         }

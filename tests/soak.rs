@@ -37,8 +37,11 @@ use opcert::http::tls;
 use scene::{Made, PASSWORD};
 use serde_json::{Value, json};
 use support::daemon::{ClientIdentity, Daemon};
+use support::dice::Dice;
+use support::disk::Disk;
 use support::faulty::{Faulty, Handles, Slots};
 use support::softhsm::TestToken;
+use support::wall_clock::{Timers, WallClock};
 
 /// How long there is trouble, if the environment does not say.
 const SECONDS: u64 = 40;
@@ -49,76 +52,8 @@ const SERVERS: usize = 3;
 /// After the last trouble, so long everything may take to work again.
 const RECOVERY: Duration = Duration::from_secs(90);
 
-/// Debian's libfaketime.
-const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
-
-/// SplitMix64 (Steele, Lea, Flood, 2014).
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.roll() % end
-    }
-}
-
-/// A small file system in memory; unmounted when dropped.
-struct Disk(PathBuf);
-
-impl Disk {
-    /// Over a directory, whose contents it gets; `None` where this user may not mount.
-    fn over(directory: &Path) -> Option<Self> {
-        let aside = directory.with_extension("aside");
-        std::fs::create_dir_all(directory).unwrap();
-        std::fs::rename(directory, &aside).unwrap();
-        std::fs::create_dir(directory).unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=128m,mode=0700", "tmpfs"])
-            .arg(directory)
-            .output()
-            .is_ok_and(|output| output.status.success());
-        let copied = Command::new("cp")
-            .arg("-a")
-            .arg(aside.join("."))
-            .arg(directory)
-            .status();
-        assert!(copied.unwrap().success());
-        mounted.then(|| Self(directory.to_owned()))
-    }
-
-    fn fill(&self) {
-        let mut file = std::fs::File::create(self.0.join("filler")).unwrap();
-        let block = vec![0; 64 * 1024];
-        while file.write_all(&block).is_ok() {}
-        while file.write_all(&[0]).is_ok() {}
-    }
-
-    fn free(&self) {
-        std::fs::remove_file(self.0.join("filler")).unwrap();
-    }
-
-    fn remount(&self, how: &str) {
-        let option = format!("remount,{how}");
-        let status = Command::new("mount")
-            .args(["-o", &option])
-            .arg(&self.0)
-            .status();
-        assert!(status.unwrap().success());
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
+/// The size of each program's disk, in MiB.
+const DISK: u32 = 128;
 
 /// The account service as a process, and all that it printed.
 struct Accounts {
@@ -618,8 +553,8 @@ struct Trouble<'a> {
     daemon_disk: Option<Disk>,
     accounts_disk: Option<Disk>,
     database: Database,
-    /// Where libfaketime reads how far the clocks are off.
-    offset: Option<PathBuf>,
+    /// The wall clock of all programs.
+    clock: Option<WallClock>,
     made: BTreeMap<&'static str, usize>,
 }
 
@@ -644,8 +579,8 @@ impl Trouble<'_> {
     }
 
     fn step_clocks(&mut self, seconds: i64) {
-        if let Some(offset) = &self.offset {
-            std::fs::write(offset, format!("{seconds:+}\n")).unwrap();
+        if let Some(clock) = &self.clock {
+            clock.set(seconds);
         }
     }
 
@@ -739,11 +674,11 @@ impl Trouble<'_> {
                 "token hung"
             }
             12 => {
-                let code = [
+                let code = self.dice.pick(&[
                     CKR_DEVICE_ERROR,
                     CKR_GENERAL_ERROR,
                     CKR_SESSION_HANDLE_INVALID,
-                ][usize::try_from(self.dice.below(3)).unwrap()];
+                ]);
                 self.faulty.next("C_Sign,C_SignInit", code, 2);
                 "token refused"
             }
@@ -784,24 +719,14 @@ fn nothing_acknowledged_is_lost_and_nothing_signed_twice() {
     let made = Made::new();
     let token = TestToken::new("opcert-soak");
     let faulty = Faulty::new(&token);
-    let offset = Path::new(FAKETIME)
-        .exists()
-        .then(|| token.directory().join("offset"));
-    let mut environment = Vec::new();
-    match &offset {
-        Some(offset) => {
-            std::fs::write(offset, "+0\n").unwrap();
-            environment.extend([
-                ("LD_PRELOAD", FAKETIME.to_owned()),
-                ("FAKETIME_TIMESTAMP_FILE", offset.display().to_string()),
-                ("FAKETIME_NO_CACHE", "1".to_owned()),
-                ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-            ]);
-        }
-        None => println!("{FAKETIME} is not installed: clocks stay as they are"),
-    }
-    let daemon_disk = Disk::over(&token.directory().join("state"));
-    let accounts_disk = Disk::over(&made.state());
+    // Says so itself.
+    let clock = (!WallClock::is_missing()).then(|| WallClock::new(token.directory(), Timers::Real));
+    let environment = clock
+        .as_ref()
+        .map(WallClock::environment)
+        .unwrap_or_default();
+    let daemon_disk = Disk::over(&token.directory().join("state"), DISK);
+    let accounts_disk = Disk::over(&made.state(), DISK);
     if daemon_disk.is_none() || accounts_disk.is_none() {
         println!("this user may not mount a small disk: disks are neither filled nor read-only");
     }
@@ -847,7 +772,7 @@ fn nothing_acknowledged_is_lost_and_nothing_signed_twice() {
         daemon_disk,
         accounts_disk,
         database,
-        offset,
+        clock,
         made: BTreeMap::new(),
     };
     std::thread::scope(|scope| {

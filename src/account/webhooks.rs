@@ -165,6 +165,7 @@ impl Courier {
             // A new notice, the next due time, or room for another try, whichever comes first.
             let due = async {
                 match wait {
+                    // When it is due is known, and nobody else tells.
                     Some(wait) => tokio::time::sleep(wait).await,
                     None => std::future::pending().await,
                 }

@@ -86,6 +86,7 @@ mod tests {
     use rustls::time_provider::TimeProvider;
     use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
 
+    use crate::base::clock::ClockHand;
     use crate::base::x509::Certificate;
     use crate::http::tls;
 
@@ -138,57 +139,81 @@ mod tests {
         client.peer_certificates().unwrap()[0].clone()
     }
 
+    /// A door, what renews its certificate, and their clock.
+    struct Door {
+        directory: tempfile::TempDir,
+        authority: Arc<LocalCa>,
+        settings: Arc<ServerConfig>,
+        clock: Clock,
+        hand: ClockHand,
+        renewing: tokio::task::JoinHandle<()>,
+    }
+
+    impl Door {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let (clock, hand) = Clock::manual(Timestamp::now());
+            let authority = Arc::new(LocalCa::open(directory.path(), clock.now()).unwrap());
+            let certificate = DoorCertificate::new(authority.clone(), clock.clone()).unwrap();
+            let trust = tls::roots([authority.certificate().der().to_vec().into()]).unwrap();
+            let settings = tls::browser(certificate.presented(), trust).unwrap();
+            let renewing = tokio::spawn(certificate.renew_in_time());
+            Self {
+                directory,
+                authority,
+                settings,
+                clock,
+                hand,
+                renewing,
+            }
+        }
+
+        /// What a client sees after it was looked whether the certificate is still good.
+        async fn shown_after_a_look(&self) -> CertificateDer<'static> {
+            // By the paused clock: the next look is due within this, and nothing else takes time.
+            tokio::time::sleep(LOOK * 2).await;
+            shown(&self.settings, &self.authority, &self.clock)
+        }
+    }
+
+    impl Drop for Door {
+        fn drop(&mut self) {
+            self.renewing.abort();
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn doors_present_a_new_certificate_before_theirs_is_over() {
-        let directory = tempfile::tempdir().unwrap();
-        let (clock, hand) = Clock::manual(Timestamp::now());
-        let authority = Arc::new(LocalCa::open(directory.path(), clock.now()).unwrap());
-        let certificate = DoorCertificate::new(authority.clone(), clock.clone()).unwrap();
-        let trust = tls::roots([authority.certificate().der().to_vec().into()]).unwrap();
-        let settings = tls::browser(certificate.presented(), trust).unwrap();
-        let first = shown(&settings, &authority, &clock);
-        let renewing = tokio::spawn(certificate.renew_in_time());
+        let door = Door::new();
+        let first = door.shown_after_a_look().await;
+        door.hand.advance(Duration::from_secs(59 * 86_400));
+        assert_eq!(door.shown_after_a_look().await, first);
 
-        hand.advance(Duration::from_secs(59 * 86_400));
-        tokio::time::sleep(LOOK * 2).await;
-        assert_eq!(shown(&settings, &authority, &clock), first);
-
-        hand.advance(Duration::from_secs(2 * 86_400));
-        tokio::time::sleep(LOOK * 2).await;
-        let second = shown(&settings, &authority, &clock);
+        door.hand.advance(Duration::from_secs(2 * 86_400));
+        let second = door.shown_after_a_look().await;
         assert_ne!(second, first);
         let ends = |der: &CertificateDer<'_>| Certificate::from_der(der).unwrap().not_after();
         assert!(ends(&second) > ends(&first));
-        renewing.abort();
 
         // A start finds the same one.
-        let again = LocalCa::open(directory.path(), clock.now()).unwrap();
-        let kept = again.server_identity(clock.now()).unwrap();
+        let again = LocalCa::open(door.directory.path(), door.clock.now()).unwrap();
+        let kept = again.server_identity(door.clock.now()).unwrap();
         assert_eq!(kept.chain[0], second);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_renewal_that_fails_leaves_the_certificate_and_is_tried_again() {
-        let directory = tempfile::tempdir().unwrap();
-        let (clock, hand) = Clock::manual(Timestamp::now());
-        let authority = Arc::new(LocalCa::open(directory.path(), clock.now()).unwrap());
-        let certificate = DoorCertificate::new(authority.clone(), clock.clone()).unwrap();
-        let trust = tls::roots([authority.certificate().der().to_vec().into()]).unwrap();
-        let settings = tls::browser(certificate.presented(), trust).unwrap();
-        let first = shown(&settings, &authority, &clock);
-        let renewing = tokio::spawn(certificate.renew_in_time());
+        let door = Door::new();
+        let first = door.shown_after_a_look().await;
 
         // Neither a key nor a directory can be where the other is.
-        let key = directory.path().join("server-key.pem");
+        let key = door.directory.path().join("server-key.pem");
         std::fs::remove_file(&key).unwrap();
         std::fs::create_dir(&key).unwrap();
-        hand.advance(Duration::from_secs(61 * 86_400));
-        tokio::time::sleep(LOOK * 2).await;
-        assert_eq!(shown(&settings, &authority, &clock), first);
+        door.hand.advance(Duration::from_secs(61 * 86_400));
+        assert_eq!(door.shown_after_a_look().await, first);
 
         std::fs::remove_dir(&key).unwrap();
-        tokio::time::sleep(LOOK * 2).await;
-        assert_ne!(shown(&settings, &authority, &clock), first);
-        renewing.abort();
+        assert_ne!(door.shown_after_a_look().await, first);
     }
 }

@@ -275,7 +275,7 @@ fn a_certificate_is_renewed_with_its_old_key() {
     assert!(error.contains("renewal-too-early"), "{error}");
 
     // In the last third the old key approves, without password or code.
-    clock.set(17);
+    clock.set(17 * 3600);
     let said = computer.run(&["renew"], true);
     assert!(said.contains("alice"), "{said}");
     let after = computer.certificates();
@@ -291,7 +291,7 @@ fn a_certificate_is_renewed_with_its_old_key() {
     assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
 
     // The new one signs when the old one is over, and is left alone until its own last third.
-    clock.set(25);
+    clock.set(25 * 3600);
     computer.approve(&made).unwrap();
     let said = computer.run(&["renew"], true);
     assert!(said.contains("No certificate can be renewed yet"), "{said}");
@@ -301,19 +301,7 @@ fn a_certificate_is_renewed_with_its_old_key() {
 #[test]
 fn the_challenge_key_changes_and_daemons_follow() {
     let (made, service) = at_fixed_address();
-    let keys = |made: &Made| -> Vec<(String, String)> {
-        let list = succeed(made.command().args(["--json", "key", "list"]));
-        let list: Value = serde_json::from_str(&list).unwrap();
-        list.as_array()
-            .unwrap()
-            .iter()
-            .filter(|key| key["purpose"] == "challenge")
-            .map(|key| {
-                let text = |name: &str| key[name].as_str().unwrap().to_owned();
-                (text("state"), text("fingerprint"))
-            })
-            .collect()
-    };
+    let keys = |made: &Made| made.keys("challenge");
     let running = Running::start(&made);
     let early = Computer::new(&made, &service, "alice", &[]);
     let late = Computer::new(&made, &service, "bob", &[]);
@@ -375,17 +363,7 @@ fn the_authority_changes_its_key_and_daemons_follow() {
         succeed_with(&mut create, PASSWORD);
     }
     let key = |arguments: &[&str]| run(made.command().arg("key").args(arguments), "");
-    let issuing = || -> Vec<(String, String)> {
-        let list = succeed(made.command().args(["--json", "key", "list"]));
-        let list: Value = serde_json::from_str(&list).unwrap();
-        let keys = list.as_array().unwrap().iter();
-        keys.filter(|key| key["purpose"] == "issuing")
-            .map(|key| {
-                let text = |name: &str| key[name].as_str().unwrap().to_owned();
-                (text("state"), text("fingerprint"))
-            })
-            .collect()
-    };
+    let issuing = || made.keys("issuing");
     let running = Running::start(&made);
     let early = Computer::new(&made, &service, "alice", &[]);
     let late = Computer::new(&made, &service, "bob", &[]);

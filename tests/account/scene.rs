@@ -117,6 +117,19 @@ impl Made {
         command
     }
 
+    /// State and fingerprint of the service's keys for this purpose.
+    pub(crate) fn keys(&self, purpose: &str) -> Vec<(String, String)> {
+        let list = succeed(self.command().args(["--json", "key", "list"]));
+        let list: Value = serde_json::from_str(&list).unwrap();
+        let keys = list.as_array().unwrap().iter();
+        keys.filter(|key| key["purpose"] == purpose)
+            .map(|key| {
+                let text = |name: &str| key[name].as_str().unwrap().to_owned();
+                (text("state"), text("fingerprint"))
+            })
+            .collect()
+    }
+
     pub(crate) fn state(&self) -> PathBuf {
         self.token.directory().join("state")
     }

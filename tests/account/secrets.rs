@@ -618,17 +618,7 @@ async fn the_sealing_key_changes_and_secrets_stay() {
     let desk = Computer::new(&scene, "alice", "desk").await;
     set(&scene, "api", FIRST, 0).await.done(200);
     desk.admit(&scene).await;
-    let sealing = |scene: &Scene| -> Vec<(String, String)> {
-        let list = succeed(scene.made.command().args(["--json", "key", "list"]));
-        let list: Value = serde_json::from_str(&list).unwrap();
-        let keys = list.as_array().unwrap().iter();
-        keys.filter(|key| key["purpose"] == "sealing")
-            .map(|key| {
-                let text = |name: &str| key[name].as_str().unwrap().to_owned();
-                (text("state"), text("fingerprint"))
-            })
-            .collect()
-    };
+    let sealing = |scene: &Scene| scene.made.keys("sealing");
     let first = sealing(&scene)[0].1.clone();
     succeed(scene.made.command().args(["key", "rotate", "sealing"]));
     let scene = scene.again().await;

@@ -1,6 +1,6 @@
 //! The real `opcertd` on port 0 in a temporary directory, and what a courier and a client do.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -250,6 +250,11 @@ impl Daemon {
         self.control(Method::GET, "/v1/status", &Value::Null).ok()["configuration"].clone()
     }
 
+    /// Writes a drop-in of its configuration.
+    pub fn drop_in(&self, name: &str, text: &str) {
+        drop_in(&self.directory, name, text);
+    }
+
     /// Its configuration file.
     pub fn config(&self) -> &Path {
         &self.config
@@ -457,6 +462,25 @@ fn spawn(config: &Path, directory: &Path, environment: &[(String, String)]) -> C
         .stderr(log)
         .spawn()
         .unwrap()
+}
+
+/// Writes a drop-in of the configuration of a daemon whose files are in `directory`.
+pub fn drop_in(directory: &Path, name: &str, text: &str) {
+    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+    let directory = directory.join("opcertd.toml.d");
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&directory)
+        .unwrap();
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(directory.join(name))
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .unwrap();
 }
 
 /// Reads a whole file; for files a test knows to exist.

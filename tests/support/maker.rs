@@ -88,21 +88,12 @@ impl Maker {
 
     /// Past the worker, as another program would.
     fn put(&self, token: &TestToken, certificate: &Path, id: &str) {
-        let output = Command::new("pkcs11-tool")
-            .arg("--module")
-            .arg(&token.module)
-            .args([
-                "--token-label",
-                &token.label,
-                "--login",
-                "--pin",
-                &token.pin,
-            ])
+        let output = token
+            .pkcs11_tool()
             .arg("--write-object")
             .arg(certificate)
             .args(["--type", "cert", "--id", id])
             .args(["--label", "X.509 Certificate for PIV Attestation"])
-            .envs(&token.environment)
             .output()
             .expect("pkcs11-tool is needed: apt-get install opensc");
         assert!(

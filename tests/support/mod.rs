@@ -6,6 +6,8 @@
 pub mod attach;
 pub mod daemon;
 pub mod devices;
+pub mod dice;
+pub mod disk;
 pub mod faulty;
 pub mod maker;
 pub mod service;

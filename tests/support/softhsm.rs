@@ -177,6 +177,17 @@ impl TestToken {
         path
     }
 
+    /// Somebody else's program on this token, logged in past the worker; to be told what to do.
+    pub fn pkcs11_tool(&self) -> Command {
+        let mut tool = Command::new("pkcs11-tool");
+        tool.arg("--module")
+            .arg(&self.module)
+            .args(["--token-label", &self.label])
+            .args(["--login", "--pin", &self.pin])
+            .envs(&self.environment);
+        tool
+    }
+
     /// A device configuration with this module as `test` and this token, its PIN in a file.
     pub fn config(&self) -> Config {
         self.config_with(Some(PinSource::File(self.pin_file(&self.pin))))

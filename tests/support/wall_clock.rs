@@ -40,11 +40,11 @@ impl WallClock {
         clock
     }
 
-    /// Sets it to so many hours from now.
-    pub fn set(&self, hours: i64) {
+    /// Sets it to so many seconds from now.
+    pub fn set(&self, seconds: i64) {
         // Whole or not at all: programs read it at any time.
         let next = self.offset.with_extension("next");
-        std::fs::write(&next, format!("{:+}\n", hours * 3600)).unwrap();
+        std::fs::write(&next, format!("{seconds:+}\n")).unwrap();
         std::fs::rename(&next, &self.offset).unwrap();
     }
 

@@ -526,9 +526,7 @@ fn lost_race(error: &sqlx::Error) -> bool {
 fn may_pass(error: &sqlx::Error) -> bool {
     use sqlx::Error;
     let code = match error {
-        Error::Io(_) | Error::PoolTimedOut | Error::WorkerCrashed | Error::BeginFailed => {
-            return true;
-        }
+        Error::Io(_) | Error::PoolTimedOut | Error::WorkerCrashed => return true,
         Error::Database(error) => error.code(),
         _ => return false,
     };
