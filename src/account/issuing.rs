@@ -29,6 +29,7 @@ use std::time::Duration;
 use const_oid::db::rfc5280::ID_KP_EMAIL_PROTECTION;
 use const_oid::db::rfc5912::ID_AD_OCSP;
 use der::asn1::Ia5String;
+use hyper::body::Bytes;
 use jiff::Timestamp;
 use x509_cert::ext::pkix::crl::dp::DistributionPoint;
 use x509_cert::ext::pkix::name::{DistributionPointName, GeneralName};
@@ -42,7 +43,7 @@ use super::signer::{SignError, Signer};
 use super::store::certificates::{self, Revoked, StoredCrl};
 use super::store::{Store, StoreError, keys};
 use crate::base::Clock;
-use crate::base::encoding::from_hex;
+use crate::base::encoding::{base64url, from_hex, sha256};
 use crate::base::key::PublicKey;
 use crate::base::x509::{
     Certificate, CertificateFields, DOCUMENT_SIGNING, Draft, OperatingIdentity, RemoteKey,
@@ -169,10 +170,29 @@ struct Inner {
     kept: Mutex<HashMap<String, Kept>>,
 }
 
+/// A revocation list as it is given out; cloning shares it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevocationList {
+    /// The signed list.
+    pub der: Bytes,
+    /// Names these very bytes: their SHA-256 in base64url. The number of a list would not, as a
+    /// database that was restored uses numbers again.
+    pub tag: Arc<str>,
+}
+
+impl RevocationList {
+    fn new(der: Vec<u8>) -> Self {
+        Self {
+            tag: base64url(&sha256(&der)).into(),
+            der: der.into(),
+        }
+    }
+}
+
 /// A revocation list that was read.
 struct Kept {
     number: i64,
-    der: Arc<[u8]>,
+    list: RevocationList,
 }
 
 /// A key of the authority.
@@ -306,9 +326,9 @@ impl Issuer {
         Ok(Certificate::from_der(&draft.assemble(&signature)?)?)
     }
 
-    /// The current revocation list, DER, as the key of this name signs it, or the one that signs
+    /// The current revocation list as the key of this name signs it, or the one that signs
     /// now. None where no key of that name is published.
-    pub async fn crl(&self, key: Option<&str>) -> Result<Option<Arc<[u8]>>, IssuingError> {
+    pub async fn crl(&self, key: Option<&str>) -> Result<Option<RevocationList>, IssuingError> {
         let inner = &*self.0;
         let found = match key {
             Some(key) => inner.authorities.iter().find(|one| one.key() == key),
@@ -318,14 +338,14 @@ impl Issuer {
             return Ok(None);
         };
         let key = &authority.key();
-        if let Look::Fresh(crl) = inner.look(key).await? {
-            return Ok(Some(crl));
+        if let Look::Fresh(list) = inner.look(key).await? {
+            return Ok(Some(list));
         }
         // One request makes the next list, the others wait for it.
         let _turn = inner.refresh.lock().await;
         loop {
             match inner.look(key).await? {
-                Look::Fresh(crl) => return Ok(Some(crl)),
+                Look::Fresh(list) => return Ok(Some(list)),
                 Look::Due(material) => inner.make_crl(authority, material).await?,
             }
         }
@@ -335,7 +355,7 @@ impl Issuer {
 /// The state of the revocation list, as one look at the database found it.
 enum Look {
     /// It is up to date.
-    Fresh(Arc<[u8]>),
+    Fresh(RevocationList),
     /// There is none, it is out of date, or half its time is over.
     Due(Material),
 }
@@ -375,25 +395,25 @@ impl Inner {
                             revoked: certificates::revoked(tx, now).await?,
                         }));
                     };
-                    if let Some(der) = self.kept(key, fresh.number) {
-                        return Ok(Look::Fresh(der));
+                    if let Some(list) = self.kept(key, fresh.number) {
+                        return Ok(Look::Fresh(list));
                     }
-                    let der: Arc<[u8]> = certificates::crl(tx, fresh.number).await?.into();
+                    let list = RevocationList::new(certificates::crl(tx, fresh.number).await?);
                     // A poisoned lock means only that lists are read anew.
                     if let Ok(mut kept) = self.kept.lock() {
-                        let (number, der) = (fresh.number, der.clone());
-                        kept.insert(key.to_owned(), Kept { number, der });
+                        let (number, list) = (fresh.number, list.clone());
+                        kept.insert(key.to_owned(), Kept { number, list });
                     }
-                    Ok(Look::Fresh(der))
+                    Ok(Look::Fresh(list))
                 })
             })
             .await
     }
 
-    fn kept(&self, key: &str, number: i64) -> Option<Arc<[u8]>> {
+    fn kept(&self, key: &str, number: i64) -> Option<RevocationList> {
         let kept = self.kept.lock().ok()?;
         let found = kept.get(key)?;
-        (found.number == number).then(|| found.der.clone())
+        (found.number == number).then(|| found.list.clone())
     }
 
     /// Signs and keeps the next list. Another instance may be faster: then its list is kept.

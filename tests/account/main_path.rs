@@ -5,6 +5,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use http::{Method, Request, StatusCode};
+use hyper::body::Bytes;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -600,6 +601,18 @@ async fn the_revocation_list_is_numbered_and_never_stale() {
     assert_eq!(next.number(), 2, "half its time is over");
     assert!(next.next_update() > scene.clock.now());
 
+    // Who has the list need not be sent it again.
+    let known = scene.get("/pki/issuing.crl").await.done(200).headers["etag"].clone();
+    let unless = async |tags: &[u8]| {
+        let request = Request::get("/pki/issuing.crl").header("if-none-match", tags);
+        scene.send(request.body(Bytes::new()).unwrap()).await
+    };
+    let tags = [b"\"other\", W/", known.as_bytes()].concat();
+    let unchanged = unless(&tags).await.done(304);
+    assert_eq!(unchanged.headers["etag"], known);
+    assert!(unchanged.bytes.is_empty());
+    unless(b"\"other\"").await.done(200);
+
     let serial = hex(installed.certificate.serial());
     succeed(
         scene
@@ -609,6 +622,8 @@ async fn the_revocation_list_is_numbered_and_never_stale() {
     );
     let after = list().await;
     assert_eq!((after.number(), after.len()), (3, 1));
+    let changed = unless(known.as_bytes()).await.done(200);
+    assert_ne!(changed.headers["etag"], known);
     assert!(after.revoked_at(installed.certificate.serial()).is_some());
     assert_eq!(list().await.number(), 3);
 

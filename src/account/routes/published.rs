@@ -1,7 +1,8 @@
 //! What anybody may read: keys, the revocation list, health.
 
 use axum::extract::State;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -66,11 +67,12 @@ pub async fn vouched_keys(State(service): State<Service>) -> Result<Json<Vouched
     tag = "published",
     responses(
         (status = 200, body = Vec<u8>, content_type = "application/pkix-crl"),
+        (status = 304, description = "The list is still the one that `if-none-match` names."),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
-pub async fn crl(State(service): State<Service>) -> Result<Response, Refused> {
-    revocation_list(&service, None).await
+pub async fn crl(State(service): State<Service>, headers: HeaderMap) -> Result<Response, Refused> {
+    revocation_list(&service, None, &headers).await
 }
 
 /// The same list signed by the key with this name, which is in each certificate it signed. Each
@@ -82,6 +84,7 @@ pub async fn crl(State(service): State<Service>) -> Result<Response, Refused> {
     params(("list" = String, Path, description = "SHA-256 of the key (SubjectPublicKeyInfo), hexadecimal, and `.crl`")),
     responses(
         (status = 200, body = Vec<u8>, content_type = "application/pkix-crl"),
+        (status = 304, description = "The list is still the one that `if-none-match` names."),
         (status = 404, description = "not-found", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
     )
@@ -89,25 +92,43 @@ pub async fn crl(State(service): State<Service>) -> Result<Response, Refused> {
 pub async fn crl_of_key(
     State(service): State<Service>,
     Path(list): Path<String>,
+    headers: HeaderMap,
 ) -> Result<Response, Refused> {
     let key = list.strip_suffix(".crl").unwrap_or_default();
-    revocation_list(&service, Some(key)).await
+    revocation_list(&service, Some(key), &headers).await
 }
 
-async fn revocation_list(service: &Service, key: Option<&str>) -> Result<Response, Refused> {
+async fn revocation_list(
+    service: &Service,
+    key: Option<&str>,
+    headers: &HeaderMap,
+) -> Result<Response, Refused> {
     let found = service.issuer().crl(key).await.map_err(Problem::from)?;
-    let der = found.ok_or_else(|| {
+    let list = found.ok_or_else(|| {
         Problem::new(
             Code::NotFound,
             "no key of the issuing authority has this name",
         )
     })?;
-    let headers = [
-        (CONTENT_TYPE, "application/pkix-crl"),
-        // A revocation must be seen at once, so nobody keeps a list without asking.
-        (CACHE_CONTROL, "no-cache"),
-    ];
-    Ok((headers, der.to_vec()).into_response())
+    let tag = format!("\"{}\"", list.tag);
+    // A revocation must be seen at once, so nobody keeps a list without asking.
+    let caching = [(CACHE_CONTROL, "no-cache"), (ETAG, &tag)];
+    if has(headers, &tag) {
+        return Ok((StatusCode::NOT_MODIFIED, caching).into_response());
+    }
+    let kind = [(CONTENT_TYPE, "application/pkix-crl")];
+    Ok((caching, kind, list.der).into_response())
+}
+
+/// Whether who asks has what this entity tag names (RFC 9110 section 13.1.2).
+fn has(headers: &HeaderMap, tag: &str) -> bool {
+    headers
+        .get_all(IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|one| one.trim().trim_start_matches("W/"))
+        .any(|one| one == tag || one == "*")
 }
 
 /// `application/ocsp-request` (RFC 6960 appendix C.1).
