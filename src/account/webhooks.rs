@@ -65,8 +65,9 @@ pub struct Courier {
     trust: Arc<rustls::ClientConfig>,
 }
 
-/// Whom a notice is for: a subscription, or the address in the configuration.
-type Receiver = Option<String>;
+/// Whom a notice is for, as the database names it: a subscription, or the address in the
+/// configuration, whose name is empty.
+type Receiver = String;
 
 /// Tries that are being made.
 #[derive(Default)]
@@ -88,26 +89,30 @@ impl Tries {
         self.notices.values().any(|(id, _)| id == notice)
     }
 
-    /// How many go to each receiver.
-    fn per_receiver(&self) -> HashMap<Receiver, usize> {
-        let mut counts = HashMap::new();
-        for (_, receiver) in self.notices.values() {
-            *counts.entry(receiver.clone()).or_insert(0) += 1;
-        }
-        counts
+    /// How many go to this receiver.
+    fn to(&self, receiver: &str) -> usize {
+        let receivers = self.notices.values().map(|(_, receiver)| receiver);
+        receivers.filter(|one| *one == receiver).count()
     }
 
-    /// Receivers that get no more for now, as the database names them.
-    fn busy(&self) -> Vec<String> {
-        self.per_receiver()
+    /// Of these receivers, those that may get more, and how many more; who gets least comes first,
+    /// so that a few slow ones leave room for the others.
+    fn open(&self, receivers: Vec<Receiver>) -> Vec<(Receiver, usize)> {
+        let mut open: Vec<_> = receivers
             .into_iter()
-            .filter(|(_, tries)| *tries >= TRIES_PER_RECEIVER)
-            .map(|(receiver, _)| receiver.unwrap_or_default())
-            .collect()
+            .map(|receiver| {
+                let more = TRIES_PER_RECEIVER.saturating_sub(self.to(&receiver));
+                (receiver, more)
+            })
+            .filter(|(_, more)| *more > 0)
+            .collect();
+        open.sort_by_key(|(_, more)| std::cmp::Reverse(*more));
+        open
     }
 
     fn begin(&mut self, courier: Arc<Courier>, notice: Notice) {
-        let entry = (notice.id.clone(), notice.subscription.clone());
+        let receiver = notice.subscription.clone().unwrap_or_default();
+        let entry = (notice.id.clone(), receiver);
         let task = self.tasks.spawn(async move {
             if let Err(error) = courier.deliver(&notice).await {
                 // The hold ends by itself, and then it is tried again.
@@ -187,21 +192,23 @@ impl Courier {
                 return Ok(None);
             }
             let now = self.service.clock().now();
-            let (limit, busy) = (i64::try_from(room).unwrap_or(1), &tries.busy());
             let under_way = &*tries;
             let notices = store
                 .transaction("take notices", move |tx| {
                     Box::pin(async move {
-                        let mut begun = under_way.per_receiver();
                         let mut taken = Vec::new();
-                        for due in outbox::due(tx, now, busy, limit).await? {
-                            let to_it = begun.entry(due.notice.subscription.clone()).or_insert(0);
-                            if *to_it < TRIES_PER_RECEIVER
-                                && !under_way.has(&due.notice.id)
-                                && let Some(notice) = outbox::claim(tx, due, now, HOLD).await?
-                            {
-                                *to_it += 1;
-                                taken.push(notice);
+                        for (receiver, mut more) in under_way.open(outbox::receivers(tx).await?) {
+                            // Those under way may be among them, where their hold is over.
+                            for due in outbox::due(tx, now, &receiver, TRIES_PER_RECEIVER).await? {
+                                if more == 0 || taken.len() == room {
+                                    break;
+                                }
+                                if !under_way.has(&due.notice.id)
+                                    && let Some(notice) = outbox::claim(tx, due, now, HOLD).await?
+                                {
+                                    taken.push(notice);
+                                    more -= 1;
+                                }
                             }
                         }
                         Ok::<_, StoreError>(taken)
@@ -215,10 +222,17 @@ impl Courier {
                 tries.begin(self.clone(), notice);
             }
         }
-        let busy = &tries.busy();
+        let under_way = &*tries;
         let next = store
             .read("find next notice", move |tx| {
-                Box::pin(outbox::next_due(tx, busy))
+                Box::pin(async move {
+                    let mut next = None;
+                    for (receiver, _) in under_way.open(outbox::receivers(tx).await?) {
+                        let due = outbox::next_due(tx, &receiver).await?;
+                        next = next.into_iter().chain(due).min();
+                    }
+                    Ok::<_, StoreError>(next)
+                })
             })
             .await?;
         let now = self.service.clock().now();

@@ -12,8 +12,11 @@ use std::time::{Duration, Instant};
 use http::Method;
 use serde_json::{Value, json};
 
+use opcert::account::webhooks::Courier;
+
 use super::people::Browser;
 use super::scene::*;
+use super::support::wait::within;
 
 /// Accounts beside acme; each has two operators, two computers, ten certificates, ten operations.
 const ACCOUNTS: u64 = 20_000;
@@ -90,6 +93,22 @@ INSERT INTO idempotency (principal, key, request_hash, status, body, created_at)
     SELECT 'platform-key:shop', 'k-' || i, 'h', 201, '{}', now
     FROM scale, generate_series(1, :accounts) i;
 VACUUM ANALYZE;
+";
+
+/// Two hundred thousand notices, all due, to a receiver that does not answer.
+const BACKLOG: &str = r"
+SET auto_explain.log_min_duration = -1;
+INSERT INTO outbox (id, event, subscription, operation, place, body, created_at, next_attempt_at)
+    SELECT 'b-' || o.id, 'e-' || o.id, s.id, o.id, 2, '{}', o.closed_at, o.closed_at
+    FROM operations o, subscriptions s WHERE o.account <> 'acme' AND s.url LIKE '%/silent';
+VACUUM ANALYZE outbox;
+";
+
+/// How many notices were tried, to the silent receiver and to the other.
+const TRIED: &str = r"
+SET auto_explain.log_min_duration = -1;
+SELECT COUNT(*) FILTER (WHERE s.url LIKE '%/silent') || ' ' || COUNT(*) FILTER (WHERE s.url LIKE '%/hook')
+FROM outbox o JOIN subscriptions s ON s.id = o.subscription WHERE o.error IS NOT NULL;
 ";
 
 /// Where the server writes its log: `tests/postgres` says so by the directory of its socket.
@@ -286,6 +305,32 @@ async fn requests_read_as_much_of_a_large_database_as_of_a_small_one() {
     .parse()
     .unwrap();
     log.rest();
+
+    let silent = json!({"url": "https://127.0.0.1:9/silent"});
+    scene
+        .platform(Method::POST, "/v1/webhooks", Some(silent))
+        .await
+        .done(201);
+    psql(&address, BACKLOG);
+    log.rest();
+    let courier = Courier::new(None, scene.service.clone()).unwrap();
+    let begun = Instant::now();
+    let task = tokio::spawn(courier.run());
+    within(
+        Duration::from_secs(60),
+        "both receivers are tried",
+        async || {
+            let tried = psql(&address, TRIED);
+            let (silent, other) = tried.trim().split_once(' ').unwrap();
+            silent.parse::<u64>().unwrap() > 20 && other.parse::<u64>().unwrap() > 0
+        },
+    )
+    .await;
+    task.abort();
+    let looks = "notices are looked for and tried, 200,000 due";
+    let queries = reads(&log.rest());
+    measured.push((looks, queries.len(), begun.elapsed()));
+    seen.insert(looks, queries);
 
     let mut wrong = Vec::new();
     for (name, queries) in &seen {

@@ -29,6 +29,11 @@ const SQLITE: Migrations = &[
         "key proofs",
         include_str!("migrations/sqlite/0004_key_proofs.sql"),
     ),
+    (
+        5,
+        "outbox by receiver",
+        include_str!("migrations/sqlite/0005_outbox_by_receiver.sql"),
+    ),
 ];
 
 const POSTGRES: Migrations = &[
@@ -51,6 +56,11 @@ const POSTGRES: Migrations = &[
         4,
         "key proofs",
         include_str!("migrations/postgres/0004_key_proofs.sql"),
+    ),
+    (
+        5,
+        "outbox by receiver",
+        include_str!("migrations/postgres/0005_outbox_by_receiver.sql"),
     ),
 ];
 

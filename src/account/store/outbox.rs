@@ -159,28 +159,34 @@ pub async fn insert(tx: &mut Tx<'_>, notice: &Notice, now: Timestamp) -> Result<
     Ok(())
 }
 
-/// A notice that may go out now: due, and nothing before it of the same operation still waits for
-/// the same receiver. One that was given up holds nothing back.
-const FREE: &str = "o.delivered_at IS NULL AND o.abandoned_at IS NULL
-    AND NOT EXISTS (
+/// A notice that still waits.
+const WAITS: &str = "o.delivered_at IS NULL AND o.abandoned_at IS NULL";
+
+/// Nothing before it of the same operation still waits for the same receiver. A notice that was
+/// given up holds nothing back.
+const FIRST: &str = "NOT EXISTS (
         SELECT 1 FROM outbox e
         WHERE e.operation = o.operation AND e.place < o.place
           AND COALESCE(e.subscription, '') = COALESCE(o.subscription, '')
           AND e.delivered_at IS NULL AND e.abandoned_at IS NULL)";
 
-/// Leaves out receivers: their names are the parameters from `$first` on; none at all is the
-/// address in the configuration, written as an empty name.
-fn but_for(busy: &[String], first: usize) -> String {
-    if busy.is_empty() {
-        return String::new();
-    }
-    let names: Vec<String> = (0..busy.len())
-        .map(|index| format!("${}", first + index))
-        .collect();
-    format!(
-        " AND COALESCE(o.subscription, '') NOT IN ({})",
-        names.join(", ")
-    )
+/// Whom notices wait for, as the database names them: a subscription, or the address in the
+/// configuration, whose name is empty. Each is one step through an index, however many wait for it.
+pub async fn receivers(tx: &mut Tx<'_>) -> Result<Vec<String>, StoreError> {
+    let least = format!("SELECT MIN(COALESCE(o.subscription, '')) FROM outbox o WHERE {WAITS}");
+    let sql = format!(
+        "WITH RECURSIVE found (receiver) AS (
+             {least}
+             UNION ALL
+             SELECT ({least} AND COALESCE(o.subscription, '') > found.receiver)
+             FROM found WHERE found.receiver IS NOT NULL)
+         SELECT receiver FROM found WHERE receiver IS NOT NULL"
+    );
+    tx.all(sqlx::query(sqlx::AssertSqlSafe(sql)))
+        .await?
+        .iter()
+        .map(|row| row.get(0))
+        .collect()
 }
 
 /// A notice that is due.
@@ -192,36 +198,35 @@ pub struct Due {
     pub since: Timestamp,
 }
 
-/// Up to `limit` notices that are due, oldest first; none for the receivers that are `busy`.
+/// Up to `limit` notices for this receiver that are due, longest due first.
 pub async fn due(
     tx: &mut Tx<'_>,
     now: Timestamp,
-    busy: &[String],
-    limit: i64,
+    receiver: &str,
+    limit: usize,
 ) -> Result<Vec<Due>, StoreError> {
-    let but_for = but_for(busy, 3);
     let sql = format!(
         "SELECT o.id, o.event, o.subscription, o.operation, o.place, o.body, o.attempts,
                 o.next_attempt_at
-         FROM outbox o WHERE o.next_attempt_at <= $1 AND {FREE}{but_for}
-         ORDER BY o.created_at, o.place, o.id LIMIT $2"
+         FROM outbox o
+         WHERE COALESCE(o.subscription, '') = $2 AND o.next_attempt_at <= $1 AND {WAITS} AND {FIRST}
+         ORDER BY o.next_attempt_at LIMIT $3"
     );
-    let mut query = sqlx::query(sqlx::AssertSqlSafe(sql))
-        .bind(millis(now))
-        .bind(limit);
-    for receiver in busy {
-        query = query.bind(receiver.clone());
-    }
-    tx.all(query)
-        .await?
-        .iter()
-        .map(|row| {
-            Ok(Due {
-                notice: notice(row)?,
-                since: row.time(7)?,
-            })
+    tx.all(
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(millis(now))
+            .bind(receiver.to_owned())
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX)),
+    )
+    .await?
+    .iter()
+    .map(|row| {
+        Ok(Due {
+            notice: notice(row)?,
+            since: row.time(7)?,
         })
-        .collect()
+    })
+    .collect()
 }
 
 /// The notice in the first seven columns of a row.
@@ -276,6 +281,9 @@ pub enum Outcome {
 
 /// Notes what came of a try, and why it failed; nothing where the notice has been taken for
 /// another try since, or is settled.
+///
+/// Those that come after it for the same receiver go with it: they are put off as long, so that
+/// who looks for what is due need not pass them by, and are due once it is settled.
 pub async fn settle(
     tx: &mut Tx<'_>,
     notice: &Notice,
@@ -292,26 +300,43 @@ pub async fn settle(
         "UPDATE outbox SET {column} = $2, error = $3
          WHERE id = $1 AND attempts = $4 AND delivered_at IS NULL AND abandoned_at IS NULL"
     );
-    tx.execute(
-        sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(notice.id.as_str())
+    let changed = tx
+        .execute(
+            sqlx::query(sqlx::AssertSqlSafe(sql))
+                .bind(notice.id.as_str())
+                .bind(millis(at))
+                .bind(error.map(ToOwned::to_owned))
+                .bind(notice.attempts),
+        )
+        .await?;
+    if changed == 1 {
+        tx.execute(
+            sqlx::query(
+                "UPDATE outbox SET next_attempt_at = $1
+                 WHERE operation = $2 AND place > $3 AND COALESCE(subscription, '') = $4
+                   AND delivered_at IS NULL AND abandoned_at IS NULL AND attempts = 0",
+            )
             .bind(millis(at))
-            .bind(error.map(ToOwned::to_owned))
-            .bind(notice.attempts),
-    )
-    .await?;
+            .bind(notice.operation.as_str())
+            .bind(notice.place)
+            .bind(notice.subscription.clone().unwrap_or_default()),
+        )
+        .await?;
+    }
     Ok(())
 }
 
-/// When the next undelivered notice is due, those for the receivers that are `busy` left out.
-pub async fn next_due(tx: &mut Tx<'_>, busy: &[String]) -> Result<Option<Timestamp>, StoreError> {
-    let but_for = but_for(busy, 1);
-    let sql = format!("SELECT MIN(o.next_attempt_at) FROM outbox o WHERE {FREE}{but_for}");
-    let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
-    for receiver in busy {
-        query = query.bind(receiver.clone());
-    }
-    tx.one(query).await?.optional_time(0)
+/// When the next notice for this receiver is due.
+pub async fn next_due(tx: &mut Tx<'_>, receiver: &str) -> Result<Option<Timestamp>, StoreError> {
+    let sql = format!(
+        "SELECT o.next_attempt_at FROM outbox o
+         WHERE COALESCE(o.subscription, '') = $1 AND {WAITS} AND {FIRST}
+         ORDER BY o.next_attempt_at LIMIT 1"
+    );
+    tx.optional(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(receiver.to_owned()))
+        .await?
+        .map(|row| row.time(0))
+        .transpose()
 }
 
 /// How many deliveries were given up, those of ended subscriptions left out.
