@@ -236,3 +236,17 @@ fn digest_algorithm(scheme: Scheme) -> AlgorithmIdentifierOwned {
         parameters: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::x509::tests::{SoftKey, authority};
+
+    #[test]
+    fn certs_only_gives_back_what_it_took() {
+        let ca = authority(&SoftKey::new());
+        let message = certs_only(&[ca.der().to_vec()]).unwrap();
+        assert_eq!(certificates(&message).unwrap(), [ca.der().to_vec()]);
+        assert!(certificates(&message[1..]).is_err());
+    }
+}
