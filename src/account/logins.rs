@@ -20,12 +20,16 @@ use super::passwords::{PasswordError, Passwords};
 use super::store::accounts::{self, Operator, Representative};
 use super::store::{Store, StoreError, sessions};
 use crate::base::Clock;
+use crate::base::backoff::doubling;
 use crate::base::encoding::{hex, sha256};
 use crate::base::ids::{AccountId, OperatorId};
 use crate::base::secret::SecretText;
 
 /// Failures of one person from one source that have no wait.
 pub const FREE_TRIES: i64 = 5;
+
+/// The first wait, doubled with each further failure.
+const FIRST: Duration = Duration::from_secs(1);
 
 /// Longest wait for one person from one source.
 pub const LONGEST: Duration = Duration::from_secs(15 * 60);
@@ -185,19 +189,11 @@ fn from_anywhere(person: &str) -> String {
 }
 
 fn delay_here(failures: i64) -> Duration {
-    doubling(failures - FREE_TRIES, LONGEST)
+    doubling(failures - FREE_TRIES, FIRST, LONGEST)
 }
 
 fn delay_anywhere(failures: i64) -> Duration {
-    doubling(failures - FREE_TRIES_ANYWHERE, LONGEST_ANYWHERE)
-}
-
-/// Nothing up to 0, then 1 s, 2 s, 4 s, … up to `longest`.
-fn doubling(step: i64, longest: Duration) -> Duration {
-    match u32::try_from(step) {
-        Ok(step @ 1..) => Duration::from_secs(1 << (step - 1).min(16)).min(longest),
-        _ => Duration::ZERO,
-    }
+    doubling(failures - FREE_TRIES_ANYWHERE, FIRST, LONGEST_ANYWHERE)
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use crate::base::encoding::base64;
 use crate::base::files::{FileError, Readers, read_checked};
 use crate::http::client::{ClientLimits, Target};
 use crate::http::tls::{self, TlsError};
-use crate::http::{Client, ClientError};
+use crate::http::{Client, ClientError, media_type};
 
 /// Shortest shared secret, in bytes.
 pub const SECRET_MIN: usize = 32;
@@ -128,7 +128,7 @@ impl Endpoint {
         let signed = format!("{id}.{timestamp}.{body}");
         let signature = hmac::sign(&self.key, signed.as_bytes());
         let request = Request::post(&self.path)
-            .header(CONTENT_TYPE, "application/json")
+            .header(CONTENT_TYPE, media_type::JSON)
             .header("webhook-id", id)
             .header("idempotency-key", id)
             .header("webhook-timestamp", timestamp)
@@ -149,25 +149,5 @@ impl Endpoint {
         } else {
             Err(PostError::Status(status))
         }
-    }
-}
-
-/// The delay after the try of this number, from 1: `first`, doubled each time, at most `longest`.
-pub fn delay(attempt: i64, first: Duration, longest: Duration) -> Duration {
-    let doublings = u32::try_from(attempt.saturating_sub(1))
-        .unwrap_or(0)
-        .min(16);
-    (first * 2_u32.pow(doublings)).min(longest)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn delays_double_up_to_the_longest() {
-        let hour = Duration::from_secs(3600);
-        let seconds = |attempt| delay(attempt, Duration::from_secs(5), hour).as_secs();
-        assert_eq!([1, 2, 10, 11, 20].map(seconds), [5, 10, 2560, 3600, 3600]);
     }
 }

@@ -21,6 +21,7 @@ use super::store::codes::CodeUse;
 use super::store::messages::{self, Message};
 use super::store::{Store, StoreError, Tx};
 use crate::base::Clock;
+use crate::base::backoff::doubling;
 use crate::base::ids::{AccountId, Jti};
 use crate::base::secret::SecretText;
 use crate::statement::SecretKind;
@@ -352,7 +353,7 @@ impl Texts {
                 self.settle(&message.id, attempt, true, None).await;
                 return;
             };
-            let wait = outgoing::delay(attempt, FIRST_DELAY, LONGEST_DELAY);
+            let wait = doubling(attempt, FIRST_DELAY, LONGEST_DELAY);
             let over = self.clock.now() + wait >= outgoing.until;
             tracing::warn!(message = message.id, attempt, %error, "the gateway did not take a text");
             self.settle(&message.id, attempt, over, Some(error.to_string()))

@@ -29,6 +29,7 @@ use super::seal::Sealer;
 use super::service::Service;
 use super::store::outbox::{self, Notice, Outcome, Subscription};
 use super::store::{Store, StoreError};
+use crate::base::backoff::doubling;
 
 /// Tries before a notice is given up: with the delays below, a little more than ten hours.
 pub const TRIES: i64 = 20;
@@ -255,7 +256,7 @@ impl Courier {
                 let outcome = if notice.attempts >= TRIES {
                     Outcome::Abandoned
                 } else {
-                    let wait = outgoing::delay(notice.attempts, FIRST_DELAY, LONGEST_DELAY);
+                    let wait = doubling(notice.attempts, FIRST_DELAY, LONGEST_DELAY);
                     Outcome::Retry(now + wait)
                 };
                 (outcome, Some(error))

@@ -34,7 +34,7 @@ use super::doors::own_host;
 use super::problem::{Code, Problem};
 use super::refusals;
 use super::routes::App;
-use crate::http::Peer;
+use crate::http::{Peer, media_type};
 use crate::statement::Origin;
 
 /// What browsers say a request is for (Fetch Metadata section 2.2).
@@ -54,7 +54,7 @@ const METHODS: [Method; 4] = [Method::GET, Method::POST, Method::PUT, Method::DE
 
 /// The media types that routes take. None is one that a form can send (Fetch section 2.2.2,
 /// "CORS-safelisted request-header"), so each needs a preflight.
-const MEDIA_TYPES: [&str; 2] = ["application/json", "application/pkix-crl"];
+const MEDIA_TYPES: [&str; 2] = [media_type::JSON, media_type::CRL];
 
 /// What the gates of one listener know.
 pub(super) struct Gates {
@@ -160,11 +160,7 @@ fn admit(
 fn check_media_type(headers: &HeaderMap) -> Result<(), Problem> {
     let mut given = headers.get_all(CONTENT_TYPE).iter();
     let (first, second) = (given.next(), given.next());
-    let text = first.and_then(|value| value.to_str().ok()).unwrap_or("");
-    let essence = text.split(';').next().unwrap_or("").trim();
-    let known = MEDIA_TYPES
-        .iter()
-        .any(|known| essence.eq_ignore_ascii_case(known));
+    let known = MEDIA_TYPES.iter().any(|known| media_type::is(first, known));
     if known && second.is_none() {
         Ok(())
     } else {

@@ -30,6 +30,7 @@ use crate::base::secret::Pin;
 use crate::device::{HeldKeys, LastTry, NewToken, PinOf, UnlockOutcome};
 use crate::http::client;
 pub use crate::http::client::{ClientError, ClientLimits, Target};
+use crate::http::media_type;
 use crate::http::tls::{self, Identity, TlsError};
 
 /// Limits for calls that wait for a person at a prompt, or for a slow token that makes an RSA key:
@@ -271,14 +272,14 @@ impl Client {
 
     /// `POST /v1/crls`.
     pub async fn apply_crl(&mut self, der: Vec<u8>) -> Result<CrlTaken, CallError> {
-        let body = Some(("application/pkix-crl", der.into()));
+        let body = Some((media_type::CRL, der.into()));
         let answer = self.send(Method::POST, "/v1/crls", body).await?;
         read(&answer)
     }
 
     /// `POST /v1/keys`.
     pub async fn replace_keys(&mut self, compact: String) -> Result<KeysTaken, CallError> {
-        let body = Some(("application/jose", compact.into()));
+        let body = Some((media_type::JOSE, compact.into()));
         let answer = self.send(Method::POST, "/v1/keys", body).await?;
         read(&answer)
     }
@@ -455,7 +456,7 @@ fn write(value: &impl Serialize) -> Result<(&'static str, Bytes), CallError> {
     serde_json::to_writer(&mut size, value).map_err(request)?;
     let mut bytes = Zeroizing::new(Vec::with_capacity(size.0));
     serde_json::to_writer(&mut *bytes, value).map_err(request)?;
-    Ok(("application/json", Bytes::from_owner(bytes)))
+    Ok((media_type::JSON, Bytes::from_owner(bytes)))
 }
 
 fn read<T: DeserializeOwned>(answer: &http::Response<Bytes>) -> Result<T, CallError> {

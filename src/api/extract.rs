@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::problem::{Code, Problem};
-use crate::http::BodyError;
+use crate::http::{BodyError, media_type};
 
 /// A JSON body, in either direction. A request must say `content-type: application/json`.
 #[derive(Debug, Clone)]
@@ -20,7 +20,7 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        expect_media_type(&request, "application/json")?;
+        expect_media_type(&request, media_type::JSON)?;
         let body = read(request).await?;
         serde_json::from_slice(&body)
             .map(Self)
@@ -48,6 +48,14 @@ pub trait MediaType {
     const NAME: &'static str;
 }
 
+/// A compact JWS.
+#[derive(Debug)]
+pub struct Jose;
+
+impl MediaType for Jose {
+    const NAME: &'static str = media_type::JOSE;
+}
+
 impl<S: Sync, M: MediaType> FromRequest<S> for Raw<M> {
     type Rejection = Problem;
 
@@ -73,6 +81,24 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T>
             Err(_) => Err(Problem::new(
                 Code::NotFound,
                 format!("{} names nothing", parts.uri.path()),
+            )),
+        }
+    }
+}
+
+/// The parameters of the query, parsed to their types.
+#[derive(Debug, Clone)]
+pub struct Query<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match axum::extract::Query::from_request_parts(parts, state).await {
+            Ok(axum::extract::Query(value)) => Ok(Self(value)),
+            Err(error) => Err(Problem::new(
+                Code::Malformed,
+                format!("the query is malformed: {error}"),
             )),
         }
     }
@@ -107,13 +133,7 @@ fn body_problem(error: axum::Error) -> Problem {
 }
 
 fn expect_media_type(request: &Request, expected: &'static str) -> Result<(), Problem> {
-    let given = request
-        .headers()
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or("");
-    let essence = given.split(';').next().unwrap_or("").trim();
-    if essence.eq_ignore_ascii_case(expected) {
+    if media_type::is(request.headers().get(CONTENT_TYPE), expected) {
         Ok(())
     } else {
         Err(Problem::new(

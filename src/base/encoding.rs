@@ -1,7 +1,9 @@
-//! Base64 and hexadecimal as the formats need them: strict, one spelling for each value.
+//! Base64, hexadecimal and percent-encoding as the formats need them: strict, one spelling for each
+//! value.
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 
 /// Base64url without padding (RFC 4648 section 5, RFC 7515 section 2).
 pub fn base64url(bytes: &[u8]) -> String {
@@ -55,6 +57,43 @@ pub fn from_hex(text: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
+/// All but what stands for itself in any part of a URI: letters, digits, `-`, `.`, `_` and `~`
+/// (RFC 3986 section 2.3).
+pub const URI_PART: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// The same where `/` stands for itself too, as in a query.
+pub const URI_PATH: &AsciiSet = &URI_PART.remove(b'/');
+
+/// Percent-encodes the bytes in `set` and those that are not ASCII, with upper-case digits.
+pub fn percent(bytes: &[u8], set: &'static AsciiSet) -> String {
+    percent_encoding::percent_encode(bytes, set).to_string()
+}
+
+/// Every byte percent-encoded, letters too.
+pub fn percent_all(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .map(|byte| percent_encoding::percent_encode_byte(*byte))
+        .collect()
+}
+
+/// Decodes percent-encoding; `None` where two hexadecimal digits do not follow a `%`, which the
+/// crate would let pass as it stands.
+pub fn from_percent(text: &str) -> Option<Vec<u8>> {
+    let digits = |part: &str| {
+        let digits = part.as_bytes().get(..2);
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    };
+    text.split('%')
+        .skip(1)
+        .all(digits)
+        .then(|| percent_encoding::percent_decode_str(text).collect())
+}
+
 /// SHA-256 (FIPS 180-4).
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
@@ -82,5 +121,18 @@ mod tests {
         assert_eq!(from_hex("0"), None);
         assert_eq!(from_hex("0g"), None);
         assert_eq!(from_hex("é"), None);
+    }
+
+    #[test]
+    fn percent_encoding_is_strict_and_round_trips() {
+        assert_eq!(percent("a b/c~é".as_bytes(), URI_PART), "a%20b%2Fc~%C3%A9");
+        assert_eq!(percent(b"a/b:c", URI_PATH), "a/b%3Ac");
+        assert_eq!(percent_all(b"A\xff"), "%41%FF");
+        let bytes: Vec<u8> = (0..=255).collect();
+        assert_eq!(from_percent(&percent(&bytes, URI_PATH)), Some(bytes));
+        assert_eq!(from_percent("a%2fb"), Some(b"a/b".to_vec()));
+        for bad in ["%", "%4", "a%4g", "%%41", "%é", "%+1"] {
+            assert_eq!(from_percent(bad), None, "{bad}");
+        }
     }
 }

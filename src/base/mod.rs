@@ -4,6 +4,7 @@
 //! typed by [`key`], tokens are named by [`pkcs11`]. Nothing here opens a socket, reads a
 //! configuration or knows what an operation is.
 
+pub mod backoff;
 pub mod clock;
 pub mod cms;
 pub mod encoding;

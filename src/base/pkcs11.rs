@@ -5,9 +5,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use percent_encoding::AsciiSet;
 use serde::{Deserialize, Serialize};
 
-use super::encoding::{from_hex, hex};
+use super::encoding::{URI_PATH, from_hex, from_percent, hex, percent, percent_all};
 
 /// A token that was found: label, serial number and maker as `CK_TOKEN_INFO` gives them
 /// (PKCS#11 v3.0 section 3.2), trailing blanks removed.
@@ -28,8 +29,8 @@ impl fmt::Display for TokenId {
         write!(
             f,
             "pkcs11:token={};serial={}",
-            percent_encode(self.label.as_bytes()),
-            percent_encode(self.serial.as_bytes())
+            written(&self.label),
+            written(&self.serial)
         )
     }
 }
@@ -45,13 +46,7 @@ pub struct KeyRef {
 
 impl fmt::Display for KeyRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let id: String = self
-            .id
-            .0
-            .iter()
-            .map(|byte| format!("%{byte:02X}"))
-            .collect();
-        write!(f, "{};id={id}", self.token)
+        write!(f, "{};id={}", self.token, percent_all(&self.id.0))
     }
 }
 
@@ -204,7 +199,7 @@ impl FromStr for TokenUri {
                 "object" => set(&mut uri.object, "object", value)?,
                 "id" if uri.id.is_some() => return Err(UriError::Twice("id".into())),
                 "id" => {
-                    let bytes = percent_decode(value).ok_or(UriError::Value("id"))?;
+                    let bytes = from_percent(value).ok_or(UriError::Value("id"))?;
                     uri.id = Some(KeyId::from_bytes(bytes)?);
                 }
                 "type" if uri.object_type.is_some() => return Err(UriError::Twice("type".into())),
@@ -260,12 +255,11 @@ impl fmt::Display for TokenUri {
             ("object", &self.object),
         ] {
             if let Some(value) = value {
-                path.push(format!("{name}={}", percent_encode(value.as_bytes())));
+                path.push(format!("{name}={}", written(value)));
             }
         }
         if let Some(id) = &self.id {
-            let id: String = id.0.iter().map(|byte| format!("%{byte:02X}")).collect();
-            path.push(format!("id={id}"));
+            path.push(format!("id={}", percent_all(&id.0)));
         }
         if let Some(object_type) = self.object_type {
             let name = match object_type {
@@ -284,7 +278,7 @@ impl fmt::Display for TokenUri {
             ("pin-source", &self.pin_source),
         ] {
             if let Some(value) = value {
-                write!(f, "{mark}{name}={}", percent_encode(value.as_bytes()))?;
+                write!(f, "{mark}{name}={}", written(value))?;
                 mark = '&';
             }
         }
@@ -310,37 +304,16 @@ fn set(slot: &mut Option<String>, name: &'static str, value: &str) -> Result<(),
     if slot.is_some() {
         return Err(UriError::Twice(name.into()));
     }
-    let bytes = percent_decode(value).ok_or(UriError::Value(name))?;
+    let bytes = from_percent(value).ok_or(UriError::Value(name))?;
     *slot = Some(String::from_utf8(bytes).map_err(|_| UriError::Value(name))?);
     Ok(())
 }
 
-fn percent_encode(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .map(|&byte| match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' | b':' => {
-                char::from(byte).to_string()
-            }
-            _ => format!("%{byte:02X}"),
-        })
-        .collect()
-}
-
-fn percent_decode(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        if byte == b'%' {
-            let pair = std::str::from_utf8(tail.get(..2)?).ok()?;
-            bytes.extend(from_hex(pair)?);
-            rest = tail.get(2..)?;
-        } else {
-            bytes.push(byte);
-            rest = tail;
-        }
-    }
-    Some(bytes)
+/// A value of an attribute; of what RFC 7512 section 2.3 allows there besides unreserved characters,
+/// only what is common is written as it stands.
+fn written(value: &str) -> String {
+    const VALUE: &AsciiSet = &URI_PATH.remove(b':');
+    percent(value.as_bytes(), VALUE)
 }
 
 #[cfg(test)]

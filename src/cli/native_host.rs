@@ -37,6 +37,7 @@ use crate::api::caller::PAGE_ORIGIN;
 use crate::api::client::PATIENT;
 use crate::base::sysexits::EX_OK;
 use crate::http::client::{Client, Target};
+use crate::http::media_type;
 
 /// The extension in `web/extension`: the first half of the SHA-256 of the `key` in its manifest, in
 /// the letters a to p.
@@ -274,7 +275,7 @@ fn request(message: &Incoming, body: Option<&Value>) -> Result<Request<Bytes>, S
     if let Some(body) = body {
         request
             .headers_mut()
-            .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            .insert(CONTENT_TYPE, HeaderValue::from_static(media_type::JSON));
         *request.body_mut() = serde_json::to_vec(body)
             .map_err(|error| error.to_string())?
             .into();

@@ -58,6 +58,7 @@ use super::pin_guard::{self, PinGuard, PinOrigin, Settled};
 use super::pins::Pins;
 use super::release;
 use super::sandbox::{Confinement, SandboxLevel, SandboxStatus};
+use crate::base::backoff::doubling;
 use crate::base::pkcs11::{TokenId, TokenUri};
 use crate::base::secret::Pin;
 use crate::telemetry::metrics::metrics;
@@ -1411,10 +1412,7 @@ pub(super) fn asks(config: &ModuleConfig, token: &TokenView) -> bool {
 
 /// The delay before a start after `useless` workers in a row; `random` is in 0 to 1.
 fn delay(useless: u32, random: f64) -> Duration {
-    let doubled = DELAYS
-        .0
-        .saturating_mul(1 << useless.saturating_sub(1).min(16));
-    doubled.min(DELAYS.1).mul_f64(0.75 + random / 2.0)
+    doubling(i64::from(useless.max(1)), DELAYS.0, DELAYS.1).mul_f64(0.75 + random / 2.0)
 }
 
 /// Ends a worker whose link is closed and waits for it, without ever holding up anybody.

@@ -26,6 +26,7 @@
 pub mod body;
 pub mod client;
 mod connection;
+pub mod media_type;
 pub mod server;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use maud::{Markup, Render, html};
 
 use super::i18n::Texts;
+use crate::base::encoding::{URI_PATH, percent};
 
 /// The colour of a badge or note; the words beside it say the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,22 +216,8 @@ pub fn query(path: &str, parameters: &[(&str, &str)]) -> String {
         out.push(separator);
         out.push_str(name);
         out.push('=');
-        out.push_str(&encode(value));
+        out.push_str(&percent(value.as_bytes(), URI_PATH));
         separator = '&';
-    }
-    out
-}
-
-/// Text as it may stand in a query (RFC 3986 section 2.3).
-pub fn encode(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' | b'~' => {
-                out.push(char::from(byte));
-            }
-            other => out.push_str(&format!("%{other:02X}")),
-        }
     }
     out
 }

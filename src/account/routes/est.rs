@@ -26,19 +26,19 @@ use crate::base::cms::certs_only;
 use crate::base::encoding::{base64, from_base64};
 use crate::base::ids::RequestId;
 use crate::base::secret::SecretText;
-use crate::http::Peer;
+use crate::http::{Peer, media_type};
 
 /// What is asked of a client without credentials (RFC 7030 section 3.2.3).
 const SCHEMES: &str = "Basic realm=\"opcert enrolment\", charset=\"UTF-8\", Bearer";
 
 const TRANSFER_ENCODING: HeaderName = HeaderName::from_static("content-transfer-encoding");
 
-/// `application/pkcs10`.
+/// A certification request.
 #[derive(Debug)]
 pub struct Pkcs10;
 
 impl MediaType for Pkcs10 {
-    const NAME: &'static str = "application/pkcs10";
+    const NAME: &'static str = media_type::PKCS10;
 }
 
 /// The ticket in the `Authorization` header.
@@ -101,7 +101,7 @@ pub async fn csrattrs() -> Result<Response, Refused> {
         Problem::new(Code::Internal, "the attributes could not be encoded")
     })?;
     let headers = [
-        (CONTENT_TYPE, "application/csrattrs"),
+        (CONTENT_TYPE, media_type::CSR_ATTRIBUTES),
         (TRANSFER_ENCODING, "base64"),
     ];
     Ok((headers, base64(&der)).into_response())
@@ -191,10 +191,7 @@ fn answer(result: Result<Vec<u8>, EnrolmentError>) -> Result<Response, Refused> 
     match result {
         Ok(certificate) => pkcs7(&[certificate]),
         Err(EnrolmentError::Held) => {
-            let headers = [
-                (RETRY_AFTER, "60"),
-                (CONTENT_TYPE, "text/plain; charset=utf-8"),
-            ];
+            let headers = [(RETRY_AFTER, "60"), (CONTENT_TYPE, media_type::TEXT)];
             let text = "The installation waits for an administrator of the account. Ask again later \
                         with the same ticket and request.\n";
             Ok((StatusCode::ACCEPTED, headers, text).into_response())
@@ -209,10 +206,7 @@ fn pkcs7(certificates: &[Vec<u8>]) -> Result<Response, Refused> {
         Problem::new(Code::Internal, "the answer could not be encoded")
     })?;
     let headers = [
-        (
-            CONTENT_TYPE,
-            "application/pkcs7-mime; smime-type=certs-only",
-        ),
+        (CONTENT_TYPE, media_type::CERTS_ONLY),
         (TRANSFER_ENCODING, "base64"),
     ];
     Ok((headers, base64(&message)).into_response())

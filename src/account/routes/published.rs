@@ -14,6 +14,7 @@ use crate::api::extract::{Json, MediaType, Path, Raw};
 use crate::api::problem::{Code, Problem, ProblemDocument};
 use crate::base::encoding::from_base64;
 use crate::base::jose::JwkSet;
+use crate::http::media_type;
 
 /// The key set that challenges and tickets are signed with.
 #[utoipa::path(
@@ -27,7 +28,7 @@ pub async fn jwks(State(service): State<Service>) -> Response {
     let headers = response.headers_mut();
     headers.insert(
         CONTENT_TYPE,
-        axum::http::HeaderValue::from_static("application/jwk-set+json"),
+        axum::http::HeaderValue::from_static(media_type::JWK_SET),
     );
     headers.insert(
         CACHE_CONTROL,
@@ -56,7 +57,7 @@ pub struct VouchedKeys {
     )
 )]
 pub async fn vouched_keys(State(service): State<Service>) -> Result<Json<VouchedKeys>, Refused> {
-    let sets = service.vouched_keys().await.map_err(Problem::from)?;
+    let sets = service.vouched_keys().await?;
     Ok(Json(VouchedKeys { sets }))
 }
 
@@ -103,7 +104,7 @@ async fn revocation_list(
     key: Option<&str>,
     headers: &HeaderMap,
 ) -> Result<Response, Refused> {
-    let found = service.issuer().crl(key).await.map_err(Problem::from)?;
+    let found = service.issuer().crl(key).await?;
     let list = found.ok_or_else(|| {
         Problem::new(
             Code::NotFound,
@@ -116,7 +117,7 @@ async fn revocation_list(
     if has(headers, &tag) {
         return Ok((StatusCode::NOT_MODIFIED, caching).into_response());
     }
-    let kind = [(CONTENT_TYPE, "application/pkix-crl")];
+    let kind = [(CONTENT_TYPE, media_type::CRL)];
     Ok((caching, kind, list.der).into_response())
 }
 
@@ -131,12 +132,12 @@ fn has(headers: &HeaderMap, tag: &str) -> bool {
         .any(|one| one == tag || one == "*")
 }
 
-/// `application/ocsp-request` (RFC 6960 appendix C.1).
+/// A question to OCSP.
 #[derive(Debug)]
 pub struct OcspRequest;
 
 impl MediaType for OcspRequest {
-    const NAME: &'static str = "application/ocsp-request";
+    const NAME: &'static str = media_type::OCSP_REQUEST;
 }
 
 /// Whether certificates are good: OCSP by POST (RFC 6960 appendix A.1).
@@ -183,7 +184,7 @@ async fn ocsp_response(service: &Service, question: &[u8]) -> Response {
     };
     let answer = service.responder().answer(question).await;
     let headers = [
-        (CONTENT_TYPE, "application/ocsp-response"),
+        (CONTENT_TYPE, media_type::OCSP_RESPONSE),
         // A revocation must be seen at once, so nobody keeps an answer without asking.
         (CACHE_CONTROL, "no-cache"),
     ];

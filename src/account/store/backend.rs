@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use super::StoreError;
+use crate::base::encoding::{URI_PART, percent};
 
 /// Version, name and text of a migration.
 type Migrations = &'static [(i64, &'static str, &'static str)];
@@ -202,15 +203,8 @@ pub(in crate::account) fn with_password(url: &str, password: &str) -> Option<Str
     if user.is_empty() || user.contains(':') {
         return None;
     }
-    let mut encoded = String::new();
-    for byte in password.bytes() {
-        if byte.is_ascii_alphanumeric() {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    Some(format!("{scheme}://{user}:{encoded}@{host}"))
+    let password = percent(password.as_bytes(), URI_PART);
+    Some(format!("{scheme}://{user}:{password}@{host}"))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use utoipa::openapi::{ContentBuilder, OpenApi, Ref, Required, ResponseBuilder};
 
 use super::App;
 use crate::api::problem::{Code, MEDIA_TYPE, ProblemDocument};
+use crate::http::media_type;
 
 /// Where the document is.
 pub const PATH: &str = "/v1/openapi.json";
@@ -53,7 +54,7 @@ pub(super) fn route(document: &OpenApi) -> Router<App> {
     let text = Bytes::from(text);
     Router::new().route(
         PATH,
-        get(move || async move { ([(CONTENT_TYPE, "application/json")], text) }),
+        get(move || async move { ([(CONTENT_TYPE, media_type::JSON)], text) }),
     )
 }
 

@@ -6,18 +6,19 @@ use serde_json::json;
 use super::{App, blocking};
 use crate::api::caller::{Administrator, Identified};
 use crate::api::events::Happening;
-use crate::api::extract::{Json, MediaType, Raw};
+use crate::api::extract::{Jose, Json, MediaType, Raw};
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{CrlTaken, KeysTaken};
 use crate::audit::Event;
 use crate::base::ids::RequestId;
+use crate::http::media_type;
 
-/// `application/pkix-crl` (RFC 2585 section 4.2).
+/// A revocation list.
 #[derive(Debug)]
 pub(super) struct PkixCrl;
 
 impl MediaType for PkixCrl {
-    const NAME: &'static str = "application/pkix-crl";
+    const NAME: &'static str = media_type::CRL;
 }
 
 /// Bytes as they are.
@@ -25,14 +26,6 @@ impl MediaType for PkixCrl {
 #[schema(value_type = String, format = Binary)]
 #[allow(dead_code, reason = "it stands for the body in the document only")]
 struct Der(Vec<u8>);
-
-/// `application/jose`, a compact JWS (RFC 7515 section 9.2.1).
-#[derive(Debug)]
-pub(super) struct Jose;
-
-impl MediaType for Jose {
-    const NAME: &'static str = "application/jose";
-}
 
 /// Takes a revocation list of a service that this computer is enrolled with.
 ///
