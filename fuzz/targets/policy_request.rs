@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use jiff::Timestamp;
 use libfuzzer_sys::fuzz_target;
-use opcert::api::explaining::{Known, explained};
+use opcert::api::what_if::{Known, explained};
 use opcert::api::types::ExplainPolicy;
 use opcert::policy::{PolicySet, Settings, Source, Usage};
 

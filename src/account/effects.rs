@@ -9,13 +9,13 @@ use serde_json::json;
 use super::issuing::RevocationReason;
 use super::operations::OperationError;
 use super::records::Records;
-use super::requests::{self, RequestError};
+use super::recovery::{self, RequestError};
 use super::revocation::Revocation;
 use super::secrets::{self, TakeEffectError};
 use super::sms::{Outgoing, Texts};
 use super::store::operations::{Approval, Effect, Operation};
-use super::store::requests::{Decision, RequestState};
-use super::store::{Tx, certificates, codes, requests as store_requests, secrets as store_secrets};
+use super::store::recovery::{Decision, RequestState};
+use super::store::{Tx, certificates, codes, recovery as store_recovery, secrets as store_secrets};
 use crate::base::ids::{Jti, RequestId};
 
 /// What effects need of the service.
@@ -74,7 +74,7 @@ pub(super) async fn apply(
         // The ticket is signed and given to whoever hands in the approval.
         Effect::RenewCertificate => Ok(Vec::new()),
         Effect::DecideRequest => {
-            let found = store_requests::find(tx, on)
+            let found = store_recovery::find(tx, on)
                 .await?
                 .ok_or(OperationError::Effect {
                     reason: "the request is not known",
@@ -85,7 +85,7 @@ pub(super) async fn apply(
                 reason: None,
                 effective_at: Some(now + context.delay),
             };
-            let settled = requests::settle(
+            let settled = recovery::settle(
                 tx,
                 context.records,
                 context.texts,

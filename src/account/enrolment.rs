@@ -28,7 +28,7 @@ use super::issuing::{Issuer, IssuingError};
 use super::key_proof::{KeyProof, Makers};
 use super::operations::{NewOperation, OperationError, Operations};
 use super::records::Records;
-use super::requests;
+use super::recovery;
 use super::signer::{ChallengeKey, SignError};
 use super::sms::{self, News, Outgoing, Texts};
 use super::store::certificates::{self, Certificate, Ground};
@@ -793,7 +793,7 @@ async fn must_wait(tx: &mut Tx<'_>, binding: &Binding, now: Timestamp) -> Result
     let wanted = accounts::account(tx, &binding.account)
         .await?
         .is_some_and(|account| account.later_installs_held);
-    if !wanted || requests::recovering(tx, &binding.account, &binding.operator, now).await? {
+    if !wanted || recovery::recovering(tx, &binding.account, &binding.operator, now).await? {
         return Ok(false);
     }
     let (held, _) = certificates::active(tx, &binding.account, &binding.computer, now).await?;

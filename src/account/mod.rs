@@ -7,11 +7,11 @@
 //! | [`serve`] | the life of the running service: open, bind, tell, serve, drain |
 //! | [`routes`] | the HTTP interface and what each error is to the outside |
 //! | [`service`] | everything opened, as request handlers have it |
-//! | [`logins`], [`sessions`], [`passwords`] | who somebody is: throttled log-in, sessions, Argon2id |
+//! | [`logins`], [`sessions`], [`passwords`], [`cookies`] | who somebody is: throttled log-in, sessions, Argon2id, what browsers keep |
 //! | [`codes`], [`sms`] | SMS codes: limits, keyed hashes, the gateway |
 //! | [`enrolment`] | a code becomes a ticket, a ticket a certificate |
 //! | [`manage`], [`revocation`] | what people see of their account, and delete |
-//! | [`requests`] | ways back in after a loss of number or computer |
+//! | [`recovery`] | ways back in after a loss of number or computer |
 //! | [`secrets`], [`vault`] | API secrets: set once, sealed, given to computers |
 //! | [`issuing`], [`ocsp`] | the authority: certificate profile, revocation lists, OCSP answers |
 //! | [`operations`], [`effects`] | sensitive operations, their challenges and approvals |
@@ -28,10 +28,14 @@
 //! without a record (a code sent, a certificate issued, an operation approved) has its record
 //! durable before the transaction commits; a record of something that then failed to commit is
 //! possible, the other way round is not.
+//!
+//! What never lives here: the formats that the daemon shares ([`crate::statement`]), PKCS#11
+//! ([`crate::device`]) and anything of the daemon's.
 
 pub mod admin;
 pub mod codes;
 pub mod config;
+pub mod cookies;
 mod effects;
 pub mod enrolment;
 pub mod idempotency;
@@ -45,7 +49,7 @@ pub mod outgoing;
 pub mod passwords;
 pub mod portal;
 pub mod records;
-pub mod requests;
+pub mod recovery;
 pub mod revocation;
 pub mod routes;
 pub mod seal;

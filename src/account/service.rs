@@ -18,7 +18,7 @@ use super::operations::{Notify as Notices, Operations};
 use super::passwords::{PasswordError, Passwords};
 use super::portal::config::Portal;
 use super::records::Records;
-use super::requests::Requests;
+use super::recovery::Requests;
 use super::seal::Sealer;
 use super::secrets::Secrets;
 use super::sessions::Sessions;

@@ -28,10 +28,6 @@ use crate::base::encoding::{base64url, hex, sha256};
 use crate::base::ids::{AccountId, OperatorId, RequestId, random};
 use crate::base::secret::{SecretBytes, SecretText};
 
-/// The cookie that holds the token. The prefix makes browsers insist on `Secure` and `Path=/`
-/// (RFC 6265bis section 4.1.3.2).
-pub const COOKIE: &str = "__Host-opcert-session";
-
 /// Begins what the CSRF token is over.
 const CSRF_DOMAIN: &[u8] = b"opcert-csrf\0";
 

@@ -5,8 +5,10 @@
 //! [`routes`] with its body parsed by [`extract`]. Handlers hold no logic of their own: they turn
 //! what [`types`] describes into calls of the modules below and errors into a [`Problem`].
 //!
-//! The module also keeps who may come in by the native and the browser door: the registry of [`clients`] and the
-//! [`local_ca`] that certifies them.
+//! The module also keeps who may come in by the native and the browser door: the registry of
+//! [`clients`] and the [`local_ca`] that certifies them.
+//!
+//! What never lives here: what may be signed (`policy`), signing (`signing`), tokens (`device`).
 
 mod browser;
 pub mod caller;
@@ -16,7 +18,6 @@ pub mod clients;
 pub mod configuration;
 pub mod doors;
 pub mod events;
-pub mod explaining;
 pub mod extract;
 pub mod language;
 pub mod local_ca;
@@ -27,5 +28,6 @@ pub mod software_key;
 pub mod throttle;
 pub mod types;
 pub mod wechatpay;
+pub mod what_if;
 
 pub use problem::{Code, Problem, ProblemDocument};

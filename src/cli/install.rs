@@ -7,18 +7,18 @@
 
 use std::path::PathBuf;
 
+use super::account_service::{Address, CodeRequest, Computer, Enroll, Service};
 use super::error::Error;
 use super::input::{Question, Source, secret};
 use super::list::describe;
 use super::output::Output;
-use super::service::{Address, CodeRequest, Computer, Enroll, Service};
 use super::sync::{self, carry_revocations, carry_secrets};
 use super::{Global, daemon};
 use crate::api::client::Client;
 use crate::api::types::{
     BeginEnrolment, CompleteEnrolment, Enrolment, Enrolments, ServiceDescription,
 };
-use crate::base::encoding::{base64, from_base64};
+use crate::base::encoding::base64;
 use crate::base::ids::{AccountId, ComputerId, EnrolmentId, OperatorId};
 use crate::base::key::KeySpec;
 use crate::base::pkcs11::TokenUri;
@@ -232,19 +232,10 @@ async fn certify(
     enrolment: &Enrolment,
     output: &Output,
 ) -> Result<Certificates, Error> {
-    let request = request_of(enrolment)?;
     let _progress = output.progress("Having the key certified");
     service
-        .enroll(Enroll::First, &arguments.operator, ticket, &request)
+        .enroll(Enroll::First, &arguments.operator, ticket, &enrolment.csr)
         .await
-}
-
-/// The certification request of an enrolment, DER.
-pub(super) fn request_of(enrolment: &Enrolment) -> Result<Vec<u8>, Error> {
-    from_base64(enrolment.csr.as_bytes()).ok_or(Error::Answer {
-        who: "the daemon",
-        problem: "a certification request that is not base64".into(),
-    })
 }
 
 /// What the daemon is to make a key for.

@@ -13,6 +13,7 @@
 //! Exit codes are those of [`crate::base::sysexits`]: 0 for yes, 1 for a question answered with
 //! no, 64 and above for what went wrong.
 
+mod account_service;
 mod approve;
 mod audit;
 mod backup;
@@ -32,7 +33,6 @@ mod operation;
 mod output;
 mod policy;
 mod renew;
-mod service;
 mod status;
 mod sync;
 mod token;

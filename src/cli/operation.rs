@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::account_service::{Address, Service};
 use super::error::Error;
 use super::input::{Question, Source, secret};
 use super::output::{Format, Mood, Output, time};
-use super::service::{Address, Service};
 use super::verify::compact;
 use crate::base::files::write_atomic;
 use crate::base::ids::{AccountId, OperationId, OperatorId};

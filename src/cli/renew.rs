@@ -6,11 +6,11 @@
 //! enrolment that was begun has its ticket in the daemon, and a ticket that never arrived is given
 //! again for a new approval.
 
+use super::account_service::{Address, Enroll, Service};
 use super::error::Error;
 use super::install;
 use super::list::describe;
 use super::output::Output;
-use super::service::{Address, Enroll, Service};
 use super::sync::carry_revocations;
 use super::{Global, daemon};
 use crate::api::client::Client;
@@ -207,10 +207,9 @@ async fn certify(
     enrolment: &Enrolment,
     output: &Output,
 ) -> Result<Vec<Vec<u8>>, Error> {
-    let request = install::request_of(enrolment)?;
     let _progress = output.progress("Having the key certified");
     service
-        .enroll(Enroll::Successor, &old.operator, ticket, &request)
+        .enroll(Enroll::Successor, &old.operator, ticket, &enrolment.csr)
         .await
 }
 

@@ -11,9 +11,9 @@ use http::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::account_service::{Address, Service};
 use super::error::Error;
 use super::output::Output;
-use super::service::{Address, Service};
 use super::{Global, daemon};
 use crate::api::client::Client;
 use crate::api::types::CrlTaken;

@@ -10,7 +10,7 @@
 //! it and wipes it. When the current one does not fit and the one before is still in its overlap,
 //! that is opened too, by a permit of its own.
 //!
-//! FROM AN ACCOUNT SERVICE they come by a courier: [`requests`] asks, [`Merchants::take_secret`]
+//! FROM AN ACCOUNT SERVICE they come by a courier: [`secret_requests`] asks, [`Merchants::take_secret`]
 //! takes what the service signed, if its version is higher than the one here.
 //!
 //! EVERY CALL goes the same way: find the merchant, ask policy (a [`Permit`]), build or parse the
@@ -21,12 +21,15 @@
 //! PERSISTENT STATE. `merchants.json`, replaced whole ([`record`]); readers see one immutable
 //! table. What was delivered by callbacks is remembered in memory and found again after a restart
 //! in the audit records that each opened callback leaves ([`memory`]).
+//!
+//! What never lives here: how a message is built or read (`wechatpay`), what is allowed (`policy`),
+//! and HTTP (`api`).
 
 mod admin;
 mod error;
 mod memory;
 mod record;
-mod requests;
+mod secret_requests;
 mod uses;
 
 use std::collections::BTreeMap;
@@ -56,7 +59,7 @@ pub use error::{MerchantError, Missing};
 use memory::Memory;
 pub use record::{KeyOrigin, Link};
 use record::{Merchant, Table};
-pub use requests::{MerchantSecretRequest, SecretRequests};
+pub use secret_requests::{MerchantSecretRequest, SecretRequests};
 pub use uses::{
     Authorization, CertificatesTaken, Checked, EncryptedFields, Opened, PaySigned, PaymentToStart,
     RequestToSign, SignedV2, V2Message,

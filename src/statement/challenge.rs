@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::operation::Statement;
 use super::origin::Origin;
-use super::service::{self, NoKey, ServiceError};
+use super::pinned::{self, NoKey, ServiceError};
 use super::strict::FieldError;
 use crate::base::encoding::{base64url, sha256};
 use crate::base::ids::{AccountId, Jti, OperatorId};
@@ -31,7 +31,7 @@ impl Challenge {
     /// Longest validity, in seconds. The service issues for 120 s unless told otherwise.
     pub const LONGEST: i64 = 600;
     /// How far ahead of ours the clock of the service may be, in seconds.
-    pub const SKEW: i64 = service::CLOCK_SKEW;
+    pub const SKEW: i64 = pinned::CLOCK_SKEW;
 
     /// Checks `compact` at `now`. `key` answers with the key pinned for an issuer and key id.
     pub fn open(
@@ -39,7 +39,7 @@ impl Challenge {
         now: Timestamp,
         key: impl FnOnce(&Origin, &str) -> Result<PublicKey, NoKey>,
     ) -> Result<Self, ServiceError> {
-        let mut opened = service::open(compact, TYPE, Self::MAX, key)?;
+        let mut opened = pinned::open(compact, TYPE, Self::MAX, key)?;
         opened.check_times(now, Self::LONGEST)?;
         let claims = &mut opened.rest;
         let jti = claims.parsed("jti").map_err(ServiceError::Claims)?;
@@ -161,7 +161,7 @@ impl ChallengeClaims {
 
     /// What the key `kid` has to sign.
     pub fn signing_input(&self, kid: &str) -> Result<String, serde_json::Error> {
-        service::signing_input(TYPE, kid, self)
+        pinned::signing_input(TYPE, kid, self)
     }
 }
 

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::origin::Origin;
-use super::service::{self, NoKey, ServiceError};
+use super::pinned::{self, NoKey, ServiceError};
 use crate::base::encoding::{base64, from_base64};
 use crate::base::jose::JwkSet;
 use crate::base::key::PublicKey;
@@ -37,7 +37,7 @@ pub struct KeySet {
     pub authorities: Vec<String>,
 }
 
-impl service::Lasting for KeySet {
+impl pinned::Lasting for KeySet {
     fn issuer(&self) -> &Origin {
         &self.iss
     }
@@ -72,7 +72,7 @@ impl KeySet {
         now: Timestamp,
         key: impl FnOnce(&Origin, &str) -> Result<PublicKey, NoKey>,
     ) -> Result<Self, ServiceError> {
-        service::open_lasting(compact, TYPE, MAX, now, key)
+        pinned::open_lasting(compact, TYPE, MAX, now, key)
     }
 
     /// The authorities it names.
@@ -85,7 +85,7 @@ impl KeySet {
 
     /// What the key `kid` has to sign.
     pub fn signing_input(&self, kid: &str) -> Result<String, serde_json::Error> {
-        service::signing_input(TYPE, kid, self)
+        pinned::signing_input(TYPE, kid, self)
     }
 }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::origin::Origin;
-use super::service::{self, NoKey, ServiceError};
+use super::pinned::{self, NoKey, ServiceError};
 use super::strict::FieldError;
 use crate::base::ids::AccountId;
 use crate::base::jwe::{self, JweError, RsaJwk};
@@ -127,7 +127,7 @@ pub struct SealedSecret {
     pub jwe: String,
 }
 
-impl service::Lasting for SealedSecret {
+impl pinned::Lasting for SealedSecret {
     fn issuer(&self) -> &Origin {
         &self.iss
     }
@@ -150,7 +150,7 @@ impl SealedSecret {
         now: Timestamp,
         key: impl FnOnce(&Origin, &str) -> Result<PublicKey, NoKey>,
     ) -> Result<Self, ServiceError> {
-        let claims: Self = service::open_lasting(compact, TYPE, MAX, now, key)?;
+        let claims: Self = pinned::open_lasting(compact, TYPE, MAX, now, key)?;
         if claims.overlap_until.saturating_sub(claims.iat) > LONGEST_OVERLAP {
             return Err(ServiceError::Claims(FieldError::at(
                 "overlap_until",
@@ -162,7 +162,7 @@ impl SealedSecret {
 
     /// What the key `kid` has to sign.
     pub fn signing_input(&self, kid: &str) -> Result<String, serde_json::Error> {
-        service::signing_input(TYPE, kid, self)
+        pinned::signing_input(TYPE, kid, self)
     }
 }
 

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::certified::{self, CertifiedError};
 use super::origin::Origin;
+use super::pinned::CLOCK_SKEW;
 use super::sealed_secret::SecretKind;
-use super::service::CLOCK_SKEW;
 use super::strict::FieldError;
 use crate::base::encoding::base64url;
 use crate::base::ids::{AccountId, ComputerId, OperatorId};

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::origin::Origin;
-use super::service::{self, NoKey, ServiceError};
+use super::pinned::{self, NoKey, ServiceError};
 use crate::base::ids::{AccountId, ComputerId, Jti, OperatorId};
 use crate::base::key::PublicKey;
 use crate::base::x509::OperatingIdentity;
@@ -58,7 +58,7 @@ impl Ticket {
         now: Timestamp,
         key: impl FnOnce(&Origin, &str) -> Result<PublicKey, NoKey>,
     ) -> Result<Self, ServiceError> {
-        let opened = service::open(compact, TYPE, Self::MAX, key)?;
+        let opened = pinned::open(compact, TYPE, Self::MAX, key)?;
         opened.check_times(now, Self::LONGEST)?;
         let mut claims = opened.rest;
         let mut read = || {
@@ -159,7 +159,7 @@ impl TicketClaims {
 
     /// What the key `kid` has to sign.
     pub fn signing_input(&self, kid: &str) -> Result<String, serde_json::Error> {
-        service::signing_input(TYPE, kid, self)
+        pinned::signing_input(TYPE, kid, self)
     }
 }
 

@@ -3,6 +3,9 @@
 //! Commands that change something work on the database directly, beside a running service, and
 //! leave their records in an audit trail of their own (`admin-audit` in the state directory), as
 //! the service keeps its trail locked while it runs.
+//!
+//! What never lives here: the rules of what is changed. They are those of the modules that the
+//! service itself calls.
 
 mod accounts;
 mod backup;

@@ -1,10 +1,10 @@
 //! Whether a certificate is good, at this instant (OCSP, RFC 6960).
 //!
-//! The authority itself signs the answers, with the key that signed the certificate. One without a nonce is kept and given again until half
-//! its time is over or the state of its certificate changes, which every question looks up; so a
-//! revocation shows at once and the token signs little. A question with a nonce is signed for
-//! itself. A serial number that was never issued is `unknown`, and its answer is not kept:
-//! strangers could fill the memory with them.
+//! The authority itself signs the answers, with the key that signed the certificate. One without a
+//! nonce is kept and given again until half its time is over or the state of its certificate changes,
+//! which every question looks up; so a revocation shows at once and the token signs little. A
+//! question with a nonce is signed for itself. A serial number that was never issued is `unknown`, and
+//! its answer is not kept: strangers could fill the memory with them.
 
 mod wire;
 

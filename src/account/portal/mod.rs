@@ -11,7 +11,7 @@
 //! | [`security`] | headers, cookies, tokens: what keeps other sites out |
 //! | [`layout`], [`parts`] | the frame of every page, and the pieces they are made of |
 //! | [`daemon`] | what a page can say about the daemon, and what to do about it |
-//! | [`explain`] | problems in words for people at a page |
+//! | [`problems`] | problems in words for people at a page |
 //! | [`i18n`] | every word, in English and Chinese |
 //! | [`assets`] | style sheet, scripts, icon, under names with their hash |
 //! | [`config`] | `[portal]` |
@@ -30,11 +30,11 @@
 pub mod assets;
 pub mod config;
 pub mod daemon;
-pub mod explain;
 pub mod i18n;
 pub mod layout;
 pub mod pages;
 pub mod parts;
+pub mod problems;
 pub mod security;
 pub mod web;
 
@@ -44,7 +44,7 @@ use axum::middleware::{from_fn_with_state, map_response_with_state};
 use axum::routing::{get, post};
 
 use self::pages::{
-    certificates, home, login, notices, operations, operators, requests, security as secrets,
+    certificates, home, login, notices, operations, operators, recovery, security as secrets,
 };
 use super::config::host_and_port;
 use super::service::Service;
@@ -92,7 +92,7 @@ pub fn router(service: &Service) -> Router<Service> {
         .route("/operators", get(operators::list))
         .route("/installations", get(operators::installations))
         .route("/installations/{ticket}", post(operators::release))
-        .route("/number", get(requests::number).post(requests::make))
+        .route("/number", get(recovery::number).post(recovery::make))
         .route("/security", get(secrets::list))
         .route("/security/{kind}", get(secrets::draft).post(secrets::set))
         .route("/security/{kind}/code", post(secrets::send_code))
@@ -101,16 +101,16 @@ pub fn router(service: &Service) -> Router<Service> {
         .route("/security/computers/{key}", get(secrets::computer))
         .route("/security/computers/{key}/admit", post(secrets::admit))
         .route("/security/computers/{key}/dismiss", post(secrets::dismiss))
-        .route("/requests", get(requests::list))
-        .route("/requests/{id}", get(requests::show))
-        .route("/requests/{id}/submit", post(requests::submit))
-        .route("/requests/{id}/withdraw", post(requests::withdraw))
-        .route("/requests/{id}/approve", post(requests::approve))
-        .route("/requests/{id}/decide", post(requests::decide))
+        .route("/requests", get(recovery::list))
+        .route("/requests/{id}", get(recovery::show))
+        .route("/requests/{id}/submit", post(recovery::submit))
+        .route("/requests/{id}/withdraw", post(recovery::withdraw))
+        .route("/requests/{id}/approve", post(recovery::approve))
+        .route("/requests/{id}/decide", post(recovery::decide))
         .route(
             "/requests/{id}/papers/{kind}",
             // Past the limit of the door nothing arrives; the framework's own is lower.
-            post(requests::attach).layer(DefaultBodyLimit::disable()),
+            post(recovery::attach).layer(DefaultBodyLimit::disable()),
         )
         .layer(from_fn_with_state(service.clone(), web::dress));
     Router::new()

@@ -1,4 +1,4 @@
-//! What keeps other sites out of the portal: headers, cookies, CSRF tokens.
+//! What keeps other sites out of the portal: headers, the names of its cookies, CSRF tokens.
 //!
 //! | against | what |
 //! | --- | --- |
@@ -14,8 +14,8 @@
 
 use axum::extract::State;
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, COOKIE, ORIGIN, REFERRER_POLICY,
-    STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, ORIGIN, REFERRER_POLICY, STRICT_TRANSPORT_SECURITY,
+    X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
@@ -23,8 +23,6 @@ use axum::response::Response;
 use crate::base::encoding::base64url;
 use crate::base::ids::random;
 
-/// Holds the session's token.
-pub const SESSION: &str = "__Host-opcert-session";
 /// Holds a random value of this visit, for forms before log-in.
 pub const VISIT: &str = "__Host-opcert-visit";
 /// Holds the chosen language.
@@ -113,57 +111,6 @@ pub async fn add_headers(State(headers): State<Headers>, mut response: Response)
     response
 }
 
-/// The value of the cookie `name`, if it is there exactly once.
-pub fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
-    let mut found = None;
-    for line in headers.get_all(COOKIE) {
-        for pair in line.to_str().ok()?.split(';') {
-            if let Some((key, value)) = pair.trim().split_once('=')
-                && key == name
-                && found.replace(value).is_some()
-            {
-                return None;
-            }
-        }
-    }
-    found
-}
-
-/// How long a cookie stays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stay {
-    /// Until the browser ends.
-    Visit,
-    /// A year.
-    Year,
-    /// It goes now.
-    Gone,
-}
-
-/// Which requests from other sites carry a cookie.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SameSite {
-    /// None.
-    Strict,
-    /// Links that a person follows.
-    Lax,
-}
-
-/// A `Set-Cookie` value. `value` is one of ours: letters, digits, `-` and `_`.
-pub fn set_cookie(name: &str, value: &str, same_site: SameSite, stay: Stay) -> HeaderValue {
-    let same_site = match same_site {
-        SameSite::Strict => "Strict",
-        SameSite::Lax => "Lax",
-    };
-    let age = match stay {
-        Stay::Visit => "",
-        Stay::Year => "; Max-Age=31536000",
-        Stay::Gone => "; Max-Age=0",
-    };
-    let text = format!("{name}={value}; Path=/; Secure; HttpOnly; SameSite={same_site}{age}");
-    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
-}
-
 /// A new secret for [`VISIT`].
 pub fn new_visit() -> String {
     base64url(&random::<32>())
@@ -193,16 +140,6 @@ mod tests {
             );
         }
         headers
-    }
-
-    #[test]
-    fn a_cookie_given_twice_is_none() {
-        let one = headers(&[("cookie", "a=1; b=2")]);
-        assert_eq!(cookie(&one, "b"), Some("2"));
-        assert_eq!(cookie(&one, "c"), None);
-        let two = headers(&[("cookie", "a=1; b=2"), ("cookie", "b=3")]);
-        assert_eq!(cookie(&two, "b"), None);
-        assert_eq!(cookie(&two, "a"), Some("1"));
     }
 
     #[test]

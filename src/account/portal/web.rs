@@ -4,7 +4,7 @@
 //! language) before the handler runs and gives him to it as an extension; afterwards it turns a
 //! problem into an error page, sets the cookies that are due and adds the security headers.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use axum::Extension;
@@ -19,11 +19,13 @@ use maud::{Markup, html};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::explain;
 use super::i18n::{self, Texts};
 use super::layout::{Frame, Here, Identity};
 use super::parts;
-use super::security::{self, SameSite, Stay};
+use super::problems;
+use super::security;
+use crate::account::cookies::{self, SameSite, Stay};
+use crate::account::routes::sessions::source;
 use crate::account::service::Service;
 use crate::account::sessions::{Person, Session, SessionError, same_csrf};
 use crate::account::store::accounts::Operator;
@@ -123,7 +125,7 @@ impl Visitor {
         content: &Markup,
     ) -> Response {
         let t = self.t;
-        let content = html! { (explain::note(t, problem)) (content) };
+        let content = html! { (problems::note(t, problem)) (content) };
         let mut response = self.page(title, here, &content);
         *response.status_mut() = status(problem);
         response
@@ -162,12 +164,12 @@ impl Visitor {
     }
 
     fn script_answer(&self, problem: &Problem) -> Response {
-        let (title, action) = explain::explain(self.t, problem.code());
+        let (title, action) = problems::explain(self.t, problem.code());
         let body = ScriptProblem {
             code: problem.code(),
             title,
             action,
-            detail: explain::detail_helps(problem.code()).then(|| problem.detail()),
+            detail: problems::detail_helps(problem.code()).then(|| problem.detail()),
             retry_after: problem.retry_after(),
             request_id: self.request.as_str(),
         };
@@ -178,7 +180,7 @@ impl Visitor {
 
     fn error_page(&self, problem: &Problem) -> Response {
         let t = self.t;
-        let (what, remedy) = explain::explain(t, problem.code());
+        let (what, remedy) = problems::explain(t, problem.code());
         let content = html! {
             (parts::heading(what, remedy, &html! {}))
             div.card {
@@ -216,10 +218,10 @@ fn status(problem: &Problem) -> StatusCode {
 pub async fn dress(State(service): State<Service>, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
     let headers = &parts.headers;
-    let visit = security::cookie(headers, security::VISIT).map(str::to_owned);
+    let visit = cookies::cookie(headers, security::VISIT).map(str::to_owned);
     let fresh = visit.is_none().then(security::new_visit);
     let wants_page = header(headers, ACCEPT.as_str()).is_some_and(|it| it.contains("text/html"));
-    let had_flash = security::cookie(headers, security::FLASH).is_some();
+    let had_flash = cookies::cookie(headers, security::FLASH).is_some();
     let visitor = match Visitor::of(&service, &parts, visit.or(fresh.clone())).await {
         Ok(visitor) => Arc::new(visitor),
         Err(problem) => return problem.into_response(),
@@ -252,13 +254,13 @@ pub async fn dress(State(service): State<Service>, request: Request, next: Next)
     if let Some(visit) = fresh {
         headers.append(
             SET_COOKIE,
-            security::set_cookie(security::VISIT, &visit, SameSite::Lax, Stay::Visit),
+            cookies::set_cookie(security::VISIT, &visit, SameSite::Lax, Stay::Visit),
         );
     }
     if had_flash && is_page {
         headers.append(
             SET_COOKIE,
-            security::set_cookie(security::FLASH, "", SameSite::Lax, Stay::Gone),
+            cookies::set_cookie(security::FLASH, "", SameSite::Lax, Stay::Gone),
         );
     }
     response
@@ -267,11 +269,10 @@ pub async fn dress(State(service): State<Service>, request: Request, next: Next)
 impl Visitor {
     async fn of(service: &Service, parts: &Parts, visit: Option<String>) -> Result<Self, Problem> {
         let headers = &parts.headers;
-        let language = security::cookie(headers, security::LANGUAGE)
+        let language = cookies::cookie(headers, security::LANGUAGE)
             .and_then(i18n::parse)
             .unwrap_or_else(|| i18n::preferred(headers));
-        let token = security::cookie(headers, security::SESSION)
-            .map(|token| SecretText::new(token.to_owned()));
+        let token = cookies::session_token(headers);
         let session = match &token {
             Some(token) => find_session(service, token).await?,
             None => None,
@@ -286,10 +287,10 @@ impl Visitor {
                 .sessions()
                 .csrf(&SecretText::new(visit.unwrap_or_default())),
         };
-        let source = match parts.extensions.get::<Peer>() {
-            Some(Peer::Tls { address, .. } | Peer::Plain { address }) => address.ip(),
-            _ => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        };
+        let source = parts
+            .extensions
+            .get::<Peer>()
+            .map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), source);
         let request_id = parts
             .extensions
             .get::<RequestId>()
@@ -307,7 +308,7 @@ impl Visitor {
                 .path_and_query()
                 .map_or("/", |path| path.as_str())
                 .to_owned(),
-            flash: security::cookie(headers, security::FLASH).and_then(Flash::of),
+            flash: cookies::cookie(headers, security::FLASH).and_then(Flash::of),
             daemon: service.portal().daemon().into(),
         })
     }
@@ -478,7 +479,7 @@ pub fn redirect_with(path: &str, flash: Flash) -> Response {
 
 /// The cookie with which the next page says what was done.
 pub fn flash_cookie(flash: Flash) -> HeaderValue {
-    security::set_cookie(security::FLASH, flash.name(), SameSite::Lax, Stay::Visit)
+    cookies::set_cookie(security::FLASH, flash.name(), SameSite::Lax, Stay::Visit)
 }
 
 /// Why a handler stops early.

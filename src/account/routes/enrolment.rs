@@ -1,22 +1,22 @@
 //! SMS codes and tickets.
 
-use crate::http::Peer;
 use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::operations::Jose;
-use super::people::ToApprove;
+use super::approval::{Asked, ToApprove};
 use super::problem::Refused;
+use super::sessions::source;
 use crate::account::enrolment::IssuedTicket;
 use crate::account::service::Service;
 use crate::account::store::codes::CodeUse;
-use crate::api::extract::{Json, Path, Raw};
+use crate::api::extract::{Jose, Json, Path, Raw};
 use crate::api::problem::{Code, Problem, ProblemDocument};
 use crate::base::ids::{AccountId, ComputerId, OperationId, OperatorId, RequestId};
 use crate::base::secret::SecretText;
+use crate::http::Peer;
 use crate::statement::text::Text;
 
 /// A request for an SMS code.
@@ -105,7 +105,6 @@ pub async fn send_code(
         computer_name: name.to_string(),
         token_serial: token_serial.map(|serial| serial.to_string()),
     };
-    let source = super::people::source(&peer);
     let sent = service
         .codes()
         .send(
@@ -113,11 +112,10 @@ pub async fn send_code(
             &body.operator,
             body.password,
             purpose,
-            source,
+            source(&peer),
             &request_id,
         )
-        .await
-        .map_err(Problem::from)?;
+        .await?;
     let answer = CodeAnswer {
         code_id: sent.id,
         expires_at: sent.expires_at.to_string(),
@@ -178,8 +176,7 @@ pub async fn give_ticket(
     let issued = service
         .enrolment()
         .ticket(&body.code_id, &body.code, &request_id)
-        .await
-        .map_err(Problem::from)?;
+        .await?;
     Ok((StatusCode::CREATED, Json(issued.into())))
 }
 
@@ -209,17 +206,13 @@ pub async fn begin_renewal(
     State(service): State<Service>,
     Extension(request_id): Extension<RequestId>,
     Json(body): Json<RenewalRequest>,
-) -> Result<(StatusCode, Json<ToApprove>), Refused> {
+) -> Result<Asked, Refused> {
     let serial = body.certificate.to_ascii_lowercase();
-    let (operation, challenge) = service
+    let asked = service
         .enrolment()
         .begin_renewal(&serial, &request_id)
-        .await
-        .map_err(Problem::from)?;
-    Ok((
-        StatusCode::CREATED,
-        Json(ToApprove::new(&operation, challenge)),
-    ))
+        .await?;
+    Ok(ToApprove::asked(asked))
 }
 
 /// Takes the approval of a renewal and gives the ticket for the successor.
@@ -248,7 +241,6 @@ pub async fn finish_renewal(
     let issued = service
         .enrolment()
         .finish_renewal(&id, compact.trim_ascii_end(), &request_id)
-        .await
-        .map_err(Problem::from)?;
+        .await?;
     Ok((StatusCode::CREATED, Json(issued.into())))
 }

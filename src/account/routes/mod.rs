@@ -13,16 +13,21 @@
 //! | `/v1/openapi.json`, `/healthz` | anybody | this interface, health |
 //!
 //! Handlers parse and answer; what is decided is decided in the modules beside this one. Every
-//! request body is limited by the door, every list and text by its type.
+//! request body is limited by the door, every list and text by its type. What never lives here: SQL,
+//! pages, and rights beyond who is asking.
 
+pub mod approval;
+pub mod certificates;
 pub mod enrolment;
 pub mod est;
+pub mod installations;
+pub mod notices;
 pub mod operations;
-pub mod people;
 pub mod problem;
 pub mod published;
-pub mod requests;
+pub mod recovery;
 pub mod secrets;
+pub mod sessions;
 pub mod webhooks;
 
 use axum::Router;
@@ -35,9 +40,11 @@ use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, Secur
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::cookies;
 use super::portal;
 use super::service::Service;
 use crate::api::problem as problems;
+use crate::http::media_type;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -65,7 +72,7 @@ pub fn router(service: Service) -> Router {
             "/v1/openapi.json",
             axum::routing::get(move || async move {
                 (
-                    [(axum::http::header::CONTENT_TYPE, "application/json")],
+                    [(axum::http::header::CONTENT_TYPE, media_type::JSON)],
                     document,
                 )
             }),
@@ -99,7 +106,7 @@ fn routes() -> OpenApiRouter<Service> {
     let components = document.components.get_or_insert_default();
     components.add_security_scheme("platform-key", bearer.clone());
     components.add_security_scheme("ticket", bearer);
-    let cookie = ApiKey::Cookie(ApiKeyValue::new(super::sessions::COOKIE));
+    let cookie = ApiKey::Cookie(ApiKeyValue::new(cookies::SESSION));
     components.add_security_scheme("session", SecurityScheme::ApiKey(cookie));
     components.add_security_scheme(
         "client-certificate",
@@ -119,26 +126,26 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(enrolment::finish_renewal))
         .routes(routes!(est::simpleenroll))
         .routes(routes!(est::simplereenroll))
-        .routes(routes!(people::log_in))
-        .routes(routes!(people::session, people::log_out))
-        .routes(routes!(people::certificates))
-        .routes(routes!(people::delete_certificate))
-        .routes(routes!(people::computers))
-        .routes(routes!(people::delete_own_on))
-        .routes(routes!(people::break_glass))
-        .routes(routes!(people::installations))
-        .routes(routes!(people::release_installation))
-        .routes(routes!(people::notices))
-        .routes(routes!(people::read_notice))
-        .routes(routes!(people::events))
-        .routes(routes!(requests::make, requests::list))
-        .routes(routes!(requests::show))
-        .routes(routes!(requests::form))
-        .routes(routes!(requests::attach, requests::paper))
-        .routes(routes!(requests::submit))
-        .routes(routes!(requests::decide))
-        .routes(routes!(requests::ask_administrators))
-        .routes(routes!(requests::withdraw))
+        .routes(routes!(sessions::log_in))
+        .routes(routes!(sessions::session, sessions::log_out))
+        .routes(routes!(certificates::certificates))
+        .routes(routes!(certificates::delete_certificate))
+        .routes(routes!(certificates::computers))
+        .routes(routes!(certificates::delete_own_on))
+        .routes(routes!(certificates::break_glass))
+        .routes(routes!(installations::installations))
+        .routes(routes!(installations::release_installation))
+        .routes(routes!(notices::notices))
+        .routes(routes!(notices::read_notice))
+        .routes(routes!(notices::events))
+        .routes(routes!(recovery::make, recovery::list))
+        .routes(routes!(recovery::show))
+        .routes(routes!(recovery::form))
+        .routes(routes!(recovery::attach, recovery::paper))
+        .routes(routes!(recovery::submit))
+        .routes(routes!(recovery::decide))
+        .routes(routes!(recovery::ask_administrators))
+        .routes(routes!(recovery::withdraw))
         .routes(routes!(secrets::show))
         .routes(routes!(secrets::set))
         .routes(routes!(secrets::send_code))

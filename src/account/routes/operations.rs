@@ -18,12 +18,12 @@ use crate::account::store::operations::{
     Approval, Challenge, Creator, Operation, Search, State as OperationState,
 };
 use crate::account::store::{StoreError, accounts};
-use crate::api::extract::{Json, MediaType, Path, Raw};
+use crate::api::extract::{Jose, Json, Path, Query, Raw};
 use crate::api::problem::{Code, Problem, ProblemDocument};
 use crate::base::encoding::{hex, sha256};
 use crate::base::ids::{AccountId, OperationId, OperatorId, RequestId};
 use crate::base::x509::Certificate;
-use crate::http::Peer;
+use crate::http::{Peer, media_type};
 use crate::statement::{Facts, Origin, Payee, PayeeList};
 
 const SCHEME: &str = "Bearer realm=\"opcert platform\"";
@@ -32,14 +32,6 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Longest `Idempotency-Key`, in bytes.
 const IDEMPOTENCY_KEY_MAX: usize = 128;
-
-/// `application/jose` (RFC 7515 section 9.2.1).
-#[derive(Debug)]
-pub struct Jose;
-
-impl MediaType for Jose {
-    const NAME: &'static str = "application/jose";
-}
 
 /// What a platform key may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -365,14 +357,13 @@ pub async fn create(
                 })
             },
         )
-        .await
-        .map_err(Problem::from)?;
+        .await?;
     Ok(json_answer(StatusCode::CREATED, answer))
 }
 
 /// An answer that was written, now or for the first of several equal requests.
 fn json_answer(status: StatusCode, body: String) -> Response {
-    (status, [(CONTENT_TYPE, "application/json")], body).into_response()
+    (status, [(CONTENT_TYPE, media_type::JSON)], body).into_response()
 }
 
 /// Does what may be done twice, and keeps its answer under the idempotency key where there is one:
@@ -469,11 +460,7 @@ pub async fn read(
     Path(id): Path<OperationId>,
 ) -> Result<Json<OperationAnswer>, Refused> {
     platform.may(Scope::OperationsRead)?;
-    let (operation, approvals) = service
-        .operations()
-        .find_for_platform(&id)
-        .await
-        .map_err(Problem::from)?;
+    let (operation, approvals) = service.operations().find_for_platform(&id).await?;
     let mut view = OperationView::new(&operation);
     view.approvals = approvals.into_iter().map(ApprovalView::from).collect();
     Ok(Json(OperationAnswer { operation: view }))
@@ -524,10 +511,10 @@ pub struct OperationsAnswer {
 pub async fn list(
     State(service): State<Service>,
     platform: Platform,
-    query: Result<axum::extract::Query<OperationQuery>, axum::extract::rejection::QueryRejection>,
+    query: Result<Query<OperationQuery>, Problem>,
 ) -> Result<Json<OperationsAnswer>, Refused> {
     platform.may(Scope::OperationsRead)?;
-    let axum::extract::Query(query) = query.map_err(super::people::malformed_query)?;
+    let Query(query) = query?;
     let limit = query.limit.unwrap_or(50).clamp(1, 200);
     let search = Search {
         account: query.account,
@@ -535,11 +522,7 @@ pub async fn list(
         after: query.after,
         of_platform: true,
     };
-    let mut found = service
-        .operations()
-        .list(&search, limit + 1)
-        .await
-        .map_err(Problem::from)?;
+    let mut found = service.operations().list(&search, limit + 1).await?;
     let page = usize::try_from(limit).unwrap_or(usize::MAX);
     let more = found.len() > page;
     found.truncate(page);
@@ -611,8 +594,7 @@ pub async fn challenge(
         .challenge_for_platform(&id, &body.operator, key, &request_id, |challenge| {
             serde_json::to_string(&ChallengeAnswer::from(challenge.clone()))
         })
-        .await
-        .map_err(Problem::from)?;
+        .await?;
     Ok(json_answer(StatusCode::CREATED, answer))
 }
 
@@ -643,8 +625,7 @@ pub async fn approve(
     let operation = service
         .operations()
         .approve(&id, compact.trim_ascii_end(), &request_id)
-        .await
-        .map_err(Problem::from)?;
+        .await?;
     service.outbox_changed();
     Ok(Json(OperationAnswer {
         operation: OperationView::new(&operation),

@@ -15,7 +15,7 @@ use crate::account::logins::LoginError;
 use crate::account::manage::ManageError;
 use crate::account::operations::OperationError;
 use crate::account::passwords::PasswordError;
-use crate::account::requests::RequestError;
+use crate::account::recovery::RequestError;
 use crate::account::secrets::SecretError;
 use crate::account::sessions::SessionError;
 use crate::account::signer::SignError;

@@ -6,16 +6,16 @@ use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::approval::{Asked, ToApprove};
 use super::enrolment::CodeAnswer;
-use super::operations::Jose;
-use super::people::{SignedIn, ToApprove, source};
 use super::problem::Refused;
+use super::sessions::{SignedIn, source};
 use crate::account::secrets::{
     Arrival, KindView, NewSecret, OVERLAP, Overview, RecipientView, Set,
 };
 use crate::account::service::Service;
 use crate::account::store::secrets::{RecipientState, Secret};
-use crate::api::extract::{Json, Path, Raw};
+use crate::api::extract::{Jose, Json, Path, Raw};
 use crate::api::problem::{Code, Problem, ProblemDocument};
 use crate::base::ids::{ComputerId, OperatorId, RequestId};
 use crate::base::secret::SecretText;
@@ -201,11 +201,7 @@ pub async fn show(
     State(service): State<Service>,
     signed_in: SignedIn,
 ) -> Result<Json<SecretsAnswer>, Refused> {
-    let overview = service
-        .secrets()
-        .overview(signed_in.operator()?)
-        .await
-        .map_err(Problem::from)?;
+    let overview = service.secrets().overview(signed_in.operator()?).await?;
     Ok(Json(overview.into()))
 }
 
@@ -233,8 +229,7 @@ pub async fn send_code(
     let sent = service
         .secrets()
         .send_code(signed_in.operator()?, kind, &request_id)
-        .await
-        .map_err(Problem::from)?;
+        .await?;
     let answer = CodeAnswer {
         code_id: sent.id,
         expires_at: sent.expires_at.to_string(),
@@ -307,16 +302,14 @@ pub async fn set(
         overlap_seconds: body.overlap_seconds.unwrap_or(OVERLAP),
     };
     let secrets = service.secrets();
-    secrets.check(operator, &new).map_err(Problem::from)?;
+    secrets.check(operator, &new)?;
     service
         .sessions()
         .confirm(&signed_in.0, body.password, source(&peer))
-        .await
-        .map_err(Problem::from)?;
+        .await?;
     let set = secrets
         .set(operator, new, &body.code_id, &body.code, &request_id)
-        .await
-        .map_err(Problem::from)?;
+        .await?;
     Ok(match set {
         Set::Current { version } => (
             StatusCode::OK,
@@ -355,16 +348,12 @@ pub async fn ask_administrators(
     Extension(request_id): Extension<RequestId>,
     signed_in: SignedIn,
     Path(kind): Path<SecretKind>,
-) -> Result<(StatusCode, Json<ToApprove>), Refused> {
-    let (operation, challenge) = service
+) -> Result<Asked, Refused> {
+    let asked = service
         .secrets()
         .ask_administrators(signed_in.operator()?, kind, &request_id)
-        .await
-        .map_err(Problem::from)?;
-    Ok((
-        StatusCode::CREATED,
-        Json(ToApprove::new(&operation, challenge)),
-    ))
+        .await?;
+    Ok(ToApprove::asked(asked))
 }
 
 /// Takes back a secret that waits for approvals. For administrators.
@@ -390,8 +379,7 @@ pub async fn withdraw(
     service
         .secrets()
         .withdraw(signed_in.operator()?, kind, &request_id)
-        .await
-        .map_err(Problem::from)?;
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -432,13 +420,8 @@ pub async fn admit(
     service
         .sessions()
         .confirm(&signed_in.0, body.password, source(&peer))
-        .await
-        .map_err(Problem::from)?;
-    service
-        .secrets()
-        .admit(operator, &key, &request_id)
-        .await
-        .map_err(Problem::from)?;
+        .await?;
+    service.secrets().admit(operator, &key, &request_id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -466,8 +449,7 @@ pub async fn dismiss(
     service
         .secrets()
         .dismiss(signed_in.operator()?, &key, &request_id)
-        .await
-        .map_err(Problem::from)?;
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -510,11 +492,7 @@ pub async fn give(
         .map(str::trim)
         .filter(|text| text.len() <= secret_request::MAX)
         .ok_or_else(|| Problem::new(Code::SecretRequestInvalid, "the request is no compact JWS"))?;
-    let given = service
-        .secrets()
-        .give(compact, &request_id)
-        .await
-        .map_err(Problem::from)?;
+    let given = service.secrets().give(compact, &request_id).await?;
     Ok(Json(GivenSecrets {
         state: given.state,
         secrets: given.secrets,

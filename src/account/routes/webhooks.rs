@@ -1,14 +1,13 @@
 //! Webhook subscriptions of the platform: who is told of operations, and what became of each
 //! delivery.
 
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 
 use super::operations::{Platform, Scope, idempotency, once};
-use super::people::malformed_query;
 use super::problem::Refused;
 use crate::account::idempotency::IdempotencyConflict;
 use crate::account::outgoing::{Endpoint, trust};
@@ -16,7 +15,7 @@ use crate::account::service::Service;
 use crate::account::store::StoreError;
 use crate::account::store::outbox::{self, Delivery, Subscription};
 use crate::account::webhooks::SECRET_DOMAIN;
-use crate::api::extract::{Json, Path};
+use crate::api::extract::{Json, Path, Query};
 use crate::api::problem::{Code, Problem, ProblemDocument};
 use crate::audit::AuditError;
 use crate::base::encoding::{base64, base64url, sha256};
@@ -148,8 +147,7 @@ pub async fn subscribe(
                 Ok::<_, SubscribeError>(row.clone())
             })
         })
-        .await
-        .map_err(Problem::from)?;
+        .await?;
     if kept.url != row.url {
         return Err(Problem::from(IdempotencyConflict).into());
     }
@@ -252,8 +250,7 @@ pub async fn unsubscribe(
                 Ok::<_, SubscribeError>(true)
             })
         })
-        .await
-        .map_err(Problem::from)?;
+        .await?;
     if ended {
         Ok(StatusCode::NO_CONTENT)
     } else {
@@ -348,10 +345,10 @@ pub async fn deliveries(
     State(service): State<Service>,
     platform: Platform,
     Path(id): Path<String>,
-    query: Result<Query<DeliveryQuery>, axum::extract::rejection::QueryRejection>,
+    query: Result<Query<DeliveryQuery>, Problem>,
 ) -> Result<Json<DeliveriesAnswer>, Refused> {
     platform.may(Scope::Webhooks)?;
-    let Query(query) = query.map_err(malformed_query)?;
+    let Query(query) = query?;
     let id = id.as_str();
     let found = service
         .store()
@@ -417,8 +414,7 @@ async fn send_again(
                 Ok::<_, SubscribeError>(true)
             })
         })
-        .await
-        .map_err(Problem::from)?;
+        .await?;
     if !due {
         return Err(unknown());
     }

@@ -18,6 +18,9 @@
 //! **What a crash does.** `journal_mode=WAL` with `synchronous=FULL` on SQLite, and
 //! `synchronous_commit` on PostgreSQL, sync the log at every commit: what was acknowledged is
 //! there after a power cut, what was not is gone as a whole.
+//!
+//! **What never lives here.** Rules, records and texts: a function is one query, or a few that are
+//! one, and gives typed rows. SQL is nowhere else.
 
 pub mod accounts;
 mod backend;
@@ -30,7 +33,7 @@ pub mod messages;
 pub mod notices;
 pub mod operations;
 pub mod outbox;
-pub mod requests;
+pub mod recovery;
 pub mod secrets;
 pub mod sessions;
 pub mod transfer;

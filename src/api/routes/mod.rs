@@ -1,4 +1,6 @@
-//! The routes of `/v1`, one file for each resource, and the document that describes them.
+//! The routes of `/v1`, one file for each resource, and the document that describes them. A handler
+//! turns a request into one call and its outcome into an answer; what is decided, signed or kept is
+//! so in the modules below.
 
 mod administer;
 pub mod approvals;

@@ -6,10 +6,10 @@ use serde_json::json;
 
 use super::{App, blocking};
 use crate::api::caller::Administrator;
-use crate::api::explaining::{Known, explained};
 use crate::api::extract::Json;
 use crate::api::problem::Problem;
 use crate::api::types::{ExplainPolicy, Policy, PolicyExplained, PolicyReloaded};
+use crate::api::what_if::{Known, explained};
 use crate::audit::Event;
 use crate::base::ids::RequestId;
 use crate::enrol::Standing;

@@ -17,11 +17,11 @@ use crate::api::wechatpay::{
 };
 use crate::base::encoding::base64;
 use crate::base::sysexits::EX_OK;
+use crate::cli::account_service::roots;
 use crate::cli::error::Error;
 use crate::cli::output::Output;
-use crate::cli::service::roots;
 use crate::http::client::{self, ClientLimits, Target};
-use crate::http::tls;
+use crate::http::{media_type, tls};
 use crate::merchants::MerchantView;
 use crate::wechatpay::{MerchantId, PlatformKeyId};
 
@@ -225,7 +225,7 @@ async fn fetch(arguments: &Fetch, daemon: &mut Client) -> Result<wechatpay::Rece
         .await?;
     let request = Request::get(&arguments.path)
         .header(http::header::HOST, host)
-        .header(ACCEPT, HeaderValue::from_static("application/json"))
+        .header(ACCEPT, HeaderValue::from_static(media_type::JSON))
         .header(
             USER_AGENT,
             HeaderValue::from_static(concat!("opcert/", env!("CARGO_PKG_VERSION"))),

@@ -2,6 +2,9 @@
 //!
 //! Sources: `pay.weixin.qq.com` merchant documents 4012365334 to 4012365340 (signing), 4013053249
 //! and 4013053420 (verifying), the page on sensitive fields, and the official client libraries.
+//!
+//! What never lives here: private keys (what they sign or decrypt is given out as bytes), and what is
+//! done with a message that verified.
 
 mod aead;
 mod field;

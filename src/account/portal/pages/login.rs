@@ -7,10 +7,11 @@ use axum::response::{IntoResponse, Response};
 use maud::{Markup, html};
 use serde::Deserialize;
 
+use crate::account::cookies::{self, SameSite, Stay};
 use crate::account::portal::i18n;
 use crate::account::portal::layout::Here;
 use crate::account::portal::parts::Field;
-use crate::account::portal::security::{self, SameSite, Stay};
+use crate::account::portal::security;
 use crate::account::portal::web::{
     Answer, Anybody, Flash, Submitted, Visitor, local_path, redirect, redirect_with,
 };
@@ -131,15 +132,9 @@ fn entered(opened: &Opened, next: &str) -> Response {
         Person::Representative(_) => "/requests",
     };
     let mut response = redirect(if next == "/" { home } else { next });
-    response.headers_mut().append(
-        SET_COOKIE,
-        security::set_cookie(
-            security::SESSION,
-            opened.token.expose(),
-            SameSite::Strict,
-            Stay::Visit,
-        ),
-    );
+    response
+        .headers_mut()
+        .append(SET_COOKIE, cookies::begin_session(&opened.token));
     response
 }
 
@@ -157,10 +152,9 @@ pub async fn log_out(
         service.sessions().end(session, &visitor.request).await?;
     }
     let mut response = redirect_with("/login", Flash::LoggedOut);
-    response.headers_mut().append(
-        SET_COOKIE,
-        security::set_cookie(security::SESSION, "", SameSite::Strict, Stay::Gone),
-    );
+    response
+        .headers_mut()
+        .append(SET_COOKIE, cookies::end_session());
     Ok(response)
 }
 
@@ -178,7 +172,7 @@ pub async fn language(Submitted(choice): Submitted<Choice>) -> Response {
     if i18n::parse(&choice.to).is_some() {
         response.headers_mut().append(
             SET_COOKIE,
-            security::set_cookie(
+            cookies::set_cookie(
                 security::LANGUAGE,
                 &choice.to.to_ascii_lowercase(),
                 SameSite::Lax,

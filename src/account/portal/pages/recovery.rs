@@ -16,7 +16,7 @@ use crate::account::portal::web::{
 use crate::account::service::Service;
 use crate::account::sessions::Person;
 use crate::account::store::accounts::Mobile;
-use crate::account::store::requests::{Ask, Attachment, Request, RequestState};
+use crate::account::store::recovery::{Ask, Attachment, Request, RequestState};
 use crate::api::extract::Path;
 use crate::api::problem::{Code, Problem};
 use crate::base::secret::SecretText;

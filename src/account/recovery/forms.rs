@@ -6,6 +6,8 @@
 
 use std::fmt::Write;
 
+use crate::http::media_type::{DOCX, PDF};
+
 /// What the form says: a title, lines of label and value, and where to sign.
 #[derive(Debug, Clone)]
 pub struct Form {
@@ -217,12 +219,12 @@ pub fn media_type(content: &[u8]) -> Option<&'static str> {
     } else if content.starts_with(b"%PDF-") && holds(tail, b"%%EOF") {
         // A paper is looked at by a person: nothing in it may act by itself.
         let acts = [&b"/JavaScript"[..], b"/JS", b"/Launch", b"/EmbeddedFile"];
-        (!acts.iter().any(|part| holds(content, part))).then_some("application/pdf")
+        (!acts.iter().any(|part| holds(content, part))).then_some(PDF)
     } else if content.starts_with(b"PK\x03\x04")
         && holds(content, b"word/document.xml")
         && !holds(content, b"vbaProject.bin")
     {
-        Some("application/vnd.openxmlformats-officedocument.wordprocessingml.document")
+        Some(DOCX)
     } else {
         None
     }

@@ -20,7 +20,7 @@ use crate::base::jose::JwkSet;
 use crate::base::secret::SecretText;
 use crate::base::x509::Certificate;
 use crate::http::client::{Client, ClientError, ClientLimits, Target};
-use crate::http::tls;
+use crate::http::{media_type, tls};
 
 const WHO: &str = "the account service";
 const ACTION: &str = "Check the address and --service-ca, and that the service is up.";
@@ -224,7 +224,7 @@ impl Service {
         path: &str,
         compact: String,
     ) -> Result<T, Error> {
-        let body = Body::typed("application/jose", compact);
+        let body = Body::typed(media_type::JOSE, compact);
         self.ask(Method::POST, path, body).await
     }
 
@@ -261,16 +261,17 @@ impl Service {
         Ok(vouched.sets)
     }
 
-    /// Has a request certified; the ticket is the password (RFC 7030 section 4.2).
+    /// Has a request certified; the ticket is the password (RFC 7030 section 4.2). `csr` is base64
+    /// of DER, as the daemon gives it and EST takes it.
     pub(super) async fn enroll(
         &mut self,
         what: Enroll,
         operator: &OperatorId,
         ticket: &SecretText,
-        request: &[u8],
+        csr: &str,
     ) -> Result<Vec<Vec<u8>>, Error> {
         let credential = base64(format!("{operator}:{}", ticket.expose()).as_bytes());
-        let body = Body::typed("application/pkcs10", base64(request))
+        let body = Body::typed(media_type::PKCS10, csr.to_owned())
             .with_secret(AUTHORIZATION, &format!("Basic {credential}"))?;
         let answer = self.send(Method::POST, what.path(), body).await?;
         certificates(&answer)
@@ -366,7 +367,7 @@ impl Body {
             what: format!("the request cannot be written as JSON: {error}"),
             action: "Check the arguments.".into(),
         })?;
-        Ok(Self::typed("application/json", bytes))
+        Ok(Self::typed(media_type::JSON, bytes))
     }
 
     /// Bytes of a media type.

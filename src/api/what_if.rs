@@ -1,5 +1,8 @@
-//! From a request that somebody wonders about to an explanation, for the daemon that has the
+//! What the policy would say to a request that nobody makes, and why: for the daemon that has the
 //! registrations and for the command line that has only files.
+//!
+//! Here the request is put together of what was said of it; how rules are asked and their answer is
+//! explained is [`crate::policy::explain`]'s, and nothing here permits anything.
 //!
 //! What is asked is checked by what checks the real thing: a statement is a [`Statement`], a list of
 //! payees fits it, and rules are asked the very question that the pipeline would ask.

@@ -33,7 +33,7 @@ use super::sms::{self, News, Outgoing, Texts};
 use super::store::accounts::{self, Operator};
 use super::store::notices::Audience;
 use super::store::operations::{Challenge, Creator, Effect, Operation};
-use super::store::requests::{self, Ask, Attachment, Decision, Request, RequestState};
+use super::store::recovery::{self, Ask, Attachment, Decision, Request, RequestState};
 use super::store::{Store, StoreError, Tx, certificates, codes, sessions};
 use crate::audit::AuditError;
 use crate::base::Clock;
@@ -164,10 +164,10 @@ impl Requests {
         self.store
             .transaction("make request", move |tx| {
                 Box::pin(async move {
-                    if requests::is_open(tx, &row.account, &row.operator, row.ask.name()).await? {
+                    if recovery::is_open(tx, &row.account, &row.operator, row.ask.name()).await? {
                         return Err(RequestError::Open);
                     }
-                    requests::insert(tx, row).await?;
+                    recovery::insert(tx, row).await?;
                     self.tell(tx, row, "request-made", json!({}), request).await
                 })
             })
@@ -185,7 +185,7 @@ impl Requests {
             .read("find request", move |tx| {
                 Box::pin(async move {
                     let found = find(tx, id, account).await?;
-                    let papers = requests::attachments(tx, id).await?;
+                    let papers = recovery::attachments(tx, id).await?;
                     Ok((found, papers))
                 })
             })
@@ -200,7 +200,7 @@ impl Requests {
     ) -> Result<Vec<Request>, StoreError> {
         self.store
             .read("list requests", move |tx| {
-                Box::pin(requests::list(tx, account, state, PAGE))
+                Box::pin(recovery::list(tx, account, state, PAGE))
             })
             .await
     }
@@ -301,7 +301,7 @@ impl Requests {
                     if found.state != RequestState::Open {
                         return Err(RequestError::State { state: found.state });
                     }
-                    requests::attach(tx, id, paper, sealed, now).await?;
+                    recovery::attach(tx, id, paper, sealed, now).await?;
                     let body = json!({
                         "id": id,
                         "paper": paper.kind,
@@ -331,12 +331,12 @@ impl Requests {
             .transaction("read paper", move |tx| {
                 Box::pin(async move {
                     let found = find(tx, id, None).await?;
-                    let paper = requests::attachments(tx, id)
+                    let paper = recovery::attachments(tx, id)
                         .await?
                         .into_iter()
                         .find(|paper| paper.kind == kind)
                         .ok_or(RequestError::Unknown)?;
-                    let sealed = requests::content(tx, &paper.id)
+                    let sealed = recovery::content(tx, &paper.id)
                         .await?
                         .ok_or(RequestError::Unknown)?;
                     let body = json!({
@@ -368,14 +368,14 @@ impl Requests {
             .transaction("submit request", move |tx| {
                 Box::pin(async move {
                     let found = own(tx, id, by).await?;
-                    let papers = requests::attachments(tx, id).await?;
+                    let papers = recovery::attachments(tx, id).await?;
                     for missing in ["photocopy", "document"] {
                         if !papers.iter().any(|paper| paper.kind == missing) {
                             return Err(RequestError::PaperMissing { missing });
                         }
                     }
                     let (from, to) = (&[RequestState::Open], RequestState::Submitted);
-                    if !requests::advance(tx, id, from, to, now).await? {
+                    if !recovery::advance(tx, id, from, to, now).await? {
                         return Err(RequestError::State { state: found.state });
                     }
                     let body = json!({ "id": id, "kind": found.ask.name(), "operator": by.id });
@@ -509,7 +509,7 @@ impl Requests {
                         RequestState::Submitted,
                         RequestState::Granted,
                     ];
-                    if !requests::advance(tx, id, from, RequestState::Withdrawn, now).await? {
+                    if !recovery::advance(tx, id, from, RequestState::Withdrawn, now).await? {
                         return Err(RequestError::State { state: found.state });
                     }
                     let facts = json!({ "by": by.id });
@@ -528,7 +528,7 @@ impl Requests {
         let due = self
             .store
             .read("find due requests", move |tx| {
-                Box::pin(requests::due(tx, now))
+                Box::pin(recovery::due(tx, now))
             })
             .await
             .map_err(|error: StoreError| error)?;
@@ -553,19 +553,19 @@ impl Requests {
         self.store
             .transaction("destroy papers", move |tx| {
                 Box::pin(async move {
-                    for lapsed in requests::undecided(tx, before, PURGED_AT_ONCE).await? {
+                    for lapsed in recovery::undecided(tx, before, PURGED_AT_ONCE).await? {
                         let from = &[RequestState::Open, RequestState::Submitted];
                         let to = RequestState::Withdrawn;
-                        if requests::advance(tx, &lapsed.id, from, to, now).await? {
+                        if recovery::advance(tx, &lapsed.id, from, to, now).await? {
                             self.tell(tx, &lapsed, "request-lapsed", json!({}), request)
                                 .await?;
                         }
                     }
                     let mut purged = 0;
                     for (account, id, paper) in
-                        requests::papers_before(tx, before, PURGED_AT_ONCE).await?
+                        recovery::papers_before(tx, before, PURGED_AT_ONCE).await?
                     {
-                        requests::destroy(tx, &paper.id).await?;
+                        recovery::destroy(tx, &paper.id).await?;
                         let body = json!({
                             "id": id,
                             "paper": paper.kind,
@@ -590,7 +590,7 @@ impl Requests {
         request: &RequestId,
     ) -> Result<u64, RequestError> {
         let from = &[RequestState::Granted];
-        if !requests::advance(tx, &found.id, from, RequestState::Done, now).await? {
+        if !recovery::advance(tx, &found.id, from, RequestState::Done, now).await? {
             return Ok(0);
         }
         let (account, operator) = (&found.account, &found.operator);
@@ -670,7 +670,7 @@ pub(super) async fn settle(
     now: Timestamp,
     request: &RequestId,
 ) -> Result<Vec<Outgoing>, RequestError> {
-    if !requests::decide(tx, &found.id, decision, now).await? {
+    if !recovery::decide(tx, &found.id, decision, now).await? {
         return Err(RequestError::State { state: found.state });
     }
     let body = json!({
@@ -721,7 +721,7 @@ pub(super) async fn recovering(
     operator: &OperatorId,
     now: Timestamp,
 ) -> Result<bool, StoreError> {
-    let Some(at) = requests::recovered_at(tx, account, operator).await? else {
+    let Some(at) = recovery::recovered_at(tx, account, operator).await? else {
         return Ok(false);
     };
     let held = certificates::active_of(tx, account, operator, None, now).await?;
@@ -734,7 +734,7 @@ async fn find(
     id: &str,
     account: Option<&AccountId>,
 ) -> Result<Request, RequestError> {
-    requests::find(tx, id)
+    recovery::find(tx, id)
         .await?
         .filter(|found| account.is_none_or(|account| found.account == *account))
         .ok_or(RequestError::Unknown)

@@ -1,5 +1,6 @@
-//! What everything that the account service signs shares: a JWS by a pinned key of it, read
-//! strictly. Challenges and tickets expire; key sets and secrets last until the next one.
+//! A JWS by a pinned key of an account service, read strictly: what challenges, tickets, key sets
+//! and sealed secrets share. Challenges and tickets expire; key sets and secrets last until the next
+//! one. Which keys are pinned is the caller's to know.
 
 use jiff::Timestamp;
 use serde::Serialize;

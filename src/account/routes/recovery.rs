@@ -1,7 +1,7 @@
 //! Ways back in after a loss: requests, forms, papers, decisions.
 
 use axum::Extension;
-use axum::extract::{Query, Request as HttpRequest, State};
+use axum::extract::{Request as HttpRequest, State};
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, CONTENT_TYPE,
     X_CONTENT_TYPE_OPTIONS,
@@ -11,17 +11,18 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::people::{SignedIn, ToApprove, malformed_query, source};
+use super::approval::{Asked, ToApprove};
 use super::problem::Refused;
+use super::sessions::{SignedIn, source};
 use crate::account::service::Service;
 use crate::account::sessions::{Person, Session};
 use crate::account::store::accounts::{Mobile, Operator};
-use crate::account::store::requests::{Ask, Attachment, Request, RequestState};
-use crate::api::extract::{Json, Path, read};
+use crate::account::store::recovery::{Ask, Attachment, Request, RequestState};
+use crate::api::extract::{Json, Path, Query, read};
 use crate::api::problem::{Code, Problem, ProblemDocument};
 use crate::base::ids::{AccountId, OperatorId, RequestId};
 use crate::base::secret::SecretText;
-use crate::http::Peer;
+use crate::http::{Peer, media_type};
 use crate::statement::text::Text;
 
 /// A request for a way back in.
@@ -196,13 +197,8 @@ pub async fn make(
     service
         .sessions()
         .confirm(&session, body.password, source(&peer))
-        .await
-        .map_err(Problem::from)?;
-    let made = service
-        .requests()
-        .make(by, ask, &request_id)
-        .await
-        .map_err(Problem::from)?;
+        .await?;
+    let made = service.requests().make(by, ask, &request_id).await?;
     Ok((
         StatusCode::CREATED,
         Json(RequestView::new(made, Vec::new())),
@@ -241,9 +237,8 @@ pub struct RequestsAnswer {
 pub async fn list(
     State(service): State<Service>,
     SignedIn(session): SignedIn,
-    query: Result<Query<RequestQuery>, axum::extract::rejection::QueryRejection>,
+    Query(query): Query<RequestQuery>,
 ) -> Result<Json<RequestsAnswer>, Refused> {
-    let Query(query) = query.map_err(malformed_query)?;
     let found = service
         .requests()
         .list(scope(&session), query.state)
@@ -274,11 +269,7 @@ pub async fn show(
     SignedIn(session): SignedIn,
     Path(id): Path<String>,
 ) -> Result<Json<RequestView>, Refused> {
-    let (request, papers) = service
-        .requests()
-        .find(&id, scope(&session))
-        .await
-        .map_err(Problem::from)?;
+    let (request, papers) = service.requests().find(&id, scope(&session)).await?;
     Ok(Json(RequestView::new(request, papers)))
 }
 
@@ -324,21 +315,13 @@ pub async fn form(
     Path((id, format)): Path<(String, String)>,
 ) -> Result<Response, Refused> {
     let requests = service.requests();
-    let (request, _) = requests
-        .find(&id, scope(&session))
-        .await
-        .map_err(Problem::from)?;
+    let (request, _) = requests.find(&id, scope(&session)).await?;
     let form = requests
         .form(&request, &session.person, &request_id)
-        .await
-        .map_err(Problem::from)?;
+        .await?;
     let (name, media_type, content) = match format.as_str() {
-        "pdf" => ("request.pdf", "application/pdf", form.pdf()),
-        "docx" => (
-            "request.docx",
-            "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
-            form.docx(),
-        ),
+        "pdf" => ("request.pdf", media_type::PDF, form.pdf()),
+        "docx" => ("request.docx", media_type::DOCX, form.docx()),
         _ => return Err(Problem::new(Code::NotFound, "a form is pdf or docx").into()),
     };
     Ok(download(name, media_type, content)?)
@@ -380,8 +363,7 @@ pub async fn attach(
     let kept = service
         .requests()
         .attach(by, &id, kind, &content, &request_id)
-        .await
-        .map_err(Problem::from)?;
+        .await?;
     Ok(Json(kept.into()))
 }
 
@@ -409,8 +391,7 @@ pub async fn paper(
     let (paper, content) = service
         .requests()
         .paper(by, &id, &kind, &request_id)
-        .await
-        .map_err(Problem::from)?;
+        .await?;
     let name = format!("{}-{}", paper.kind, &paper.sha256[..8]);
     Ok(download(
         &name,
@@ -451,11 +432,7 @@ pub async fn submit(
     Path(id): Path<String>,
 ) -> Result<Json<RequestView>, Refused> {
     let by = operator(&session)?;
-    let submitted = service
-        .requests()
-        .submit(by, &id, &request_id)
-        .await
-        .map_err(Problem::from)?;
+    let submitted = service.requests().submit(by, &id, &request_id).await?;
     Ok(Json(RequestView::new(submitted, Vec::new())))
 }
 
@@ -504,13 +481,11 @@ pub async fn decide(
     service
         .sessions()
         .confirm(&session, body.password, source(&peer))
-        .await
-        .map_err(Problem::from)?;
+        .await?;
     let decided = service
         .requests()
         .decide(by, &id, body.granted, reason.as_str(), &request_id)
-        .await
-        .map_err(Problem::from)?;
+        .await?;
     Ok(Json(RequestView::new(decided, Vec::new())))
 }
 
@@ -535,17 +510,13 @@ pub async fn ask_administrators(
     Extension(request_id): Extension<RequestId>,
     SignedIn(session): SignedIn,
     Path(id): Path<String>,
-) -> Result<(StatusCode, Json<ToApprove>), Refused> {
+) -> Result<Asked, Refused> {
     let by = operator(&session)?;
-    let (operation, challenge) = service
+    let asked = service
         .requests()
         .ask_administrators(by, &id, &request_id)
-        .await
-        .map_err(Problem::from)?;
-    Ok((
-        StatusCode::CREATED,
-        Json(ToApprove::new(&operation, challenge)),
-    ))
+        .await?;
+    Ok(ToApprove::asked(asked))
 }
 
 /// Takes a request back: the operator it is for, or any administrator of the account.
@@ -570,10 +541,6 @@ pub async fn withdraw(
     Path(id): Path<String>,
 ) -> Result<Json<RequestView>, Refused> {
     let by = operator(&session)?;
-    let withdrawn = service
-        .requests()
-        .withdraw(by, &id, &request_id)
-        .await
-        .map_err(Problem::from)?;
+    let withdrawn = service.requests().withdraw(by, &id, &request_id).await?;
     Ok(Json(RequestView::new(withdrawn, Vec::new())))
 }
