@@ -1,15 +1,7 @@
 //! The real daemon behind its real doors: what gets in, what is refused, and how it starts and
 //! ends.
 
-#[path = "support/softhsm.rs"]
-#[allow(dead_code)] // Only part of it is for here.
-mod softhsm;
-#[path = "support/wait.rs"]
-#[allow(dead_code)]
-mod wait;
-#[path = "support/wall_clock.rs"]
-#[allow(dead_code)]
-mod wall_clock;
+mod support;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -30,8 +22,9 @@ use opcert::base::x509::{Certificate, CertificateRequest};
 use opcert::http::client::{Client, ClientError, ClientLimits, Pieces, Target};
 use opcert::http::tls::{self, Identity};
 use serde_json::json;
-use softhsm::TestToken;
-use wall_clock::{Timers, WallClock};
+use support::softhsm::TestToken;
+use support::wait;
+use support::wall_clock::{Timers, WallClock};
 
 /// A daemon in a directory of its own, on free ports.
 struct Daemon {

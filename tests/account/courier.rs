@@ -28,20 +28,6 @@ fn agreeing(token: &TestToken) -> String {
     format!("[consent]\npinentry = \"{}\"\n", pinentry.display())
 }
 
-/// The service at an address that stays the same when it is started again.
-fn at_fixed_address() -> (Made, String) {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free.local_addr().unwrap();
-    drop(free);
-    let made = Made::new();
-    let text = std::fs::read_to_string(&made.config).unwrap();
-    let text = text
-        .replace("https://127.0.0.1:18443", &format!("https://{address}"))
-        .replace("[\"127.0.0.1:0\"]", &format!("[\"{address}\"]"));
-    std::fs::write(&made.config, text).unwrap();
-    (made, format!("https://{address}"))
-}
-
 /// A computer with a daemon, enrolled by `opcert`.
 struct Computer<'a> {
     daemon: Daemon,
@@ -214,7 +200,8 @@ fn arguments_during<T>(work: impl FnOnce() -> T) -> (BTreeSet<String>, T) {
 
 #[test]
 fn no_secret_is_an_argument_of_any_program() {
-    let (made, service) = at_fixed_address();
+    let made = Made::new();
+    let service = at_fixed_address(&made);
     let (seen, secrets) = arguments_during(|| {
         let running = Running::start(&made);
         let computer = Computer::new(&made, &service, "alice", &[]);
@@ -248,7 +235,8 @@ fn a_certificate_is_renewed_with_its_old_key() {
     if WallClock::is_missing() {
         return;
     }
-    let (made, service) = at_fixed_address();
+    let made = Made::new();
+    let service = at_fixed_address(&made);
     let mut config = std::fs::OpenOptions::new()
         .append(true)
         .open(&made.config)
@@ -300,7 +288,8 @@ fn a_certificate_is_renewed_with_its_old_key() {
 
 #[test]
 fn the_challenge_key_changes_and_daemons_follow() {
-    let (made, service) = at_fixed_address();
+    let made = Made::new();
+    let service = at_fixed_address(&made);
     let keys = |made: &Made| made.keys("challenge");
     let running = Running::start(&made);
     let early = Computer::new(&made, &service, "alice", &[]);
@@ -354,7 +343,8 @@ fn the_challenge_key_changes_and_daemons_follow() {
 
 #[test]
 fn the_authority_changes_its_key_and_daemons_follow() {
-    let (made, service) = at_fixed_address();
+    let made = Made::new();
+    let service = at_fixed_address(&made);
     for (operator, mobile) in [("carol", "+8613800000003"), ("dave", "+8613800000004")] {
         let mut create = made.command();
         create

@@ -3,6 +3,9 @@
 
 #![cfg(feature = "account")]
 
+#[path = "../wechatpay/support.rs"]
+#[allow(dead_code, reason = "shared with the tests of the messages themselves")]
+mod platform;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -12,9 +15,11 @@ mod losses;
 mod main_path;
 mod people;
 mod pki;
+mod portal;
 mod relying;
 mod scale;
 mod scene;
+mod secret_delivery;
 mod secrets;
 mod transfer;
 mod upkeep;

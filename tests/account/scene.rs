@@ -503,21 +503,37 @@ impl Installed {
     }
 }
 
+/// Gives the service an address that stays the same when it is started again, and its origin.
+pub(crate) fn at_fixed_address(made: &Made) -> String {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let text = std::fs::read_to_string(&made.config).unwrap();
+    let text = text
+        .replace("https://127.0.0.1:18443", &format!("https://{address}"))
+        .replace("[\"127.0.0.1:0\"]", &format!("[\"{address}\"]"));
+    std::fs::write(&made.config, text).unwrap();
+    format!("https://{address}")
+}
+
 pub(crate) fn walk(directory: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             files.extend(walk(&path));
-        } else {
+        } else if path.is_file() {
             files.push(path);
         }
     }
     files
 }
 
+/// `opcert-accountd serve`. Its log is `accountd.log` in the token's directory, where searches for
+/// what must not be there find it; a test that fails shows it.
 pub(crate) struct Running {
     pub(crate) child: Child,
+    log: PathBuf,
     pub(crate) lines: mpsc::Receiver<String>,
     pub(crate) origin: String,
 }
@@ -529,12 +545,15 @@ impl Running {
 
     /// With variables in its environment.
     pub(crate) fn start_in(made: &Made, environment: &[(&'static str, String)]) -> Self {
+        let log = made.token.directory().join("accountd.log");
+        let mut file = std::fs::OpenOptions::new();
+        let file = file.create(true).append(true).open(&log).unwrap();
         let mut child = made
             .command()
             .args(["serve", "--allow-root"])
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(file)
             .spawn()
             .unwrap();
         let (sender, lines) = mpsc::channel();
@@ -553,6 +572,7 @@ impl Running {
             .to_owned();
         Self {
             child,
+            log,
             lines,
             origin,
         }
@@ -569,6 +589,9 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("{}", std::fs::read_to_string(&self.log).unwrap_or_default());
+        }
     }
 }
 

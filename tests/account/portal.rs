@@ -2,45 +2,18 @@
 //! to enforce, and what is refused whatever a browser does. Pictures, scripts and the content
 //! policy at work are tested in a browser.
 
-#![cfg(feature = "account")]
-
-mod support;
-
-use std::io::Write;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use axum::body::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
 use jiff::Timestamp;
-
-use opcert::account::config::Config;
-use opcert::account::routes;
-use opcert::account::service::Service;
-use opcert::account::sms::Gateway;
-use opcert::base::clock::{Clock, ClockHand};
 use opcert::base::encoding::{base64url, sha256};
-use opcert::base::secret::SecretText;
-use opcert::http::client::{ClientLimits, Target};
-use opcert::http::tls::{self, Identity};
-use opcert::http::{Client, Door, Listener, Server};
-use support::softhsm::TestToken;
+use opcert::http::Client;
+use opcert::http::client::ClientLimits;
 
-const PASSWORD: &str = "correct horse";
+use super::scene::{Made, PASSWORD, Scene, succeed, succeed_with};
+
 const FORM: &str = "application/x-www-form-urlencoded";
-
-/// The service in this process, with alice (super administrator), bob (operator) and carol
-/// (business representative), and a clock that stands still.
-struct Scene {
-    _token: TestToken,
-    service: Service,
-    hand: ClockHand,
-    texts: mpsc::Receiver<SecretText>,
-    server: Server,
-    target: Target,
-}
 
 struct Answer {
     status: StatusCode,
@@ -93,65 +66,56 @@ struct Browser<'s> {
     language: &'static str,
 }
 
-impl Scene {
-    async fn new() -> Self {
-        let (token, config) = tokio::task::spawn_blocking(make).await.unwrap();
-        let mut config = Config::load(&config).unwrap();
+/// The service with alice (super administrator), bob (operator) and carol (business
+/// representative), and its portal.
+async fn portal() -> Scene {
+    let made = tokio::task::spawn_blocking(make).await.unwrap();
+    let with_orders = |config: &mut opcert::account::config::Config| {
         config.portal.platform_key = Some("shop".into());
-        let (clock, hand) = Clock::manual(Timestamp::now());
-        let (handset, texts) = mpsc::channel();
-        let service = Service::open(&config, clock, Gateway::Handset(handset))
-            .await
-            .unwrap();
-        let read = |name: &str| std::fs::read(token.directory().join("state").join(name)).unwrap();
-        let identity = Identity::from_pem(&read("server.pem"), &read("server-key.pem")).unwrap();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let server = Server::start(vec![Door {
-            name: "account",
-            listener: Listener::Tcp {
-                listener,
-                tls: Some(tls::public(identity).unwrap()),
-            },
-            limits: config.limits(),
-            router: routes::router(service.clone()),
-        }]);
-        let roots = tls::roots(tls::certificates(&read("server-ca.pem")).unwrap()).unwrap();
-        Self {
-            _token: token,
-            service,
-            hand,
-            texts,
-            server,
-            target: Target::Tls {
-                host: "127.0.0.1".into(),
-                port,
-                config: tls::client(roots, None).unwrap(),
-            },
-        }
-    }
+    };
+    Scene::of(made, with_orders, Timestamp::now()).await
+}
 
-    fn browser(&self) -> Browser<'_> {
-        Browser {
-            scene: self,
+fn make() -> Made {
+    let made = Made::bare();
+    let run = |arguments: &[&str]| succeed(made.command().args(arguments));
+    run(&["account", "create", "acme", "--name", "Acme Ltd"]);
+    run(&["platform-key", "create", "shop"]);
+    for (who, role, mobile) in [
+        ("alice", "super-administrator", "+8613800000001"),
+        ("bob", "operator", "+8613800000002"),
+    ] {
+        let mut create = made.command();
+        create
+            .args(["operator", "create", who, "--account", "acme"])
+            .args(["--role", role, "--mobile", mobile, "--password-file", "-"]);
+        succeed_with(&mut create, PASSWORD);
+    }
+    let mut create = made.command();
+    create
+        .args(["representative", "create", "carol", "--name", "Carol"])
+        .args(["--password-file", "-"]);
+    succeed_with(&mut create, PASSWORD);
+    made
+}
+
+impl<'s> Browser<'s> {
+    fn of(scene: &'s Scene) -> Self {
+        Self {
+            scene,
             cookies: Vec::new(),
             language: "en",
         }
     }
 
     /// A browser in which somebody is logged in.
-    async fn logged_in(&self, who: &str) -> Browser<'_> {
-        let mut browser = self.browser();
+    async fn logged_in(scene: &'s Scene, who: &str) -> Self {
+        let mut browser = Self::of(scene);
         browser.log_in(who, PASSWORD).await.goes_to(match who {
             "carol" => "/requests",
             _ => "/",
         });
         browser
-    }
-
-    async fn end(self) {
-        let _ = self.server.drain(Duration::from_secs(10)).await;
-        self.service.close().await;
     }
 }
 
@@ -241,82 +205,12 @@ fn encode(fields: &[(&str, &str)]) -> String {
     pairs.join("&")
 }
 
-fn make() -> (TestToken, PathBuf) {
-    let token = TestToken::new("portal");
-    let config = token.directory().join("accountd.toml");
-    let run = |arguments: &[&str], input: &str| {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_opcert-accountd"))
-            .arg("--config")
-            .arg(&config)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-        let output = child.wait_with_output().unwrap();
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {error}");
-    };
-    let state = token.directory().join("state");
-    let uri = token.uri().to_string();
-    let pin = format!("file:{}", token.pin_file(&token.pin).display());
-    let environment: Vec<String> = token
-        .environment
-        .iter()
-        .map(|(name, value)| format!("{name}={value}"))
-        .collect();
-    let mut init = vec![
-        "init",
-        "--state-directory",
-        state.to_str().unwrap(),
-        "--origin",
-        "https://127.0.0.1:18443",
-        "--listen",
-        "127.0.0.1:0",
-        "--module",
-        token.module.to_str().unwrap(),
-        "--token",
-        &uri,
-        "--pin-source",
-        &pin,
-        "--worker",
-        env!("CARGO_BIN_EXE_opcert-worker"),
-    ];
-    for pair in &environment {
-        init.extend(["--module-environment", pair]);
-    }
-    run(&init, "");
-    run(&["account", "create", "acme", "--name", "Acme Ltd"], "");
-    for (who, role, mobile) in [
-        ("alice", "super-administrator", "+8613800000001"),
-        ("bob", "operator", "+8613800000002"),
-    ] {
-        let create = [
-            "operator",
-            "create",
-            who,
-            "--account",
-            "acme",
-            "--role",
-            role,
-        ];
-        let rest = ["--mobile", mobile, "--password-file", "-"];
-        run(&[&create[..], &rest[..]].concat(), PASSWORD);
-    }
-    let carol = ["representative", "create", "carol", "--name", "Carol"];
-    run(&[&carol[..], &["--password-file", "-"]].concat(), PASSWORD);
-    run(&["platform-key", "create", "shop"], "");
-    (token, config)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_other_sites_and_strangers_try_is_refused() {
-    let scene = Scene::new().await;
+    let scene = portal().await;
 
     // What every page tells the browser.
-    let mut stranger = scene.browser();
+    let mut stranger = Browser::of(&scene);
     let page = stranger.get("/login").await;
     assert_eq!(page.status, StatusCode::OK);
     let policy = page.header("content-security-policy");
@@ -393,7 +287,7 @@ async fn what_other_sites_and_strangers_try_is_refused() {
         .goes_to("/");
 
     // Whoever knows or plants a cookie cannot make the token that goes with it.
-    let mut visitor = scene.browser();
+    let mut visitor = Browser::of(&scene);
     let page = visitor.get("/login").await;
     let visit = page.cookie("__Host-opcert-visit").unwrap();
     let hash = sha256(format!("opcert-csrf\0{visit}").as_bytes());
@@ -401,9 +295,9 @@ async fn what_other_sites_and_strangers_try_is_refused() {
     assert_eq!(visitor.get("/login").await.csrf(), page.csrf());
 
     // A form without the token, with that of another session, or from another site.
-    let mut alice = scene.logged_in("alice").await;
+    let mut alice = Browser::logged_in(&scene, "alice").await;
     let theirs = alice.get("/").await.csrf();
-    let mut bob = scene.logged_in("bob").await;
+    let mut bob = Browser::logged_in(&scene, "bob").await;
     for fields in [vec![], vec![("csrf", "")], vec![("csrf", theirs.as_str())]] {
         let answer = bob.post("/logout", &fields).await;
         assert_eq!(answer.status, StatusCode::FORBIDDEN, "{fields:?}");
@@ -462,10 +356,10 @@ async fn what_other_sites_and_strangers_try_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_speak_the_visitors_language_and_know_his_role() {
-    let scene = Scene::new().await;
+    let scene = portal().await;
 
     // Accept-Language first; a choice outlasts it.
-    let mut visitor = scene.browser();
+    let mut visitor = Browser::of(&scene);
     visitor.language = "zh-CN,zh;q=0.9,en;q=0.8";
     let page = visitor.get("/login").await;
     assert!(page.body.contains("<html lang=\"zh-Hans\">") && page.body.contains("登录商户平台"));
@@ -488,9 +382,9 @@ async fn pages_speak_the_visitors_language_and_know_his_role() {
         .goes_to("/");
 
     // What each role may see.
-    let mut alice = scene.logged_in("alice").await;
-    let mut bob = scene.logged_in("bob").await;
-    let mut carol = scene.logged_in("carol").await;
+    let mut alice = Browser::logged_in(&scene, "alice").await;
+    let mut bob = Browser::logged_in(&scene, "bob").await;
+    let mut carol = Browser::logged_in(&scene, "carol").await;
     for (path, alice_may, bob_may, carol_may) in [
         ("/", 200, 200, 303),
         ("/certificates", 200, 200, 403),
@@ -606,10 +500,10 @@ async fn pages_speak_the_visitors_language_and_know_his_role() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_number_is_replaced_on_paper_and_papers_are_never_shown_inline() {
-    let scene = Scene::new().await;
-    let mut alice = scene.logged_in("alice").await;
-    let mut bob = scene.logged_in("bob").await;
-    let mut carol = scene.logged_in("carol").await;
+    let scene = portal().await;
+    let mut alice = Browser::logged_in(&scene, "alice").await;
+    let mut bob = Browser::logged_in(&scene, "bob").await;
+    let mut carol = Browser::logged_in(&scene, "carol").await;
 
     // Bob asks, with the password once more.
     let ask = |password: &'static str| {
@@ -689,8 +583,8 @@ async fn a_lost_number_is_replaced_on_paper_and_papers_are_never_shown_inline() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secret_is_set_on_its_page_and_never_shown() {
     const SECRET: &str = "a7cde1ZJB1kG2e7VfTs3jQzaWizur8Gb";
-    let scene = Scene::new().await;
-    let mut bob = scene.logged_in("bob").await;
+    let scene = portal().await;
+    let mut bob = Browser::logged_in(&scene, "bob").await;
     for path in ["/security", "/security/api", "/security/apiv3"] {
         let answer = bob.get(path).await;
         assert_eq!(answer.status, StatusCode::FORBIDDEN, "{path}");
@@ -700,7 +594,7 @@ async fn a_secret_is_set_on_its_page_and_never_shown() {
     assert_eq!(refused.status, StatusCode::FORBIDDEN);
 
     // First the code, then the secret; without a script.
-    let mut alice = scene.logged_in("alice").await;
+    let mut alice = Browser::logged_in(&scene, "alice").await;
     let page = alice.get("/security").await;
     assert_eq!(page.status, StatusCode::OK);
     assert!(page.body.contains("API Security") && page.body.contains("Not set"));

@@ -1,119 +1,71 @@
 //! API secrets on their whole way: set at the real account service, carried by the real courier,
 //! opened by the real daemon on its token, used for what a platform encrypted.
 
-#![cfg(feature = "account")]
-
-#[path = "wechatpay/support.rs"]
-#[allow(dead_code, reason = "shared with the tests of the messages themselves")]
-mod platform;
-mod support;
-
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use http::{HeaderMap, Method, Request, StatusCode};
-use hyper::body::Bytes;
+use axum::body::Bytes;
+use http::{Method, Request};
 use jiff::Timestamp;
 use opcert::base::encoding::base64;
-use opcert::http::client::{Client, ClientLimits, Target};
+use opcert::http::client::Target;
 use opcert::http::tls;
-use platform::{Platform, SECRET, sealed};
 use serde_json::{Value, json};
-use support::daemon::{Answer, Daemon};
-use support::softhsm::TestToken;
+
+use super::platform::{Platform, SECRET, sealed};
+use super::scene::{
+    Answer as ServiceAnswer, JOSE, JSON, Made, PASSWORD, Running, at_fixed_address, send, succeed,
+    succeed_with, walk,
+};
+use super::support::daemon::{Answer, Daemon};
+use super::support::softhsm::TestToken;
 
 const MCHID: &str = "1900007291";
 const SECOND: &str = "b7cde1ZJB1kG2e7VfTs3jQzaWizur8Gb";
 const THIRD: &str = "c7cde1ZJB1kG2e7VfTs3jQzaWizur8Gb";
-const PASSWORD: &str = "correct horse";
 
 /// `opcert-accountd` on a token of its own: account acme with three super administrators, so that
 /// none has to wait for the next code.
 struct Accounts {
-    token: TestToken,
-    child: Child,
-    lines: mpsc::Receiver<String>,
-    origin: String,
+    made: Made,
+    running: Running,
     target: Target,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Accounts {
     fn start() -> Self {
-        let token = TestToken::new("accounts");
-        let directory = token.directory().to_owned();
-        // The port stands in the origin, so it must be known before the service starts.
-        let port = {
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            listener.local_addr().unwrap().port()
-        };
-        let origin = format!("https://127.0.0.1:{port}");
-        let pin = token.pin_file(&token.pin);
-        let command = |arguments: &[&str]| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_opcert-accountd"));
-            command
-                .arg("--config")
-                .arg(directory.join("accountd.toml"))
-                .args(arguments);
-            command
-        };
-        let mut init = command(&["init", "--origin", &origin]);
-        init.arg("--state-directory")
-            .arg(directory.join("accounts"))
-            .arg("--module")
-            .arg(&token.module)
-            .args(["--token", &token.uri().to_string()])
-            .args(["--pin-source", &format!("file:{}", pin.display())])
-            .args(["--worker", env!("CARGO_BIN_EXE_opcert-worker")]);
-        for (name, value) in &token.environment {
-            init.arg("--module-environment")
-                .arg(format!("{name}={value}"));
-        }
-        succeed(init, "");
+        let made = Made::bare();
+        let origin = at_fixed_address(&made);
         succeed(
-            command(&["account", "create", "acme", "--name", "Acme"]),
-            "",
+            made.command()
+                .args(["account", "create", "acme", "--name", "Acme"]),
         );
         for (number, operator) in ["alice", "bob", "dora"].into_iter().enumerate() {
             let mobile = format!("+861380000000{number}");
-            let mut create = command(&["operator", "create", operator, "--account", "acme"]);
+            let mut create = made.command();
             create
+                .args(["operator", "create", operator, "--account", "acme"])
                 .args(["--mobile", &mobile, "--role", "super-administrator"])
                 .args(["--password-file", "-"]);
-            succeed(create, PASSWORD);
+            succeed_with(&mut create, PASSWORD);
         }
-        let mut child = command(&["serve", "--allow-root"])
-            .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(directory.join("accounts.log")).unwrap())
-            .spawn()
-            .unwrap();
-        let (sender, lines) = mpsc::channel();
-        let out = BufReader::new(child.stdout.take().unwrap());
-        std::thread::spawn(move || {
-            for line in out.lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        let line = lines.recv_timeout(Duration::from_secs(60)).expect("a line");
-        assert_eq!(line, format!("listening on {origin}"));
-        let ca = std::fs::read(directory.join("accounts/server-ca.pem")).unwrap();
+        let running = Running::start(&made);
+        assert_eq!(running.origin, origin);
+        let ca = std::fs::read(made.state().join("server-ca.pem")).unwrap();
         let roots = tls::roots(tls::certificates(&ca).unwrap()).unwrap();
+        let (_, port) = origin.rsplit_once(':').unwrap();
         Self {
-            child,
-            lines,
             target: Target::Tls {
                 host: "127.0.0.1".into(),
-                port,
+                port: port.parse().unwrap(),
                 config: tls::client(roots, None).unwrap(),
             },
-            origin,
-            token,
+            made,
+            running,
             runtime: tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -121,14 +73,10 @@ impl Accounts {
         }
     }
 
-    fn state(&self) -> PathBuf {
-        self.token.directory().join("accounts")
-    }
-
     /// The next code that a text brings.
     fn code(&self) -> String {
         loop {
-            let line = self.lines.recv_timeout(Duration::from_secs(60));
+            let line = self.running.lines.recv_timeout(Duration::from_secs(60));
             let line = line.expect("a text with a code");
             if let Some((_, rest)) = line.split_once("opcert code ") {
                 return rest[..6].to_owned();
@@ -136,29 +84,21 @@ impl Accounts {
         }
     }
 
-    fn send(&self, request: Request<Bytes>) -> (StatusCode, HeaderMap, Value) {
-        self.runtime.block_on(async {
-            let limits = ClientLimits {
-                request: Duration::from_secs(120),
-                ..ClientLimits::default()
-            };
-            let mut client = Client::connect(&self.target, limits).await.unwrap();
-            let (head, body) = client.send(request).await.unwrap().into_parts();
-            let json = serde_json::from_slice(&body).unwrap_or(Value::Null);
-            (head.status, head.headers, json)
-        })
+    fn send(&self, request: Request<Bytes>) -> ServiceAnswer {
+        self.runtime.block_on(send(&self.target, request))
     }
 
     fn log_in(&self, operator: &str) -> Person<'_> {
         let body = json!({ "account": "acme", "operator": operator, "password": PASSWORD });
-        let request = Request::post("/v1/sessions").header("content-type", "application/json");
-        let (status, headers, json) = self.send(request.body(body.to_string().into()).unwrap());
-        assert_eq!(status, 201, "{json}");
-        let cookie = headers["set-cookie"].to_str().unwrap();
+        let request = Request::post("/v1/sessions").header("content-type", JSON);
+        let answer = self
+            .send(request.body(body.to_string().into()).unwrap())
+            .done(201);
+        let cookie = answer.headers["set-cookie"].to_str().unwrap();
         Person {
             accounts: self,
             cookie: cookie.split(';').next().unwrap().to_owned(),
-            csrf: json["csrf_token"].as_str().unwrap().to_owned(),
+            csrf: answer.text("csrf_token"),
         }
     }
 
@@ -175,17 +115,9 @@ impl Accounts {
 
     /// What a courier gets for a daemon's request.
     fn give(&self, request: &str) -> Value {
-        let post = Request::post("/v1/secrets/requests").header("content-type", "application/jose");
-        let (status, _, json) = self.send(post.body(request.to_owned().into()).unwrap());
-        assert_eq!(status, 200, "{json}");
-        json
-    }
-}
-
-impl Drop for Accounts {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let post = Request::post("/v1/secrets/requests").header("content-type", JOSE);
+        let answer = self.send(post.body(request.to_owned().into()).unwrap());
+        answer.done(200).json
     }
 }
 
@@ -204,37 +136,16 @@ impl Person<'_> {
             .uri(path)
             .header("cookie", &self.cookie)
             .header("x-csrf-token", &self.csrf)
-            .header("content-type", "application/json");
+            .header("content-type", JSON);
         let body = if body.is_null() {
             Bytes::new()
         } else {
             body.to_string().into()
         };
-        let (status, _, json) = self.accounts.send(request.body(body).unwrap());
-        assert!(status.is_success(), "{status} {json}");
-        json
+        let answer = self.accounts.send(request.body(body).unwrap());
+        assert!(answer.status.is_success(), "{answer:?}");
+        answer.json
     }
-}
-
-fn succeed(mut command: Command, input: &str) -> String {
-    let output = finish(&mut command, |stdin| {
-        // A program that reads nothing may be gone already.
-        let _ = stdin.write_all(input.as_bytes());
-    });
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {error}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn finish(command: &mut Command, write: impl FnOnce(&mut std::process::ChildStdin)) -> Output {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    write(&mut child.stdin.take().unwrap());
-    child.wait_with_output().unwrap()
 }
 
 /// A merchant's computer with an operating certificate, whose daemon takes the account's secrets.
@@ -263,16 +174,21 @@ impl<'a> Computer<'a> {
             .args(["--computer-name", name, "--code-file", "-"])
             .arg("--password-file")
             .arg(&password);
-        let output = finish(&mut install, |stdin| {
-            let _ = writeln!(stdin, "{}", accounts.code());
-        });
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{error}");
+        let mut child = install
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        writeln!(stdin, "{}", accounts.code()).unwrap();
+        drop(stdin);
+        succeeded(&child.wait_with_output().unwrap());
 
         let merchant = json!({
             "merchant": MCHID,
             "rules": { "sign-type": "MD5" },
-            "service": accounts.origin,
+            "service": accounts.running.origin,
             "account": "acme",
         });
         computer.post("merchants", &merchant).ok();
@@ -295,14 +211,14 @@ impl<'a> Computer<'a> {
     fn opcert(&self, arguments: &[&str]) -> Command {
         let mut command = self.local(arguments);
         command
-            .args(["--service", &self.accounts.origin])
+            .args(["--service", &self.accounts.running.origin])
             .arg("--service-ca")
-            .arg(self.accounts.state().join("server-ca.pem"));
+            .arg(self.accounts.made.state().join("server-ca.pem"));
         command
     }
 
     fn sync(&self) -> Value {
-        let output = succeed(self.opcert(&["sync", "--json"]), "");
+        let output = succeed(&mut self.opcert(&["sync", "--json"]));
         serde_json::from_str(&output).unwrap()
     }
 
@@ -313,7 +229,7 @@ impl<'a> Computer<'a> {
 
     /// The daemon's request for secrets, as a courier carries it.
     fn request(&self) -> String {
-        let body = json!({ "service": self.accounts.origin });
+        let body = json!({ "service": self.accounts.running.origin });
         let made = self.post("secrets/requests", &body).ok();
         assert_eq!(made["without_certificate"], json!([]));
         made["requests"][0]["request"].as_str().unwrap().to_owned()
@@ -342,7 +258,7 @@ impl<'a> Computer<'a> {
     }
 
     fn key(&self) -> String {
-        let printed = succeed(self.local(&["wechatpay", "secret", "key", MCHID]), "");
+        let printed = succeed(&mut self.local(&["wechatpay", "secret", "key", MCHID]));
         let key: Value = serde_json::from_str(&printed).unwrap();
         key["kid"].as_str().unwrap().to_owned()
     }
@@ -360,9 +276,7 @@ fn a_secret_travels_sealed_from_the_super_administrator_to_the_token() {
     accounts.set("alice", SECRET, 0);
 
     // An operating certificate alone gets nothing: the super administrator decides.
-    let output = finish(&mut till.opcert(&["sync"]), |_| ());
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
+    let said = succeeded(&till.opcert(&["sync"]).output().unwrap());
     assert!(said.contains("API Security"), "{said}");
     let carried = other.sync();
     assert_eq!(carried["secrets"], json!([]), "{carried}");
@@ -414,7 +328,10 @@ fn a_secret_travels_sealed_from_the_super_administrator_to_the_token() {
     accounts.set("dora", THIRD, 0);
     let given = accounts.give(&till.request());
     let third = given["secrets"][0].as_str().unwrap();
-    succeed(till.local(&["wechatpay", "secret", "take", "-"]), third);
+    succeed_with(
+        &mut till.local(&["wechatpay", "secret", "take", "-"]),
+        third,
+    );
     assert_eq!(till.opens(THIRD, "7").ok()["resource"], "7");
     for gone in [SECRET, SECOND] {
         assert_eq!(till.opens(gone, "8").code(), "wechatpay-content");
@@ -430,7 +347,7 @@ fn a_secret_travels_sealed_from_the_super_administrator_to_the_token() {
     for kind in [r#""kind":"secret-request""#, r#""kind":"merchant-secret""#] {
         assert!(records.contains(kind), "{kind}");
     }
-    let mut files = walk(accounts.token.directory());
+    let mut files = walk(accounts.made.token.directory());
     files.extend(walk(till.token.directory()));
     files.extend(walk(other.token.directory()));
     for path in files {
@@ -441,17 +358,11 @@ fn a_secret_travels_sealed_from_the_super_administrator_to_the_token() {
     }
 }
 
-fn walk(directory: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files.extend(walk(&path));
-        } else if path.is_file() {
-            files.push(path);
-        }
-    }
-    files
+/// What was said on standard error by a command that succeeded.
+fn succeeded(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    said
 }
 
 fn text(path: &Path) -> String {
