@@ -385,6 +385,11 @@ impl ModuleConfig {
         hygiene::check(self)
     }
 
+    /// What is said of the token with this URI.
+    pub(super) fn token_of(&self, uri: &TokenUri) -> Option<&TokenConfig> {
+        self.token.iter().find(|config| config.uri == *uri)
+    }
+
     /// How many signing threads to run.
     pub(super) fn thread_count(&self) -> u16 {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());

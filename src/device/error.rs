@@ -1,10 +1,14 @@
-//! What can go wrong with a token.
+//! What can go wrong with a token, and what a failed call means for whoever made it.
+//!
+//! Status codes and stable codes never live here: `api` has them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::frames::HeldObject;
+use super::frames::{Class, Failure, HeldObject, PACKET_MAX, WHOLE_MESSAGE_MAX};
+use super::link::{CALLS_MAX, CallError, End};
+use super::supervisor::handle::LISTS_MAX;
 use crate::base::files::FileError;
 use crate::base::key::{KeyError, Scheme};
 use crate::policy::Purpose;
@@ -403,4 +407,77 @@ fn held(seen: u32, objects: &[HeldObject]) -> String {
         "holds {seen} keys and certificates, and perhaps some that show only after a login: {}{rest}",
         named.join(", ")
     )
+}
+
+/// A call's failure as callers see it. `subject` is what a missing or taken key is called.
+pub(super) fn call_error(
+    module: &str,
+    error: CallError,
+    token: &str,
+    subject: &str,
+    function: &'static str,
+    after: Duration,
+) -> DeviceError {
+    let (module, token, key) = (module.to_owned(), token.to_owned(), subject.to_owned());
+    match error {
+        CallError::Failed(failure) => match failure {
+            Failure::Pkcs11 {
+                class: Class::Gone, ..
+            }
+            | Failure::TokenGone => DeviceError::TokenAbsent { token },
+            Failure::Pkcs11 { function, code, .. } => DeviceError::Pkcs11 {
+                token,
+                function,
+                code,
+            },
+            Failure::LoggedOut | Failure::PinWanted => DeviceError::PinNeeded { token },
+            Failure::KeyMissing => DeviceError::KeyMissing { key },
+            Failure::KeyAmbiguous => DeviceError::KeyAmbiguous { key },
+            Failure::KeyExists => DeviceError::KeyExists { key },
+            Failure::KeyChanged => DeviceError::KeyChanged { key },
+            Failure::KeyType => DeviceError::Unsupported {
+                token,
+                what: format!("this with {key}, which is of another type"),
+            },
+            Failure::Undecryptable => DeviceError::Undecryptable { key },
+            Failure::InputLength => DeviceError::TooLarge {
+                what: "message that the token hashes itself",
+                limit: WHOLE_MESSAGE_MAX,
+            },
+            Failure::KeyNotProven { attribute } => DeviceError::KeyNotProven { token, attribute },
+            Failure::Unsupported { what } => DeviceError::Unsupported { token, what },
+            Failure::CursorExpired => DeviceError::Busy {
+                module,
+                limit: LISTS_MAX,
+            },
+        },
+        CallError::Ended(End::Died(last_words)) => DeviceError::WorkerDied {
+            module,
+            function,
+            last_words,
+        },
+        CallError::Ended(End::Expired) => DeviceError::Timeout {
+            token,
+            function,
+            after,
+        },
+        CallError::Ended(End::Protocol(reason)) => DeviceError::Protocol { module, reason },
+        CallError::Ended(End::Retired) | CallError::NotSent => DeviceError::Stopped,
+        CallError::Busy => DeviceError::Busy {
+            module,
+            limit: CALLS_MAX,
+        },
+        CallError::TooLarge => DeviceError::TooLarge {
+            what: "request",
+            limit: PACKET_MAX,
+        },
+    }
+}
+
+/// The worker answered something else than it was asked.
+pub(super) fn unexpected(module: &str) -> DeviceError {
+    DeviceError::Protocol {
+        module: module.to_owned(),
+        reason: "an answer to another question".into(),
+    }
 }

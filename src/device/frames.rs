@@ -804,6 +804,27 @@ pub fn decode<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T, FrameError> 
     }
 }
 
+/// For the fuzz target of the frames: each frame that is read is written back as it was.
+#[cfg(fuzzing)]
+pub fn fuzz_packet(packet: &[u8]) {
+    fn round_trip<T: serde::Serialize + for<'a> serde::Deserialize<'a>>(frame: &[u8]) {
+        if let Ok(value) = decode::<T>(frame) {
+            let (mut once, mut twice) = (Vec::new(), Vec::new());
+            if append(&mut once, &value).is_ok() {
+                for frame in split(&once).flatten() {
+                    let again = decode::<T>(frame);
+                    let _ = again.map(|again| append(&mut twice, &again));
+                }
+                assert!(once == twice, "a frame is not read as it was written");
+            }
+        }
+    }
+    for frame in split(packet).flatten() {
+        round_trip::<ToWorker>(frame);
+        round_trip::<FromWorker>(frame);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::sandbox::{Sandbox, SandboxLevel};

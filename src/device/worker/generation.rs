@@ -15,7 +15,7 @@ use super::objects::{self, abilities};
 use crate::base::key::KeySpec;
 use crate::device::config::Waiver;
 use crate::device::frames::{Failure, KeyUse, PublicParts};
-use crate::device::public_key::{
+use crate::device::keys::public_key::{
     ED25519_CURVE_NAME, ED25519_PARAMETERS, P256_PARAMETERS, P384_PARAMETERS,
 };
 

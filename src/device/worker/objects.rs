@@ -14,7 +14,7 @@ use crate::device::frames::{
     CERTIFICATE_MAX, CertificateEntry, CertificateParts, Class, Failure, KeyEntry, KeyUse,
     PublicParts, RsaPrivateParts,
 };
-use crate::device::public_key::{ec_spec, rsa_spec};
+use crate::device::keys::public_key::{ec_spec, rsa_spec};
 
 /// What a private key can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,49 +5,26 @@
 //! are done. What the supervisor knows stays: a PIN that worked is kept, and the request that takes
 //! the token up again is logged in with it, guarded as ever. A token that was taken out meanwhile is
 //! not released any more when it comes back.
+//!
+//! A person asks for it, or nobody has used the token for a while (`idle-release-seconds`).
 
 use tokio::sync::{oneshot, watch};
 
-use super::Devices;
 use super::administer::PinSettled;
-use super::catalogue::{Reason, TokenState, TokenView};
-use super::error::DeviceError;
-use super::link::Link;
-use super::supervisor::{Command, Pause, Phase, Supervisor, next, stopped};
+use super::command::{Command, next};
+use super::view::{Phase, Reason, TokenView};
+use super::{Pause, Supervisor, stopped};
 use crate::base::pkcs11::TokenId;
+use crate::device::link::Link;
+use crate::device::tokens::TokenState;
 
 /// What a list says of a released token.
-pub(super) const REASON: &str = "released to other programs; the next request takes it up again";
-
-impl Devices {
-    /// Leaves a token to other programs until a request names it: its sessions end, and its
-    /// library lets go of it. Calls under way are finished first. Other tokens of the module are
-    /// interrupted for the moment that a new worker needs.
-    pub async fn release(&self, token: &TokenId) -> Result<(), DeviceError> {
-        let module = self.module_of(token)?;
-        let (done, released) = oneshot::channel();
-        let token = token.clone();
-        module.command(Command::Release { token, done }).await?;
-        // Their deadlines bound the calls under way.
-        released.await.map_err(|_| DeviceError::Stopped)
-    }
-
-    /// Takes up a released token because somebody needs it.
-    pub(super) async fn take_up(&self, token: &TokenId) -> Result<(), DeviceError> {
-        let module = self.module_of(token)?;
-        let (done, taken) = oneshot::channel();
-        let token = token.clone();
-        module.command(Command::TakeUp { token, done }).await?;
-        // Whatever comes of it shows in the view.
-        let _ended = tokio::time::timeout(module.config.call_timeout, taken).await;
-        Ok(())
-    }
-}
+pub const REASON: &str = "released to other programs; the next request takes it up again";
 
 impl Supervisor {
     /// The worker has ended for a release. Returns once another one is needed: at once for other
     /// tokens that are there, otherwise when somebody asks for something.
-    pub(super) async fn rest(
+    pub async fn rest(
         &mut self,
         done: oneshot::Sender<()>,
         stop: &mut watch::Receiver<bool>,
@@ -103,7 +80,7 @@ impl Supervisor {
     }
 
     /// Takes up a released token while the worker is up for the sake of others.
-    pub(super) async fn take_up_again(&mut self, link: &Link, id: &TokenId) {
+    pub async fn take_up_again(&mut self, link: &Link, id: &TokenId) {
         if !self.released.remove(id) {
             return;
         }
@@ -117,10 +94,29 @@ impl Supervisor {
     }
 
     /// A token that is not there is not released when it comes back.
-    pub(super) fn forget_releases_of_absent(&mut self, tokens: &[TokenView]) {
+    pub fn forget_releases_of_absent(&mut self, tokens: &[TokenView]) {
         self.released.retain(|id| {
             let mut present = tokens.iter().filter(|token| token.found.is_some());
             present.any(|token| token.id == *id)
         });
+    }
+
+    /// Marks the tokens that were idle for as long as the configuration says as released. `Some` if
+    /// there are any: the worker is to end.
+    pub fn release_idle(&mut self, link: &Link) -> Option<oneshot::Sender<()>> {
+        let view = self.view.borrow().clone();
+        let mut is_any = false;
+        for (token, config) in view.tokens.iter().zip(&self.config.token) {
+            let (Some(info), Some(limit)) = (&token.found, config.idle_release) else {
+                continue;
+            };
+            if token.state == TokenState::Ready && link.idle_for(info.number) >= limit {
+                tracing::info!(module = self.config.name, token = %token.id, "idle");
+                self.released.insert(token.id.clone());
+                is_any = true;
+            }
+        }
+        // Nobody waits for it.
+        is_any.then(|| oneshot::channel().0)
     }
 }

@@ -2,21 +2,20 @@
 
 use der::Decode;
 
-use super::frames::PublicParts;
 use crate::base::key::{Curve, KeyError, KeySpec, PublicKey};
+use crate::device::frames::PublicParts;
 
 /// `CKA_EC_PARAMS` of P-256: the DER object identifier 1.2.840.10045.3.1.7.
-pub(super) const P256_PARAMETERS: &[u8] =
-    &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+pub const P256_PARAMETERS: &[u8] = &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
 /// `CKA_EC_PARAMS` of P-384: the DER object identifier 1.3.132.0.34.
-pub(super) const P384_PARAMETERS: &[u8] = &[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22];
+pub const P384_PARAMETERS: &[u8] = &[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22];
 /// `CKA_EC_PARAMS` of Ed25519: the DER object identifier 1.3.101.112 (RFC 8410).
-pub(super) const ED25519_PARAMETERS: &[u8] = &[0x06, 0x03, 0x2b, 0x65, 0x70];
+pub const ED25519_PARAMETERS: &[u8] = &[0x06, 0x03, 0x2b, 0x65, 0x70];
 /// `CKA_EC_PARAMS` of Ed25519 as PKCS#11 v3.0 section 2.3.3 has it: a PrintableString.
-pub(super) const ED25519_CURVE_NAME: &[u8] = b"\x13\x0cedwards25519";
+pub const ED25519_CURVE_NAME: &[u8] = b"\x13\x0cedwards25519";
 
 /// The curve that `CKA_EC_PARAMS` names; `None` for any other.
-pub(super) fn ec_spec(parameters: &[u8]) -> Option<KeySpec> {
+pub fn ec_spec(parameters: &[u8]) -> Option<KeySpec> {
     match parameters {
         P256_PARAMETERS => Some(KeySpec::P256),
         P384_PARAMETERS => Some(KeySpec::P384),
@@ -26,7 +25,7 @@ pub(super) fn ec_spec(parameters: &[u8]) -> Option<KeySpec> {
 }
 
 /// The kind of RSA key that a modulus belongs to; `None` for other sizes.
-pub(super) fn rsa_spec(modulus: &[u8]) -> Option<KeySpec> {
+pub fn rsa_spec(modulus: &[u8]) -> Option<KeySpec> {
     let start = modulus.iter().position(|&byte| byte != 0)?;
     match modulus.len() - start {
         256 => Some(KeySpec::Rsa2048),
@@ -40,7 +39,7 @@ pub(super) fn rsa_spec(modulus: &[u8]) -> Option<KeySpec> {
 /// `CKA_EC_POINT` is a DER OCTET STRING by PKCS#11 v2.40, while tokens exist that give the bare
 /// point, and v3.1 wants it bare for Edwards curves. A bare Ed25519 key may look like DER, so the
 /// exact length decides.
-pub(super) fn parse(parts: &PublicParts) -> Result<PublicKey, KeyError> {
+pub fn parse(parts: &PublicParts) -> Result<PublicKey, KeyError> {
     match parts {
         PublicParts::Rsa { modulus, exponent } => PublicKey::from_rsa(modulus, exponent),
         PublicParts::Ec { parameters, point } => match ec_spec(parameters) {

@@ -7,8 +7,8 @@ use der::asn1::{AnyRef, ObjectIdentifier, OctetStringRef, UintRef};
 use der::{Decode, Reader, SliceReader};
 use zeroize::Zeroizing;
 
-use super::frames::{PlainBytes, RsaPrivateParts};
 use crate::base::secret::SecretText;
+use crate::device::frames::{PlainBytes, RsaPrivateParts};
 
 /// Largest PEM read, in bytes.
 const PEM_MAX: usize = 16 * 1024;
@@ -51,7 +51,7 @@ impl RsaPrivateKey {
         numbers(pkcs1).ok_or(InvalidPrivateKey)
     }
 
-    pub(super) fn parts(&self) -> RsaPrivateParts {
+    pub(in crate::device) fn parts(&self) -> RsaPrivateParts {
         RsaPrivateParts {
             modulus: self.modulus.clone(),
             public_exponent: self.public_exponent.clone(),
@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn both_forms_give_the_same_numbers_and_nothing_else_is_taken() {
         let samples: serde_json::Value =
-            serde_json::from_str(include_str!("../../tests/vectors/wechatpay.json")).unwrap();
+            serde_json::from_str(include_str!("../../../tests/vectors/wechatpay.json")).unwrap();
         let pem = samples["keys"]["java_sdk_merchant"]["private_key_pkcs8_pem"]
             .as_str()
             .unwrap();

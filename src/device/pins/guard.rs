@@ -1,4 +1,4 @@
-//! PINs: where they come from, and how it is made sure that none is tried twice.
+//! Where PINs come from, and how it is made sure that none is tried twice.
 //!
 //! A token locks after a few wrong PINs, and what is on it is lost. So a PIN that failed once is
 //! never tried again by the machine: not in a loop, not after a crash, not after a restart.
@@ -22,13 +22,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::config::PinSource;
-use super::error::DeviceError;
-use super::frames::PIN_MAX;
 use crate::base::clock::Clock;
 use crate::base::files::{FileError, Readers, read_checked, write_atomic};
 use crate::base::pkcs11::TokenId;
 use crate::base::secret::Pin;
+use crate::device::config::PinSource;
+use crate::device::error::DeviceError;
+use crate::device::frames::PIN_MAX;
 
 /// The file in the state directory.
 const FILE: &str = "pin-blocks.json";
@@ -43,7 +43,7 @@ const PIN_FILE_MAX: u64 = PIN_MAX as u64 + 2;
 type Turn = Arc<Mutex<()>>;
 
 /// Remembers which PINs must not be tried.
-pub(super) struct PinGuard {
+pub struct PinGuard {
     path: PathBuf,
     clock: Clock,
     blocks: Mutex<Vec<Block>>,
@@ -83,7 +83,7 @@ enum BlockState {
 
 /// What a login tried to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PinOrigin {
+pub enum PinOrigin {
     /// The configured source.
     Source,
     /// A PIN that worked before in this process.
@@ -92,14 +92,14 @@ pub(super) enum PinOrigin {
 
 /// Leave to try a PIN once, and what was known before.
 #[must_use]
-pub(super) struct Attempt {
+pub struct Attempt {
     token: TokenId,
     before: Option<Block>,
 }
 
 /// How a login ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Settled {
+pub enum Settled {
     /// The token took the PIN. Whether the configured source holds another one stays as it was.
     Taken,
     /// The token took the PIN, and the configured source holds it.
@@ -265,7 +265,7 @@ fn record_error(error: FileError) -> DeviceError {
 }
 
 /// Reads the PIN that the configuration points to.
-pub(super) fn read_pin(source: &PinSource) -> Result<Pin, DeviceError> {
+pub fn read_pin(source: &PinSource) -> Result<Pin, DeviceError> {
     let bytes = match source {
         PinSource::File(path) => read_checked(path, Readers::Owner, PIN_FILE_MAX),
         PinSource::Credential(name) => read_credential(name),
@@ -310,7 +310,7 @@ fn file_error(error: FileError) -> DeviceError {
 const PIN_LENGTH: DeviceError = DeviceError::PinLength { limit: PIN_MAX };
 
 /// A PIN of possible length.
-pub(super) fn checked(pin: Pin) -> Result<Pin, DeviceError> {
+pub fn checked(pin: Pin) -> Result<Pin, DeviceError> {
     if (1..=PIN_MAX).contains(&pin.expose().len()) {
         Ok(pin)
     } else {
@@ -319,12 +319,12 @@ pub(super) fn checked(pin: Pin) -> Result<Pin, DeviceError> {
 }
 
 /// Whether two PINs are the same.
-pub(super) fn same(one: &Pin, other: &Pin) -> bool {
+pub fn same(one: &Pin, other: &Pin) -> bool {
     one.expose() == other.expose()
 }
 
 /// Wipes a frame that held a PIN.
-pub(super) fn wipe(mut frame: Vec<u8>) {
+pub fn wipe(mut frame: Vec<u8>) {
     frame.zeroize();
 }
 

@@ -13,17 +13,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::catalogue::token_id;
-use super::error::DeviceError;
-use super::frames::{Answer, LastTry, LoginOutcome, PinBytes, Verb};
-use super::link::{CallError, Link};
-use super::pin_guard::{PinGuard, Settled};
-use super::supervisor::{call_error, unexpected};
+use super::guard::{PinGuard, Settled};
 use crate::base::pkcs11::TokenId;
 use crate::base::secret::Pin;
+use crate::device::error::{DeviceError, call_error, unexpected};
+use crate::device::frames::{Answer, LastTry, LoginOutcome, PinBytes, Verb};
+use crate::device::link::{CallError, Link};
+use crate::device::supervisor::view::token_id;
 
 /// One check, with what it needs.
-pub(super) struct PinCheck {
+pub struct PinCheck {
     /// The token.
     pub token: TokenId,
     /// What was typed; `None` where the device asks.

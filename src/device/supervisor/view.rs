@@ -1,175 +1,51 @@
-//! What callers see of modules, tokens, keys and certificates.
+//! What a supervisor publishes of its module: whether the worker is up, the tokens it sees, and
+//! why one cannot be used. And which of them a URI selects.
+//!
+//! Values only; nothing here asks a token.
 
-use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
-use super::config::{LoginPolicy, Waiver};
-use super::error::DeviceError;
-pub use super::frames::TokenFlags;
-use super::frames::TokenInfo;
-use super::sandbox::SandboxStatus;
-use crate::base::key::{KeySpec, PublicKey, Scheme};
-use crate::base::pkcs11::{KeyId, KeyRef, TokenId, TokenUri};
+use tokio::time::Instant;
 
-/// A configured token, as it is now.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct TokenStatus {
-    /// The token. While it is absent, what the configured URI says of label and serial.
-    pub id: TokenId,
-    /// The configured URI.
-    pub uri: String,
-    /// `manufacturerID`; empty while absent, like the next two.
-    pub manufacturer: String,
-    /// `model`.
-    pub model: String,
-    /// `firmwareVersion`.
-    pub firmware: String,
-    /// Whether it can be used.
-    pub state: TokenState,
-    /// Why not, for people.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// Its flags when they were last read.
-    pub flags: TokenFlags,
-    /// The kinds of key it can generate.
-    pub generates: Vec<KeySpec>,
-    /// The schemes it can sign with.
-    pub signs: Vec<Scheme>,
-}
+use super::Supervisor;
+use crate::base::pkcs11::{TokenId, TokenUri};
+use crate::device::config::LoginPolicy;
+use crate::device::error::DeviceError;
+use crate::device::frames::{ModuleInfo, TokenInfo};
+use crate::device::link::Link;
+use crate::device::sandbox::SandboxStatus;
+use crate::device::tokens::{TokenState, TokenStatus};
 
-/// Whether a token can be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum TokenState {
-    /// It is not there.
-    Absent,
-    /// Too many wrong PINs.
-    LockedOut,
-    /// It waits for its PIN.
-    PinNeeded,
-    /// One PIN try is left, which is never used from here.
-    FinalTry,
-    /// It signs.
-    Ready,
-    /// It was left to other programs; the next request takes it up again.
-    Released,
-    /// It is there, but the configuration or its state prevents its use.
-    Degraded,
-    /// Its worker is being started.
-    Respawning,
-    /// Its worker cannot be started, or fails again and again.
-    Down,
-}
-
-/// A configured module, as it is now.
-#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct ModuleStatus {
-    /// The configured name.
-    pub name: String,
-    /// The configured path.
-    pub path: String,
-    /// Whether its workers are up: one for each token, unless its tokens share one.
-    pub up: bool,
-    /// Why not; absent too where its tokens were released and nothing is wrong.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// Workers that were killed and have not ended: the kernel waits for a device on their behalf.
-    /// Above a limit no new one is started.
-    #[serde(default)]
-    pub stuck_workers: usize,
-    /// `manufacturerID`, `libraryDescription` and `libraryVersion`, once it was loaded.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub library: Option<String>,
-    /// How its worker is confined, once it was up.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+/// What there is of a module now.
+#[derive(Clone)]
+pub struct View {
+    pub phase: Phase,
+    /// What the library said of itself, when it was last loaded.
+    pub library: Option<ModuleInfo>,
+    /// How its worker is confined.
     pub sandbox: Option<SandboxStatus>,
-    /// Whether its library tells of tokens that come and leave; otherwise its slots are looked at
-    /// every second.
-    #[serde(default)]
-    pub slot_events: bool,
+    /// In the order of the configuration.
+    pub tokens: Vec<TokenView>,
 }
 
-impl ModuleStatus {
-    /// Takes in another worker of the same module: it is up where all are.
-    pub(super) fn add(&mut self, part: Self) {
-        self.up &= part.up;
-        self.reason = self.reason.take().or(part.reason);
-        self.library = self.library.take().or(part.library);
-        self.sandbox = self.sandbox.take().or(part.sandbox);
-        self.slot_events &= part.slot_events;
-    }
-}
-
-/// A private key on a token.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeyInfo {
-    /// `CKA_ID`; `None` where it is empty or longer than 64 bytes, so that no `KeyRef` can name it.
-    pub id: Option<KeyId>,
-    /// `CKA_LABEL`.
-    pub label: String,
-    /// What it is; `None` for what cannot be used here.
-    pub spec: Option<KeySpec>,
-    /// `CKA_ALWAYS_AUTHENTICATE`: each use needs a login of its own.
-    pub always_authenticate: bool,
-}
-
-/// A certificate on a token.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TokenCertificate {
-    /// `CKA_ID`.
-    pub id: KeyId,
-    /// The DER certificate.
-    pub der: Vec<u8>,
-}
-
-/// A key pair that was generated on a token.
-#[must_use]
-#[derive(Debug, Clone)]
-pub struct GeneratedKey {
-    /// Its name.
-    pub key: KeyRef,
-    /// Its public half.
-    pub public_key: PublicKey,
-    /// What was read back from the token.
-    pub proof: Proof,
-}
-
-/// The attributes that prove that a private key was made on the token and cannot leave it, as the
-/// token itself states them (PKCS#11 v3.0 section 4.9). Only complete proofs exist, but for what the
-/// configuration waives.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-pub struct Proof {
-    /// `CKA_LOCAL`.
-    pub local: bool,
-    /// `CKA_SENSITIVE`.
-    pub sensitive: bool,
-    /// `CKA_ALWAYS_SENSITIVE`.
-    pub always_sensitive: bool,
-    /// `CKA_NEVER_EXTRACTABLE`.
-    pub never_extractable: bool,
-    /// `CKA_EXTRACTABLE`.
-    pub extractable: bool,
-    /// What the token did not state, and the configuration says it misreports.
-    pub waived: Vec<Waiver>,
-}
-
-impl Proof {
-    /// What a worker that answered `Generated` has read.
-    pub(super) fn without(waived: Vec<Waiver>) -> Self {
-        let is_stated = |attribute| !waived.contains(&attribute);
-        Self {
-            local: is_stated(Waiver::Local),
-            sensitive: is_stated(Waiver::Sensitive),
-            always_sensitive: is_stated(Waiver::AlwaysSensitive),
-            never_extractable: is_stated(Waiver::NeverExtractable),
-            extractable: false,
-            waived,
-        }
-    }
+/// How it stands with its worker.
+#[derive(Clone)]
+pub enum Phase {
+    /// A worker is being started.
+    Starting,
+    /// It is up.
+    Up(Arc<Link>),
+    /// All its tokens are released, and nobody needs it.
+    AtRest,
+    /// It could not be started, or was of no use.
+    Down { reason: DeviceError, until: Instant },
+    /// Nothing is started any more.
+    Stopped,
 }
 
 /// A configured token inside its supervisor's view.
 #[derive(Debug, Clone)]
-pub(super) struct TokenView {
+pub struct TokenView {
     pub uri: TokenUri,
     /// `None` while absent, and where the URI selects several.
     pub found: Option<TokenInfo>,
@@ -182,7 +58,7 @@ pub(super) struct TokenView {
 
 /// Why a token cannot be used.
 #[derive(Debug, Clone)]
-pub(super) enum Reason {
+pub enum Reason {
     /// A PIN was refused or may have been; a person has to give one.
     PinBlocked(String),
     /// A login failed before the PIN reached the token. It is made again when somebody calls.
@@ -295,8 +171,50 @@ impl TokenView {
     }
 }
 
+impl View {
+    /// A token, found or absent.
+    pub fn token(&self, id: &TokenId) -> Option<&TokenView> {
+        self.tokens.iter().find(|known| known.id == *id)
+    }
+}
+
+impl Supervisor {
+    pub fn publish_phase(&self, phase: Phase) {
+        self.view.send_modify(|view| {
+            let mut next = View::clone(view);
+            next.phase = phase;
+            *view = Arc::new(next);
+        });
+        self.count_change();
+    }
+
+    pub fn publish_tokens(&self, tokens: Vec<TokenView>) {
+        let changed = self.view.send_if_modified(|view| {
+            let same = view.tokens.len() == tokens.len()
+                && tokens
+                    .iter()
+                    .zip(&view.tokens)
+                    .all(|(new, old)| new.looks_like(old));
+            if !same {
+                let mut next = View::clone(view);
+                next.tokens = tokens;
+                *view = Arc::new(next);
+            }
+            !same
+        });
+        if changed {
+            self.count_change();
+        }
+    }
+
+    pub fn count_change(&self) {
+        self.changed
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
 /// The name of a token.
-pub(super) fn token_id(module: &str, info: &TokenInfo) -> TokenId {
+pub fn token_id(module: &str, info: &TokenInfo) -> TokenId {
     TokenId {
         module: module.into(),
         label: info.label.clone(),
@@ -304,8 +222,17 @@ pub(super) fn token_id(module: &str, info: &TokenInfo) -> TokenId {
     }
 }
 
+/// The URI that selects a token that was found before.
+pub fn uri_of(token: &TokenId) -> TokenUri {
+    TokenUri {
+        token: Some(token.label.clone()),
+        serial: Some(token.serial.clone()),
+        ..TokenUri::default()
+    }
+}
+
 /// Whether a URI selects a token.
-pub(super) fn selects(uri: &TokenUri, module: &str, info: &TokenInfo) -> bool {
+pub fn selects(uri: &TokenUri, module: &str, info: &TokenInfo) -> bool {
     let is = |wanted: &Option<String>, value: &str| wanted.as_ref().is_none_or(|w| w == value);
     uri.matches(&token_id(module, info))
         && is(&uri.manufacturer, &info.manufacturer)
@@ -313,7 +240,7 @@ pub(super) fn selects(uri: &TokenUri, module: &str, info: &TokenInfo) -> bool {
 }
 
 /// Whether two URIs may select the same token.
-pub(super) fn overlap(one: &TokenUri, other: &TokenUri) -> bool {
+pub fn overlap(one: &TokenUri, other: &TokenUri) -> bool {
     let agree = |a: &Option<String>, b: &Option<String>| match (a, b) {
         (Some(a), Some(b)) => a == b,
         _ => true,
@@ -327,6 +254,7 @@ pub(super) fn overlap(one: &TokenUri, other: &TokenUri) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::TokenFlags;
 
     fn info(label: &str, serial: &str) -> TokenInfo {
         TokenInfo {

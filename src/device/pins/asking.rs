@@ -15,20 +15,22 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::catalogue::{Reason, TokenState, TokenView};
-use super::error::DeviceError;
-use super::frames::{LastTry, UnlockOutcome};
-use super::supervisor::asks;
-use super::{Devices, Module};
 use crate::base::pkcs11::TokenId;
 use crate::consent::{Asker, ConsentError, TokenPin};
+use crate::device::Devices;
+use crate::device::config::{PinSource, TokenConfig};
+use crate::device::error::DeviceError;
+use crate::device::frames::{LastTry, UnlockOutcome};
+use crate::device::supervisor::handle::Module;
+use crate::device::supervisor::view::{Reason, TokenView};
+use crate::device::tokens::TokenState;
 
 /// After a person closed the window no request opens another for so long.
 const PEACE: Duration = Duration::from_secs(60);
 
 /// Who may be asked, and who is being.
 #[derive(Default)]
-pub(super) struct Asking {
+pub struct Asking {
     asker: OnceLock<Asker>,
     tokens: Mutex<HashMap<TokenId, Arc<tokio::sync::Mutex<Asked>>>>,
 }
@@ -81,7 +83,10 @@ impl Devices {
 
     /// Asks for the PIN of a token that a request needs, if its source says so; whether that was
     /// of use shows in the view.
-    pub(super) async fn ask_if_configured(&self, token: &TokenId) -> Result<(), DeviceError> {
+    pub(in crate::device) async fn ask_if_configured(
+        &self,
+        token: &TokenId,
+    ) -> Result<(), DeviceError> {
         let module = self.module_of(token)?;
         let turn = self.0.asking.of(token);
         let mut asked = turn.lock().await;
@@ -155,8 +160,8 @@ impl Asked {
 impl Asking {
     /// Whether a window could be opened for a token of this module.
     pub fn is_for(&self, module: &Module, token: &TokenId) -> bool {
-        self.asker.get().is_some()
-            && view(module, token).is_some_and(|view| asks(&module.config, &view))
+        let source = module.configured(token).and_then(TokenConfig::source);
+        self.asker.get().is_some() && source == Some(PinSource::Pinentry)
     }
 
     fn of(&self, token: &TokenId) -> Arc<tokio::sync::Mutex<Asked>> {
@@ -170,6 +175,5 @@ impl Asking {
 }
 
 fn view(module: &Module, token: &TokenId) -> Option<TokenView> {
-    let view = module.view.borrow().clone();
-    view.tokens.iter().find(|known| known.id == *token).cloned()
+    module.view.borrow().token(token).cloned()
 }

@@ -14,21 +14,18 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedMutexGuard, mpsc};
 
-use super::config::LoginPolicy;
-use super::error::DeviceError;
-use super::fair::{Gate, Party, Pass};
-use super::frames::{Answer, LoginOutcome, PinBytes, Verb};
-use super::link::{CallError, Link};
-use super::pin_guard::{PinGuard, PinOrigin, Settled};
-use super::pins::Pins;
-use super::supervisor::Command;
+use super::guard::{PinGuard, PinOrigin, Settled};
+use super::{BY_HAND, Pins};
 use crate::base::pkcs11::TokenId;
-
-/// How long a person may take to type a PIN on the device.
-const TYPED_WITHIN: Duration = Duration::from_secs(60);
+use crate::device::config::LoginPolicy;
+use crate::device::error::{DeviceError, unexpected};
+use crate::device::fair::{Gate, Party, Pass};
+use crate::device::frames::{Answer, LoginOutcome, PinBytes, Verb};
+use crate::device::link::{CallError, Link};
+use crate::device::supervisor::command::Command;
 
 /// One operation with its login.
-pub(super) struct PerUse {
+pub struct PerUse {
     pub token: TokenId,
     pub link: Arc<Link>,
     pub guard: Arc<PinGuard>,
@@ -74,7 +71,7 @@ impl PerUse {
         let name = self.token.to_string();
         let (pin, origin, budget) = match self.protected_path {
             // A person supplies it.
-            true => (None, None, budget.max(TYPED_WITHIN)),
+            true => (None, None, budget.max(BY_HAND)),
             false => match self.pins.get(&self.token) {
                 Some(pin) => (Some(pin), Some(PinOrigin::Kept), budget),
                 None => {
@@ -144,10 +141,7 @@ impl PerUse {
             }
             // Only a login that did not succeed is an answer.
             LoginOutcome::Ok | LoginOutcome::Already => {
-                return (
-                    Settled::NotTried,
-                    super::supervisor::unexpected(&self.token.module),
-                );
+                return (Settled::NotTried, unexpected(&self.token.module));
             }
         };
         if self.protected_path {

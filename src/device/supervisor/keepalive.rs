@@ -8,10 +8,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::config::TokenConfig;
+use super::Supervisor;
+use crate::device::config::TokenConfig;
+use crate::device::frames::Verb;
+use crate::device::link::Link;
+use crate::device::tokens::TokenState;
 
 /// The tokens with an interval.
-pub(super) struct Keepalives(Vec<Keepalive>);
+pub struct Keepalives(Vec<Keepalive>);
 
 struct Keepalive {
     index: usize,
@@ -44,6 +48,25 @@ impl Keepalives {
         tokio::time::sleep_until(first.next).await;
         first.next = Instant::now() + first.every;
         first.index
+    }
+}
+
+impl Supervisor {
+    /// Has a token do something. What is wrong with it shows at the next look, or the next call.
+    pub async fn keep_alive(&self, link: &Link, index: usize) {
+        let view = self.view.borrow().clone();
+        let token = view.tokens.get(index);
+        let found = token.filter(|token| token.state == TokenState::Ready);
+        let Some(info) = found.and_then(|token| token.found.as_ref()) else {
+            return;
+        };
+        if link.is_occupied() {
+            return;
+        }
+        let verb = Verb::KeepAlive { token: info.number };
+        if let Err(error) = link.call(verb, self.config.call_timeout).await {
+            tracing::debug!(module = self.config.name, ?error, "not kept alive");
+        }
     }
 }
 
