@@ -15,7 +15,11 @@
 //! Nothing is printed on standard output. A start that fails prints two sentences and a stable
 //! code on standard error and exits with a code of `sysexits.h`, by which a service manager knows
 //! whether trying again can help.
+//!
+//! What never lives here: what a request does. The parts know nothing of each other's beginning or
+//! end; this module knows nothing of their work.
 
+mod assembly;
 mod bind;
 mod certificate;
 mod checkpoints;
@@ -23,10 +27,11 @@ mod failure;
 mod harden;
 mod manager;
 mod reload;
+mod serving;
 mod signals;
+mod state;
 mod watchdog;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -34,34 +39,26 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use clap::{CommandFactory, Parser};
+use tokio::task::JoinSet;
 
-use self::bind::Bound;
-use self::certificate::DoorCertificate;
+use self::assembly::Assembly;
 use self::checkpoints::Checkpoints;
 use self::failure::Failure;
 use self::manager::Notice;
 use self::reload::{Live, Reload};
+use self::serving::{Addresses, Encryption, Serving};
 use self::signals::{Signal, Signals};
+use self::state::State;
 use self::watchdog::Watchdog;
-use crate::api::caller::ControlAccess;
-use crate::api::clients::Clients;
-use crate::api::doors;
 use crate::api::events::{Events, Happening};
-use crate::api::local_ca::LocalCa;
 use crate::api::routes::{App, Parts};
 use crate::api::throttle::Failures;
-use crate::audit::{Audit, Event};
 use crate::base::Clock;
-use crate::base::files;
 use crate::base::sysexits::{EX_CONFIG, EX_OSERR, EX_SOFTWARE, EX_USAGE};
 use crate::config::daemon::{Config, DEFAULT_PATH};
-use crate::consent::Asker;
-use crate::device::Devices;
-use crate::enrol::{Enroller, Registry};
-use crate::http::{Door, Drained, Listener, Server, tls};
-use crate::merchants::Merchants;
-use crate::policy::{Policies, PolicySet};
-use crate::signing::Pipeline;
+use crate::enrol::Enroller;
+use crate::http::Drained;
+use crate::policy::PolicySet;
 use crate::telemetry::{self, Chain};
 
 /// How long requests in flight may take once the daemon is told to stop.
@@ -150,125 +147,45 @@ async fn run(
     // write.
     let mut signals = Signals::new()?;
     let clock = Clock::system();
+    let state = State::open(&config, &clock)?;
+    let bound = bind::all(&config, inherited).await?;
+    let addresses = Addresses::of(&bound)?;
+    let assembly = Assembly::build(&config, policy, &state, &clock).await?;
+    assembly.record_start(&state).await?;
 
-    files::private_directory(&config.state_directory).map_err(Failure::state)?;
-    let (audit, recovered) = Audit::open(
-        &config.state_directory.join("audit"),
-        config.audit.clone(),
-        clock.clone(),
-    )
-    .map_err(Failure::audit)?;
-    if recovered.beyond_head > 0 || recovered.torn.is_some() {
-        tracing::warn!(
-            records = recovered.beyond_head,
-            torn_bytes = recovered.torn,
-            "the audit trail was repaired after a crash"
-        );
-    }
-    let clients =
-        Clients::open(&config.state_directory.join("clients.json")).map_err(Failure::state)?;
-    let registry = Registry::open(&config.state_directory).map_err(Failure::state)?;
-    let local_ca = LocalCa::open(&config.state_directory.join("local-ca"), clock.now())
-        .map(Arc::new)
-        .map_err(Failure::state)?;
-    let certificate =
-        DoorCertificate::new(local_ca.clone(), clock.clone()).map_err(Failure::state)?;
-
-    let Bound {
-        native,
-        metrics,
-        browser,
-        control,
-        users,
-    } = bind::all(&config, inherited).await?;
-    let native_addresses = addresses(&native)?;
-    let metrics_addresses = addresses(&metrics)?;
-    let browser_addresses = addresses(&browser)?;
-
-    let devices = Devices::start(config.devices(), &config.state_directory, clock.clone())
-        .await
-        .map_err(Failure::device)?;
-    let enroller = Enroller::new(
-        &config.state_directory,
-        devices.clone(),
-        registry.clone(),
-        audit.clone(),
-        clock.clone(),
-    )
-    .map_err(Failure::state)?;
-    let enroller = Arc::new(enroller);
-    let asker = Asker::start(config.consent.clone());
-    devices.ask_with(asker.clone());
-    let pipeline = Pipeline::new(
-        devices.clone(),
-        registry.clone(),
-        audit.clone(),
-        asker.clone(),
-        Policies::new(policy),
-        clock.clone(),
-        crate::api::problem::code_of,
-    );
-    // Without the memory of what was approved, a challenge could be approved twice.
-    let remembered = pipeline.restore(&recovered).map_err(Failure::state)?;
-    let merchants = Merchants::open(
-        &config.state_directory,
-        devices.clone(),
-        registry.clone(),
-        audit.clone(),
-        pipeline.policies().clone(),
-        clock.clone(),
-        crate::api::problem::code_of_merchant,
-    )
-    .map_err(Failure::state)?;
-    merchants.restore(&recovered).map_err(Failure::state)?;
-
-    let body = serde_json::json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "computer": registry.computer(),
-        "remembered": remembered,
-        "policy": pipeline.policies().current().digest(),
-    });
-    record(&audit, "start", &body).await?;
-
-    let roots = tls::roots([local_ca.certificate().der().to_vec().into()])
-        .map_err(|error| Failure::state(crate::api::local_ca::LocalCaError::from(error)))?;
-    let tls = tls::mutual(certificate.presented(), roots.clone())
-        .map_err(|error| Failure::state(crate::api::local_ca::LocalCaError::from(error)))?;
-    let browser_tls = tls::browser(certificate.presented(), roots)
-        .map_err(|error| Failure::state(crate::api::local_ca::LocalCaError::from(error)))?;
-    let watchdog = Watchdog::wanted(&devices, &registry, &clock);
-    let checkpoints = Checkpoints::new(
-        audit.clone(),
-        devices.clone(),
-        clock.clone(),
-        registry.computer().to_string(),
-    );
+    let encryption = Encryption::new(&state.certificate, &state.local_ca)?;
+    let certificate = state.certificate;
+    let (audit, devices) = (state.audit, assembly.devices);
+    let (asker, enroller) = (assembly.asker, assembly.enroller);
+    let watchdog = Watchdog::wanted(&devices, &state.registry, &clock);
+    let issuer = state.registry.computer().to_string();
+    let checkpoints = Checkpoints::new(audit.clone(), devices.clone(), clock.clone(), issuer);
     let configuration = reload.state(clock.now());
     telemetry::metrics::metrics()
         .start_time
         .set(clock.now().as_second());
     let events = Events::default();
-    let watching = tokio::spawn(events.clone().watch(devices.clone()));
-    let questions = pipeline.asker().watch();
-    let telling = tokio::spawn(events.clone().watch_prompts(questions));
+    let mut beside = JoinSet::new();
+    beside.spawn(events.clone().watch(devices.clone()));
+    beside.spawn(events.clone().watch_prompts(asker.watch()));
     let app = App::new(Parts {
         clock,
         audit: audit.clone(),
-        clients,
-        local_ca,
+        clients: state.clients,
+        local_ca: state.local_ca,
         devices: devices.clone(),
-        registry,
+        registry: state.registry,
         events: events.clone(),
         enroller: enroller.clone(),
-        pipeline,
-        merchants,
+        pipeline: assembly.pipeline,
+        merchants: assembly.merchants,
         load_policy: reload.policy_loader(),
         reloading: tokio::sync::Mutex::default(),
-        native: native_addresses.clone(),
-        metrics: metrics_addresses.clone(),
+        native: addresses.native.clone(),
+        metrics: addresses.metrics.clone(),
         configuration: configuration.clone(),
         failures: Failures::default(),
-        browser: browser_addresses.clone(),
+        browser: addresses.browser.clone(),
         origins: ArcSwap::from_pointee(config.browser.origins.clone()),
         asker: asker.clone(),
     });
@@ -276,65 +193,20 @@ async fn run(
         tracing::warn!(%warning, "policy");
     }
 
-    let mut doors: Vec<Door> = native
-        .into_iter()
-        .zip(&native_addresses)
-        .map(|(listener, address)| Door {
-            name: "native",
-            listener: Listener::Tcp {
-                listener,
-                tls: Some(tls.clone()),
-            },
-            limits: config.native.limits.clone(),
-            router: doors::native(app.clone(), address.port()),
-        })
-        .collect();
-    doors.extend(metrics.into_iter().map(|listener| Door {
-        name: "metrics",
-        listener: Listener::Tcp {
-            listener,
-            tls: None,
-        },
-        limits: config.metrics.limits.clone(),
-        router: doors::monitoring(app.clone()),
-    }));
-    doors.extend(
-        browser
-            .into_iter()
-            .zip(&browser_addresses)
-            .map(|(listener, address)| Door {
-                name: "browser",
-                listener: Listener::Pages {
-                    listener,
-                    tls: browser_tls.clone(),
-                },
-                limits: config.browser.limits.clone(),
-                router: doors::browser(app.clone(), address.port()),
-            }),
-    );
-    let access = ControlAccess::new(users);
-    let control_door = control.door(access.clone());
-    let (control, guard) = control.into_parts();
-    doors.push(Door {
-        name: "control",
-        listener: Listener::Unix { listener: control },
-        limits: config.control.limits.clone(),
-        router: doors::control(app.clone(), access),
-    });
-    let server = Server::start(doors);
-    tracing::info!(native = ?native_addresses, browser = ?browser_addresses, metrics = ?metrics_addresses, control = %config.control_socket().display(), "ready");
+    let Serving {
+        server,
+        control,
+        file,
+    } = Serving::start(bound, &addresses, encryption, &config, &app);
+    tracing::info!(native = ?addresses.native, browser = ?addresses.browser, metrics = ?addresses.metrics, control = %config.control_socket().display(), "ready");
     manager::tell(Notice::Ready);
-    let watchdog = watchdog.map(|watchdog| tokio::spawn(watchdog.run()));
-    let renewing = tokio::spawn(certificate.renew_in_time());
-    let summing_up = tokio::spawn(audit.clone().sum_up_refusals());
+    if let Some(watchdog) = watchdog {
+        beside.spawn(watchdog.run());
+    }
+    beside.spawn(certificate.renew_in_time());
+    beside.spawn(audit.clone().sum_up_refusals());
     checkpoints.set(config.audit.checkpoint.clone()).await;
-
-    // What a crash left half enrolled is mended beside the serving: its token may be slow.
-    let reclaim = tokio::spawn(async move {
-        if let Err(error) = enroller.reclaim().await {
-            tracing::warn!(error = %Chain(&error), "an unfinished enrolment is left for the next start");
-        }
-    });
+    beside.spawn(reclaim(enroller));
 
     let live = Live {
         app: &app,
@@ -343,23 +215,15 @@ async fn run(
         audit: &audit,
         devices: &devices,
         checkpoints: &checkpoints,
-        control: &control_door,
+        control: &control,
         configuration: &configuration,
     };
-    let signal = loop {
-        match signals.next().await {
-            Signal::Stop(name) => break name,
-            Signal::Reload => {
-                manager::tell(Notice::Reloading);
-                reload.run(&live).await;
-                manager::tell(Notice::Ready);
-            }
-        }
-    };
+    let signal = told_to_stop(&mut signals, &mut reload, &live).await;
+
     tracing::info!(signal, "stopping");
     manager::tell(Notice::Stopping);
     // Whoever connects from now on finds nobody, rather than a daemon that does not answer.
-    drop(guard);
+    drop(file);
     events.tell(Happening::Stopping {});
     if server.drain(DRAIN).await == Drained::Cut {
         tracing::warn!(
@@ -367,37 +231,30 @@ async fn run(
             DRAIN.as_secs()
         );
     }
-    reclaim.abort();
-    watching.abort();
-    telling.abort();
-    renewing.abort();
-    summing_up.abort();
-    if let Some(watchdog) = watchdog {
-        watchdog.abort();
-    }
+    beside.abort_all();
     checkpoints.end(LAST_CHECKPOINT).await;
     devices.shutdown().await;
     audit.close().await.map_err(Failure::audit)?;
     Ok(())
 }
 
-/// Where sockets are bound.
-fn addresses(listeners: &[tokio::net::TcpListener]) -> Result<Vec<SocketAddr>, Failure> {
-    listeners
-        .iter()
-        .map(tokio::net::TcpListener::local_addr)
-        .collect::<Result<_, _>>()
-        .map_err(|error| Failure::system(EX_OSERR, "a socket has no address", &error))
+/// What a crash left half enrolled is mended beside the serving: its token may be slow.
+async fn reclaim(enroller: Arc<Enroller>) {
+    if let Err(error) = enroller.reclaim().await {
+        tracing::warn!(error = %Chain(&error), "an unfinished enrolment is left for the next start");
+    }
 }
 
-/// Writes an event of the daemon's own life and waits until it is durable.
-async fn record(
-    audit: &Audit,
-    kind: &'static str,
-    body: &serde_json::Value,
-) -> Result<(), Failure> {
-    let event = Event::new(kind, None, body).map_err(Failure::audit)?;
-    let pending = audit.append(event).map_err(Failure::audit)?;
-    pending.durable().await.map_err(Failure::audit)?;
-    Ok(())
+/// Has the configuration read again as often as that is asked; returns the signal to stop.
+async fn told_to_stop(signals: &mut Signals, reload: &mut Reload, live: &Live<'_>) -> &'static str {
+    loop {
+        match signals.next().await {
+            Signal::Stop(name) => return name,
+            Signal::Reload => {
+                manager::tell(Notice::Reloading);
+                reload.run(live).await;
+                manager::tell(Notice::Ready);
+            }
+        }
+    }
 }
