@@ -165,7 +165,7 @@ impl Devices {
             )
             .await?;
         match answer {
-            Answer::Plaintext(plaintext) => Ok(SecretBytes::new(plaintext.expose().to_vec())),
+            Answer::Plaintext(plaintext) => Ok(plaintext.into_secret()),
             _ => Err(unexpected(&key.token.module)),
         }
     }

@@ -12,27 +12,31 @@
 //! A call carries a number that its reply repeats; replies come in any order. Lists come in
 //! pages.
 //!
+//! Here are the words; how they are packed is in `packet`, what wipes itself in `wiped`. Nothing here
+//! sends or reads.
+//!
 //! Every length is bounded: a packet by [`PACKET_MAX`], what is inside it by the constants beside
 //! it. The daemon treats a frame it cannot read as a broken worker.
 
 mod administer;
+mod packet;
+mod wiped;
 
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
 pub use self::administer::{
     Administer, AdministerRefusal, Administered, HELD_MAX, HeldKeys, HeldObject, Target, Whose,
     Work,
 };
+pub use self::packet::{FrameError, PACKET_MAX, Split, append, decode, split};
+use self::wiped::bytes;
+pub use self::wiped::{PinBytes, PlainBytes};
 use super::config::{LoginPolicy, Waiver};
 use super::sandbox::{Confinement, SandboxStatus};
 use crate::base::key::{KeySpec, Scheme};
 
 /// Changes whenever a frame changes.
 pub const PROTOCOL: u32 = 9;
-
-/// The most bytes of one packet.
-pub const PACKET_MAX: usize = 64 * 1024;
 
 /// The most bytes of a DER certificate.
 pub const CERTIFICATE_MAX: usize = 16 * 1024;
@@ -625,185 +629,6 @@ pub enum Class {
     Respawn,
 }
 
-macro_rules! wiped_bytes {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(PartialEq)]
-        pub struct $name(Zeroizing<Vec<u8>>);
-
-        impl $name {
-            /// The bytes.
-            pub fn expose(&self) -> &[u8] {
-                &self.0
-            }
-        }
-
-        impl std::fmt::Debug for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(concat!(stringify!($name), "(…)"))
-            }
-        }
-
-        impl Serialize for $name {
-            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_bytes(&self.0)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                Ok(Self(Zeroizing::new(bytes::deserialize(deserializer)?)))
-            }
-        }
-    };
-}
-
-wiped_bytes!(
-    /// A PIN inside a frame; wiped when dropped.
-    PinBytes
-);
-wiped_bytes!(
-    /// A plaintext inside a frame; wiped when dropped.
-    PlainBytes
-);
-
-impl PinBytes {
-    /// Copies a PIN into a buffer of its own.
-    pub fn new(pin: &str) -> Self {
-        Self(Zeroizing::new(pin.as_bytes().to_vec()))
-    }
-}
-
-impl PlainBytes {
-    /// Takes over a plaintext.
-    pub fn new(plaintext: Zeroizing<Vec<u8>>) -> Self {
-        Self(plaintext)
-    }
-}
-
-/// Byte strings as such rather than as sequences of numbers: one copy instead of a loop.
-mod bytes {
-    use serde::de::{Deserializer, Visitor};
-    use serde::ser::Serializer;
-
-    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(bytes)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-        struct Bytes;
-        impl Visitor<'_> for Bytes {
-            type Value = Vec<u8>;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a byte string")
-            }
-            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
-                Ok(bytes.to_vec())
-            }
-        }
-        deserializer.deserialize_bytes(Bytes)
-    }
-}
-
-/// Why bytes are no frames.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FrameError {
-    /// Longer than allowed.
-    #[error("frame too large: {length} bytes, at most {limit} are allowed")]
-    TooLarge {
-        /// Its length.
-        length: usize,
-        /// The limit.
-        limit: usize,
-    },
-    /// A length points past the end of the packet.
-    #[error("packet ends inside a frame")]
-    Truncated,
-    /// The bytes of a frame are no value of its type.
-    #[error("malformed frame")]
-    Malformed,
-}
-
-/// Bytes of the length before each frame.
-const LENGTH: usize = size_of::<u32>();
-
-/// Appends `frame` behind its length. On error `packet` is as before.
-pub fn append<T: Serialize>(packet: &mut Vec<u8>, frame: &T) -> Result<(), FrameError> {
-    let start = packet.len();
-    let result = encode_at(packet, frame, start);
-    if result.is_err() {
-        packet.truncate(start);
-    }
-    result
-}
-
-fn encode_at<T: Serialize>(
-    packet: &mut Vec<u8>,
-    frame: &T,
-    start: usize,
-) -> Result<(), FrameError> {
-    packet.extend_from_slice(&[0; LENGTH]);
-    postcard::to_extend(frame, Tail(packet)).map_err(|_| FrameError::Malformed)?;
-    let length = packet.len() - start - LENGTH;
-    let too_large = FrameError::TooLarge {
-        length,
-        limit: PACKET_MAX - LENGTH,
-    };
-    if length > PACKET_MAX - LENGTH {
-        return Err(too_large);
-    }
-    let prefix = u32::try_from(length).map_err(|_| too_large)?;
-    packet[start..start + LENGTH].copy_from_slice(&prefix.to_le_bytes());
-    Ok(())
-}
-
-/// Lets postcard write behind what a packet holds already.
-struct Tail<'a>(&'a mut Vec<u8>);
-
-impl Extend<u8> for Tail<'_> {
-    fn extend<T: IntoIterator<Item = u8>>(&mut self, bytes: T) {
-        self.0.extend(bytes);
-    }
-}
-
-/// The frames of one packet.
-pub fn split(packet: &[u8]) -> Split<'_> {
-    Split(packet)
-}
-
-/// Iterates over the bytes of the frames of a packet; ends at the first error.
-pub struct Split<'a>(&'a [u8]);
-
-impl<'a> Iterator for Split<'a> {
-    type Item = Result<&'a [u8], FrameError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let packet = std::mem::take(&mut self.0);
-        let Some((length, rest)) = packet.split_first_chunk::<LENGTH>() else {
-            return Some(Err(FrameError::Truncated));
-        };
-        let length = u32::from_le_bytes(*length) as usize;
-        match rest.split_at_checked(length) {
-            Some((frame, rest)) => {
-                self.0 = rest;
-                Some(Ok(frame))
-            }
-            None => Some(Err(FrameError::Truncated)),
-        }
-    }
-}
-
-/// Reads one frame; every byte must belong to it.
-pub fn decode<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T, FrameError> {
-    match postcard::take_from_bytes(frame) {
-        Ok((value, [])) => Ok(value),
-        Ok(_) | Err(_) => Err(FrameError::Malformed),
-    }
-}
-
 /// For the fuzz target of the frames: each frame that is read is written back as it was.
 #[cfg(fuzzing)]
 pub fn fuzz_packet(packet: &[u8]) {
@@ -830,6 +655,7 @@ mod tests {
     use super::super::sandbox::{Sandbox, SandboxLevel};
     use super::*;
     use proptest::prelude::*;
+    use zeroize::Zeroizing;
 
     fn samples() -> Vec<Verb> {
         vec![
