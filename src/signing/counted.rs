@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 
 use super::RestoreError;
-use super::memory::{ApprovalRecord, read};
+use super::trail::{ApprovalRecord, read};
 use crate::audit::{Record, Recovered};
 use crate::base::ids::AccountId;
 use crate::policy::{Caller, Usage, Use};

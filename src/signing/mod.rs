@@ -11,156 +11,37 @@
 //! What never lives here: formats (`statement`), rules (`policy`), doors and status codes
 //! (`api`), PKCS#11 (`device`).
 
+mod agreement;
 mod counted;
+mod error;
 mod memory;
 pub mod token_test;
+mod trail;
 
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
-use crate::audit::verify::VerifyError;
-use crate::audit::{self, Audit, AuditError, Event, Recovered};
+use self::agreement::Agreed;
+use self::counted::CountedBefore;
+pub use self::error::{RestoreError, SigningError};
+use self::memory::{Answer, Memory, NoTurn, Progress, Recorded, Seq};
+pub use self::memory::{GRACE, MAX_ENTRIES};
+use self::trail::{ApprovalRecord, DeniedRecord, SignedRecord};
+use crate::audit::{self, Audit, Event, Recovered};
 use crate::base::Clock;
-use crate::base::cms::{CmsError, DetachedDraft};
+use crate::base::cms::DetachedDraft;
 use crate::base::ids::{Jti, RequestId};
 use crate::base::key::Signature;
-use crate::base::pkcs11::TokenId;
-use crate::consent::{self, AskedBy, Asker, ConsentError, OnToken, PinProblem, Prompt};
-use crate::device::{DeviceError, Devices};
+use crate::consent::{AskedBy, Asker};
+use crate::device::Devices;
 use crate::enrol::{Installed, Registry, Snapshot, Standing};
 use crate::policy::{
-    self, Action, Approving, Caller, ClientPolicy, Consent, ConsentMethod, ConsentRule, Decision,
-    Grant, Kept, Permit, Policies, PolicySet, Refusal, Tally, Use,
+    self, Action, Approving, Caller, ClientPolicy, ConsentMethod, Decision, Grant, Kept, Permit,
+    Policies, PolicySet, Tally, Use,
 };
-use crate::statement::strict::FieldError;
-use crate::statement::{ApprovalDraft, Challenge, Origin, Payee, Payees, ServiceError};
-
-use counted::CountedBefore;
-use memory::{
-    Answer, ApprovalRecord, DeniedRecord, Memory, NoTurn, Progress, Recorded, Seq, SignedRecord,
-};
-pub use memory::{GRACE, MAX_ENTRIES};
-
-/// Why nothing was signed.
-#[derive(Debug, thiserror::Error)]
-pub enum SigningError {
-    /// The challenge is refused.
-    #[error("the challenge is refused: {0}")]
-    Challenge(ServiceError),
-    /// The list of payees beside it is not the one of its statement.
-    #[error("the list of payees is refused: {0}")]
-    Payees(FieldError),
-    /// It expires no later than challenges that were forgotten, so it may have been answered. The
-    /// clock was set back.
-    #[error("the challenge has expired: later ones have been forgotten here")]
-    Forgotten,
-    /// The page that relayed it is not the one the challenge names.
-    #[error("the challenge may not be relayed by {}", origin)]
-    Origin {
-        /// Who relayed.
-        origin: Origin,
-    },
-    /// No operator of the account has a certificate on this computer.
-    #[error("no certificate for account {account} is installed on this computer")]
-    OtherAccount {
-        /// The account.
-        account: String,
-    },
-    /// The operator has no certificate on this computer.
-    #[error(
-        "no certificate of operator {operator} for account {account} is installed on this computer"
-    )]
-    NoCertificate {
-        /// The account.
-        account: String,
-        /// The operator.
-        operator: String,
-    },
-    /// The certificate must not sign.
-    #[error("the certificate must not sign: it is {}", standing_text(*standing))]
-    Standing {
-        /// How it stands.
-        standing: Standing,
-    },
-    /// Somebody else has had the answer to this challenge, or it was another challenge of the
-    /// same id.
-    #[error("the challenge was used before")]
-    Used,
-    /// A person has refused this challenge before.
-    #[error("a person refused this operation")]
-    Denied,
-    /// Policy says no.
-    #[error("policy refuses: {0}")]
-    Policy(#[from] Refusal),
-    /// Nobody could be asked, or the person did not agree.
-    #[error(transparent)]
-    Consent(#[from] ConsentError),
-    /// Too many challenges are remembered.
-    #[error("{MAX_ENTRIES} challenges are under way, which is the limit")]
-    Busy,
-    /// The record cannot be written, so nothing is signed.
-    #[error("the audit record cannot be written, so nothing was signed")]
-    Audit(#[from] AuditError),
-    /// What became of the challenge before cannot be read back.
-    #[error("the answer that was given before cannot be read back")]
-    ReadBack(#[from] RestoreError),
-    /// The token did not sign.
-    #[error("the token did not sign")]
-    Device(#[from] DeviceError),
-    /// The CMS structure cannot be built.
-    #[error(transparent)]
-    Cms(#[from] CmsError),
-    /// The approval cannot be written as JSON.
-    #[error("the approval cannot be written")]
-    Encode(#[from] serde_json::Error),
-}
-
-impl SigningError {
-    /// The policy rule that refused, where one did.
-    pub fn rule(&self) -> Option<&str> {
-        match self {
-            Self::Policy(refusal) => Some(&refusal.rule),
-            _ => None,
-        }
-    }
-}
-
-/// Why the memory of answered challenges cannot be read back. Without it nothing may be signed.
-#[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
-    /// The audit log cannot be read.
-    #[error("the audit log cannot be read back")]
-    Log(#[from] VerifyError),
-    /// A record does not have the form it was written in.
-    #[error("audit record {seq} does not have the form of its kind")]
-    Record {
-        /// Its number.
-        seq: u64,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
-    /// The record is not where it was written.
-    #[error("audit record {seq} is not an approval")]
-    Missing {
-        /// Its number.
-        seq: u64,
-    },
-    /// The program failed.
-    #[error("the audit log was not read")]
-    Task(#[from] tokio::task::JoinError),
-}
-
-fn standing_text(standing: Standing) -> &'static str {
-    match standing {
-        Standing::Active => "active",
-        Standing::NotYetValid => "not valid yet",
-        Standing::Expired => "expired",
-        Standing::Revoked => "revoked",
-        Standing::Superseded => "superseded by a newer one",
-    }
-}
+use crate::statement::{ApprovalDraft, Challenge, Origin, Payee, Payees};
 
 /// A request for an approval.
 #[derive(Debug)]
@@ -223,14 +104,6 @@ pub struct Pipeline {
 /// The stable code of an error, for the records: those above this module name them.
 pub type StableCode = fn(&SigningError) -> &'static str;
 
-/// What a person agreed to, or policy in their place.
-#[derive(Debug, Clone)]
-struct Agreed {
-    consent: Consent,
-    /// How much it is worth.
-    given: ConsentRule,
-}
-
 /// A challenge with all that its statement names.
 struct Asked {
     challenge: Challenge,
@@ -254,9 +127,6 @@ struct Ready<'a> {
     /// The record that has to be durable first, and the place within every limit that it takes.
     pending: Option<(audit::Pending, Kept<'a>)>,
 }
-
-/// How often a person may mistype a PIN in a row; each is tried once.
-const PIN_TRIES: usize = 3;
 
 impl Pipeline {
     /// A pipeline that remembers nothing yet; see [`Pipeline::restore`].
@@ -551,7 +421,7 @@ impl Pipeline {
         let _one_at_a_time = self.reading.lock().await;
         let (directory, snapshot) = (self.audit.directory().clone(), self.registry.snapshot());
         let read = tokio::task::spawn_blocking(move || {
-            memory::read_back(seq, audit::read::from(&directory, seq)?, &snapshot)
+            trail::read_back(seq, audit::read::from(&directory, seq)?, &snapshot)
         });
         Ok(read.await.map_err(RestoreError::from)??)
     }
@@ -622,95 +492,6 @@ impl Pipeline {
                 Ok(grant)
             }
             Decision::Refused(refusal) => Err(refusal.into()),
-        }
-    }
-
-    /// Has a person agree, as far as the grant wants it.
-    async fn ask(
-        &self,
-        request: &ApprovalRequest,
-        asked: &Asked,
-        installed: &Installed,
-        grant: &Grant,
-    ) -> Result<Agreed, SigningError> {
-        let given = grant.consent();
-        let method = match given {
-            ConsentRule::None => ConsentMethod::Policy,
-            ConsentRule::Confirm | ConsentRule::ConfirmWithPin => {
-                let answer = self.ask_person(request, asked, installed, given).await;
-                match answer {
-                    Err(SigningError::Consent(ConsentError::Denied)) => {
-                        return Err(SigningError::Denied);
-                    }
-                    answer => answer?,
-                }
-            }
-        };
-        Ok(Agreed {
-            consent: Consent {
-                method,
-                at: self.clock.now().as_second(),
-            },
-            given,
-        })
-    }
-
-    async fn ask_person(
-        &self,
-        request: &ApprovalRequest,
-        asked: &Asked,
-        installed: &Installed,
-        wanted: ConsentRule,
-    ) -> Result<ConsentMethod, SigningError> {
-        let token = &installed.key.token;
-        let by_hand = self.devices.by_hand(token)?;
-        let mut prompt = Prompt::of_statement(
-            asked.challenge.statement(),
-            asked.payees.as_ref(),
-            request.asked_by.clone(),
-            self.asker.language(),
-        );
-        if by_hand.touch {
-            prompt.on_token = Some(OnToken::Touch {
-                label: token.label.clone(),
-            });
-        }
-        let turn = self.asker.turn().await?;
-        if wanted == ConsentRule::Confirm {
-            return Ok(turn.confirm(&prompt).await?);
-        }
-        if by_hand.protected_path {
-            prompt.on_token = Some(OnToken::Pin {
-                label: token.label.clone(),
-            });
-            turn.confirm(&prompt).await?;
-            let patience = self.asker.patience();
-            self.devices.check_pin(token, None, patience).await?;
-            return Ok(ConsentMethod::ProtectedPath);
-        }
-        self.ask_pin(&turn, &prompt, token).await
-    }
-
-    /// Each PIN that a person types is tried once, and never the last try of the token.
-    async fn ask_pin(
-        &self,
-        turn: &consent::Turn<'_>,
-        prompt: &Prompt,
-        token: &TokenId,
-    ) -> Result<ConsentMethod, SigningError> {
-        let mut again = None;
-        let mut left = PIN_TRIES;
-        loop {
-            let pin = turn.pin(prompt, &token.label, again).await?;
-            left -= 1;
-            let patience = self.asker.patience();
-            let checked = self.devices.check_pin(token, Some(pin), patience).await;
-            again = match checked {
-                Ok(()) => return Ok(ConsentMethod::Pinentry),
-                Err(DeviceError::PinWrong { .. }) if left > 0 => Some(PinProblem::Wrong),
-                Err(DeviceError::PinLength { .. }) if left > 0 => Some(PinProblem::Length),
-                Err(error) => return Err(error.into()),
-            };
         }
     }
 
