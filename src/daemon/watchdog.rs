@@ -20,7 +20,7 @@ use crate::base::key::Scheme;
 use crate::base::pkcs11::{KeyRef, TokenId};
 use crate::device::{DeviceError, Devices, TokenState};
 use crate::enrol::Registry;
-use crate::enrol::registry::Standing;
+use crate::enrol::Standing;
 use crate::policy::{self, Purpose, SELF_TEST_PREFIX};
 use crate::telemetry::Chain;
 

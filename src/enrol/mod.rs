@@ -19,6 +19,7 @@
 //! What never lives here: connections. What the service said is handed in, and checked.
 
 pub mod attestation;
+mod installed;
 pub mod registry;
 
 use std::path::{Path, PathBuf};
@@ -27,7 +28,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use attestation::Attestation;
-pub use registry::{Installed, Registry, RegistryError, Service, Snapshot, Standing};
+pub use installed::{Installed, Service, Snapshot, Standing};
+pub use registry::{Registry, RegistryError};
 
 use crate::audit::{Audit, AuditError, Event};
 use crate::base::Clock;
