@@ -1,4 +1,6 @@
 //! The names in a log directory, and the head file.
+//!
+//! What is in a record never matters here.
 
 use std::fs::File;
 use std::io;

@@ -13,8 +13,9 @@
 //! `"opcert-audit\0"`, the previous record's hash (32 zero bytes before the first) and the bytes of
 //! the JSON; so each record vouches for all before it. The JSON is
 //! `{"seq":7,"time":"2026-01-02T03:04:05.678Z","kind":"approval","request":"…","trace":"…",
-//! "body":{…}}`, in that order and on one line, `request` and `trace` left out where there is none. Records are numbered from 1 without gaps. Times
-//! are those of the clock at the moment of [`Audit::append`] and step back when the clock does.
+//! "body":{…}}`, in that order and on one line, `request` and `trace` left out where there is none.
+//! Records are numbered from 1 without gaps. Times are those of the clock at the moment of
+//! [`Audit::append`] and step back when the clock does.
 //!
 //! # How it changes
 //! One thread owns the files. Appenders put records into a bounded queue; the thread takes all that

@@ -1,4 +1,6 @@
 //! Opens a log for writing: makes it, or checks its end and takes over from where it stands.
+//!
+//! Nothing is ever cut off that was known to be durable.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;

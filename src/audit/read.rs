@@ -1,4 +1,7 @@
 //! Reads records back, in order, without holding the log in memory.
+//!
+//! The chain is followed; whether it is the one that its owner signed is for
+//! [`verify`](super::verify).
 
 use std::path::Path;
 

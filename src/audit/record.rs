@@ -1,4 +1,6 @@
 //! One record: its line, its hash, and what a reader gets.
+//!
+//! What a kind of record means never lives here: who writes it knows its body.
 
 use std::io::Write as _;
 

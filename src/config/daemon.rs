@@ -1,4 +1,6 @@
-//! `opcertd.toml`.
+//! `opcertd.toml`: the `Config` of each part, put together, and what has to agree between them.
+//!
+//! What a key means never is said here: the part that reads it says so.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,6 @@
 //! The `[policy]` table and the directory of site rules it names.
+//!
+//! What a rule means is for [`policy`](crate::policy) to say.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,6 @@
 //! The values in force, and where each was set.
+//!
+//! Nothing is read here: it is given what was read.
 
 use std::path::PathBuf;
 

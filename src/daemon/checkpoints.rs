@@ -1,4 +1,6 @@
 //! The checkpoints of the daemon's audit log, as the configuration wants them now.
+//!
+//! What a checkpoint says, and how it is signed, is in `audit`.
 
 use std::time::Duration;
 

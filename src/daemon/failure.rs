@@ -1,4 +1,6 @@
 //! Why the daemon did not start, as its exit code and the line on standard error.
+//!
+//! What fails while the daemon serves never comes here: that is a problem document.
 
 use std::error::Error;
 use std::process::ExitCode;

@@ -1,4 +1,6 @@
 //! The signals that the daemon answers to.
+//!
+//! What it does about them is in the daemon's page.
 
 use tokio::signal::unix::{self, SignalKind};
 

@@ -4,11 +4,11 @@
 //! it, and is gone afterwards. The worker that signs is not disturbed by a new PIN: it stays logged
 //! in. After a token was made it is replaced, as libraries see new tokens only then.
 //!
-//! A user's PIN that is asked for goes through the [`PinGuard`](super::pins::guard::PinGuard) like any other:
-//! flags first, never the final try unless a person says so, one try, and a crash in the middle
-//! blocks. A wrong one says nothing about the PIN that the machine may try on its own. While the
-//! PIN changes, the supervisor does not have the old one: nothing can try it. Whether the new one
-//! is also in the configured source is found out, and if not, the source is not tried any more.
+//! A user's PIN that is asked for goes through the guard of `pins` like any other: flags first, never
+//! the final try unless a person says so, one try, and a crash in the middle blocks. A wrong one says
+//! nothing about the PIN that the machine may try on its own. While the PIN changes, the supervisor
+//! does not have the old one: nothing can try it. Whether the new one is also in the configured
+//! source is found out, and if not, the source is not tried any more.
 //!
 //! Here is what is asked; what the supervisor does is in `supervisor::administer`.
 

@@ -1,4 +1,7 @@
-//! The `worker` and `[[module]]` part of a configuration file.
+//! The `worker` and `[[module]]` part of a configuration file: what may be said of a module and its
+//! tokens.
+//!
+//! Nothing is opened or loaded here.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

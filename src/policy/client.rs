@@ -1,4 +1,6 @@
 //! What a client's registration says about it. The shipped rules read it; site rules may too.
+//!
+//! How a client proves who it is never lives here: see `api`.
 
 use std::fmt;
 use std::str::FromStr;

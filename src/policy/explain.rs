@@ -3,6 +3,8 @@
 //! Cedar tells which rules decided, not why another did not. That is found out by asking again:
 //! each rule alone, then the parts of its scope alone, then its conditions one after the other
 //! until the first that does not hold. This is slow and only ever done for a person who asks.
+//!
+//! Nothing is decided here: an explanation permits nothing.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};

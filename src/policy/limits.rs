@@ -2,6 +2,8 @@
 //!
 //! A [`Limit`] applies to approvals that fit its filters. Its `per` says who has a budget of its
 //! own: with `per = ["client"]` each client has one, with `per = []` all share one.
+//!
+//! Nothing is counted here.
 
 use std::num::{NonZeroU32, NonZeroU64};
 

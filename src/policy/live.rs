@@ -1,4 +1,6 @@
 //! The rules in force, and what was used of the limits: one handle for all who ask.
+//!
+//! Rules are checked before they come here, and files never are read.
 
 use std::sync::Arc;
 

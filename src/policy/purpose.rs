@@ -1,4 +1,6 @@
 //! What a private key may be used for, and the bytes that each use admits.
+//!
+//! Who may use it for that is not said here: see [`decide`](super::decide).
 
 use serde::{Deserialize, Serialize};
 

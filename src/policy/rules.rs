@@ -4,6 +4,8 @@
 //! fault refuses the whole set, with the file and line of each. Rules have names of their own
 //! (`@id`), unique over all files, so that the order of files and of rules within a file means
 //! nothing: Cedar weighs all of them, and any `forbid` beats every `permit`.
+//!
+//! Files are never read here: whoever has the texts gives them with their names.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,14 +1,14 @@
 //! The life of one module: its worker is started, logged in, watched, and replaced.
 //!
-//! One task per module owns the worker. It publishes a [`View`](view::View) of what it has; those who sign
+//! One task per module owns the worker. It publishes a [`View`] of what it has; those who sign
 //! read the view and call the worker through its link directly, so no signature passes through
 //! this task. What changes the life of the worker (unlock, look again, replace) comes in as a
-//! [`Command`](command::Command).
+//! [`Command`].
 //!
 //! A worker that ends is replaced at once if it had been of use, otherwise after a delay that
 //! doubles from 0.1 s to 30 s, with jitter so that several modules do not start in step: a library
 //! that crashes at every start must not eat the machine, and a pcscd that restarts is back within
-//! a second. A new worker gets the PINs that worked before, through the [`PinGuard`](super::pins::guard::PinGuard).
+//! a second. A new worker gets the PINs that worked before, through the [`PinGuard`].
 //!
 //! A token that came is logged in, one that left is absent, one that lost its login gets it back,
 //! before anybody calls: the slots are looked at when the library tells of a change

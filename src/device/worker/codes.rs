@@ -1,4 +1,6 @@
 //! PKCS#11 return values: their names, and what to do about each.
+//!
+//! What was called, and whether it is called again, never lives here.
 
 use cryptoki::error::{Error, RvError};
 

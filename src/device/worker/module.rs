@@ -1,4 +1,6 @@
 //! The loaded library, and the tokens it shows.
+//!
+//! Sessions that sign, logins and objects never live here: see `signer`, `login` and `objects`.
 
 use std::error::Error as _;
 use std::path::Path;

@@ -1,4 +1,6 @@
 //! Keys and certificates on a token.
+//!
+//! Who is logged in is for the keeper to know.
 
 use cryptoki::error::{Error, RvError};
 use cryptoki::object::{

@@ -1,4 +1,6 @@
 //! Signing, and decrypting: a session of one's own, key handles kept, one call each.
+//!
+//! A signature is not verified here: the daemon does that, which trusts no library.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
