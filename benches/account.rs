@@ -10,10 +10,13 @@
 //!   peer is `openssl ocsp` with a key in a file, over plain HTTP.
 //! - `account-issue`: certificates issued for tickets. The peer is the token alone, too.
 //! - `account-growth`: listing, quota check, the revocation list as it is served and as it is made,
-//!   with 1,000 to 200,000 certificates, 20 to an account. The peer is the first size.
+//!   and the memory of this process, with 1,000 to 200,000 certificates, 20 to an account. The peer is
+//!   the first size.
 
 #[path = "account/growth.rs"]
 mod growth;
+#[path = "support/memory.rs"]
+mod memory;
 #[path = "account/ocsp.rs"]
 mod ocsp;
 #[path = "support/report.rs"]

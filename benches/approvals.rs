@@ -16,6 +16,10 @@ mod growth;
 mod life;
 #[path = "support/load.rs"]
 mod load;
+#[path = "support/memory.rs"]
+mod memory;
+#[path = "support/peers/mod.rs"]
+mod peers;
 #[path = "support/report.rs"]
 mod report;
 #[path = "support/scene.rs"]
@@ -57,9 +61,8 @@ fn main() {
     };
     // A scene of its own each; the environment that the module reads is set once a process.
     match filter.as_deref() {
-        Some("growth-clients") => return growth::clients(1_000),
-        Some("growth-records") => return growth::records(1_000_000),
-        Some("growth-keys") => return growth::keys(1_000),
+        Some(filter) if filter.starts_with("growth-") => return growth::measure(filter),
+        Some(filter) if filter.starts_with("peer") => return peers::measure(filter),
         _ => {}
     }
     let mut bench = scene::Scene::start(&KINDS.map(|(spec, _)| spec));
@@ -68,8 +71,8 @@ fn main() {
         for (spec, _) in KINDS {
             bench.approve_once(spec);
         }
-        let daemon = scene::resident_mib(bench.daemon_pid());
-        let worker = scene::resident_mib(bench.worker_pid());
+        let daemon = memory::resident_mib(bench.daemon_pid());
+        let worker = memory::resident_mib(bench.worker_pid());
         report("memory-idle-daemon", "MiB", &[daemon], &[MEMORY.0]);
         report("memory-idle-worker", "MiB", &[worker], &[MEMORY.1]);
     }
@@ -94,7 +97,7 @@ fn main() {
         }
     }
     if wanted("memory-worked") {
-        let daemon = scene::resident_mib(bench.daemon_pid());
+        let daemon = memory::resident_mib(bench.daemon_pid());
         report("memory-worked-daemon", "MiB", &[daemon], &[MEMORY.0]);
     }
     if wanted("respawn") {

@@ -10,6 +10,7 @@ use opcert::account::store::{Store, StoreError};
 use opcert::base::encoding::hex;
 use opcert::base::ids::AccountId;
 
+use crate::memory::resident_mib;
 use crate::report::report;
 use crate::report::{micros, millis};
 use crate::scene::{Scene, succeed_with};
@@ -125,13 +126,15 @@ async fn revoke(store: &Store, account: &AccountId, limit: usize, scene: &Scene)
         .unwrap_or_else(|error| panic!("{error:?}"))
 }
 
-/// Times of one kind of question: making a list in milliseconds, the others in microseconds.
+/// Figures of a size: making a list in milliseconds, the other questions in microseconds.
 #[derive(Default, Clone)]
 struct Times {
     listing: Vec<f64>,
     quota: Vec<f64>,
     served: Vec<f64>,
     made: Vec<f64>,
+    /// Of this process, the service and its callers in one, in MiB.
+    resident: Vec<f64>,
 }
 
 /// The least of the durations.
@@ -159,6 +162,7 @@ async fn measure(scene: &Scene, accounts: usize) -> Times {
         times.quota.push(micros(least(quota)));
         times.served.push(micros(least(served)));
         times.made.push(millis(least(made)));
+        times.resident.push(resident_mib(std::process::id()));
     }
     times
 }
@@ -233,6 +237,7 @@ pub async fn curve(kind: &str) {
             ("quota", "us", &times.quota, &base.quota),
             ("list-served", "us", &times.served, &base.served),
             ("list-made", "ms", &times.made, &base.made),
+            ("service", "MiB", &times.resident, &base.resident),
         ] {
             let name = format!("account-growth-{kind}-{what}-{size}");
             report(&name, unit, ours, peer);

@@ -14,6 +14,12 @@ use opcert::statement::Challenge;
 
 use crate::scene::Scene;
 
+/// What goes before a SHA-256 in PKCS #1 v1.5 (RFC 8017 section 9.2, note 1).
+pub const SHA256_INFO: [u8; 19] = [
+    0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05,
+    0x00, 0x04, 0x20,
+];
+
 pub struct Run {
     pub rate: f64,
     pub p50: Duration,
@@ -94,11 +100,7 @@ fn one(bench: &Scene, spec: KeySpec, session: &Session, key: ObjectHandle, chall
     let digest = sha256(message.as_bytes());
     let (scheme, signature) = match spec {
         KeySpec::Rsa2048 => {
-            const PREFIX: [u8; 19] = [
-                0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02,
-                0x01, 0x05, 0x00, 0x04, 0x20,
-            ];
-            let info = [PREFIX.as_slice(), &digest].concat();
+            let info = [SHA256_INFO.as_slice(), &digest].concat();
             (
                 Scheme::Rs256,
                 session.sign(&Mechanism::RsaPkcs, key, &info).unwrap(),

@@ -15,7 +15,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::scene::{self, Scene};
+use crate::memory;
+use crate::scene::Scene;
 
 /// Handshakes under way at a time.
 const AT_A_TIME: usize = 8;
@@ -99,9 +100,9 @@ pub fn idle_kib(bench: &Scene, count: usize) -> f64 {
         // What the first ones make the daemon allocate for good is not theirs.
         drop(open(&config, bench.address(), 50).await);
         tokio::time::sleep(Duration::from_millis(200)).await;
-        let before = scene::resident_mib(bench.daemon_pid());
+        let before = memory::resident_mib(bench.daemon_pid());
         let connections = open(&config, bench.address(), count).await;
-        let after = scene::resident_mib(bench.daemon_pid());
+        let after = memory::resident_mib(bench.daemon_pid());
         drop(connections);
         (after - before) * 1024.0 / count as f64
     })

@@ -105,6 +105,11 @@ impl Scene {
         &self.token.pin
     }
 
+    /// The kinds of keys that are enrolled.
+    pub fn specs(&self) -> impl Iterator<Item = KeySpec> {
+        self.keys.keys().copied()
+    }
+
     pub fn key_id(&self, spec: KeySpec) -> Vec<u8> {
         self.keys[&spec].id.clone()
     }
@@ -177,17 +182,6 @@ impl Key {
     }
 }
 
-/// Resident memory of a process that has been idle for a moment, in MiB.
-pub fn resident_mib(pid: u32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .unwrap();
-    let kib: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    kib / 1024.0
-}
-
 /// User and system time of a process that its living threads took, in nanoseconds
 /// (`/proc/PID/task/TID/schedstat`, first field).
 pub fn cpu_of(pid: u32) -> Duration {
@@ -202,10 +196,21 @@ pub fn cpu_of(pid: u32) -> Duration {
 }
 
 fn worker_of(daemon: u32) -> u32 {
+    children_of(daemon)[0]
+}
+
+/// The processes that a process started and that still run.
+pub fn children_of(pid: u32) -> Vec<u32> {
     let mut children = String::new();
-    for entry in std::fs::read_dir(format!("/proc/{daemon}/task")).unwrap() {
+    for entry in std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+    {
         let path = entry.unwrap().path().join("children");
         children.push_str(&std::fs::read_to_string(path).unwrap_or_default());
     }
-    children.split_whitespace().next().unwrap().parse().unwrap()
+    children
+        .split_whitespace()
+        .map(|pid| pid.parse().unwrap())
+        .collect()
 }
