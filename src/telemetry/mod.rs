@@ -214,7 +214,10 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let (targets, handle) = reload::Layer::new(targets(config.level));
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    // Of the layer too: it colours the fields of spans.
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(writer)
+        .with_ansi(false);
     let plain = Format::default().with_ansi(false);
     let layer = match (config.format, stream) {
         (LineFormat::Text, Stream::Plain) => layer
@@ -333,6 +336,16 @@ mod tests {
         assert!(text.contains("WARN") && text.contains("refused"), "{text}");
         assert!(!text.contains('\x1b'), "{text:?}");
         assert!(text.starts_with("20"), "{text}");
+    }
+
+    #[test]
+    fn the_fields_of_spans_have_no_colours() {
+        let text = logged(Config::default(), Stream::Plain, || {
+            let span = tracing::info_span!("request", request = %"r-1");
+            let _inside = span.enter();
+            tracing::info!("refused");
+        });
+        assert!(text.contains("request{request=r-1}"), "{text}");
     }
 
     #[test]
