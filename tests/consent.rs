@@ -146,8 +146,8 @@ async fn ok_is_consent_and_the_window_shows_what_was_asked() {
     };
     fake.asker(60, 8).ask(&chinese).await.unwrap();
     let log = fake.read("log");
-    assert!(log.contains("SETOK 批准\nSETCANCEL 拒绝\n"), "{log}");
-    assert!(log.contains("SETDESC 您是否批准此操作？%0A"), "{log}");
+    assert!(log.contains("SETOK 授权\nSETCANCEL 拒绝\n"), "{log}");
+    assert!(log.contains("SETDESC 您是否授权此操作？%0A"), "{log}");
     eventually("no child runs", async || {
         fake.started().iter().all(|pid| !runs(pid))
     })

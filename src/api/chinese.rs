@@ -11,45 +11,45 @@ pub(super) fn texts(code: Code) -> (&'static str, &'static str) {
             "请核对 PIN 码并运行 `opcert token unlock`；守护程序不会自行重试。",
         ),
         Code::PinLocked => (
-            "设备已锁定",
-            "请由设备安全员用 `opcert token pin unblock` 设置新的 PIN 码。",
+            "令牌已锁定",
+            "请由令牌安全员用 `opcert token pin unblock` 设置新的 PIN 码。",
         ),
-        Code::PinNeeded => ("设备需要 PIN 码", "请运行 `opcert token unlock`。"),
+        Code::PinNeeded => ("令牌需要 PIN 码", "请运行 `opcert token unlock`。"),
         Code::PinFinalTry => (
             "PIN 码只剩一次尝试机会",
-            "如确定 PIN 码正确，请运行 `opcert token unlock --last-try`；再次输错将锁定设备。",
+            "如确定 PIN 码正确，请运行 `opcert token unlock --last-try`；再次输错将锁定令牌。",
         ),
         Code::TokenAbsent => (
-            "没有该设备",
-            "请插入设备，或从 `opcert token list` 所列中选择。",
+            "没有该令牌",
+            "请插入令牌，或从 `opcert token list` 所列中选择。",
         ),
         Code::TokenAmbiguous => (
-            "符合条件的设备不止一个",
+            "符合条件的令牌不止一个",
             "请用带序列号的 URI 指定一个；`opcert token list` 会列出。",
         ),
         Code::TokenTimeout => (
-            "设备未及时响应",
-            "请重试；若仍如此，请用 `opcert doctor` 检查设备连接。",
+            "令牌未及时响应",
+            "请重试；若仍如此，请用 `opcert doctor` 检查令牌连接。",
         ),
         Code::TokenDown => (
-            "无法连接设备",
+            "无法连接令牌",
             "请稍后重试，守护程序正在重启其工作进程；若仍如此，请运行 `opcert doctor`。",
         ),
         Code::TokenError => (
-            "设备报告错误",
-            "请在守护程序日志中查看 PKCS#11 函数与结果；可用 `opcert doctor` 检查设备。",
+            "令牌报告错误",
+            "请在守护程序日志中查看 PKCS#11 函数与结果；可用 `opcert doctor` 检查令牌。",
         ),
         Code::ModuleMissing => (
             "PKCS#11 模块不存在",
             "请安装厂商的库，或更正 opcertd.toml 中 [[module]] 的 `path`。",
         ),
         Code::KeyMissing => (
-            "设备上没有该密钥",
+            "令牌上没有该密钥",
             "请用 `opcert list` 选择已安装的证书，或用 `opcert install` 安装。",
         ),
         Code::KeyNotProven => (
-            "设备未能证明密钥不可导出",
-            "请使用生成密钥时设置 CKA_SENSITIVE 并清除 CKA_EXTRACTABLE 的设备。",
+            "令牌未能证明密钥不可导出",
+            "请使用生成密钥时设置 CKA_SENSITIVE 并清除 CKA_EXTRACTABLE 的令牌。",
         ),
         Code::SoPinWrong => (
             "安全员 PIN 码错误",
@@ -57,22 +57,22 @@ pub(super) fn texts(code: Code) -> (&'static str, &'static str) {
         ),
         Code::SoPinLocked => (
             "安全员 PIN 码已锁定",
-            "请查阅设备制造商的说明；多数设备只能在丢失全部内容后重置。",
+            "请查阅令牌制造商的说明；多数令牌只能在丢失全部内容后重置。",
         ),
         Code::SoPinFinalTry => (
             "安全员 PIN 码只剩一次尝试机会",
             "如确定正确，请加上 `--last-try`；再次输错将锁定。",
         ),
         Code::PinUnfit => (
-            "设备不接受此长度的 PIN 码",
+            "令牌不接受此长度的 PIN 码",
             "请按所示长度选择 PIN 码；尚未尝试。",
         ),
         Code::TokenHoldsKeys => (
-            "设备中存有密钥",
-            "请选择其他设备，或用 `--erase-keys` 表明可以销毁其密钥；相应证书将失效。",
+            "令牌中存有密钥",
+            "请选择其他令牌，或用 `--erase-keys` 表明可以销毁其密钥；相应证书将失效。",
         ),
         Code::TokenInUse => (
-            "设备正在使用",
+            "令牌正在使用",
             "请运行 `opcert token release`，或结束正在使用它的程序，然后重试。",
         ),
         Code::SecretRequestInvalid => (
@@ -80,16 +80,16 @@ pub(super) fn texts(code: Code) -> (&'static str, &'static str) {
             "请在该电脑上再次运行 `opcert sync`；`opcert doctor` 会检查其时钟和证书。",
         ),
         Code::KeyNotAttested => (
-            "设备未证明密钥在其内部生成",
-            "请使用能够证明其密钥的设备，在 `attestation` 中指定其制造商的根证书，或取消该项要求。",
+            "令牌未证明密钥在其内部生成",
+            "请使用能够证明其密钥的令牌，在 `attestation` 中指定其制造商的根证书，或取消该项要求。",
         ),
         Code::KeyUnsupported => (
-            "设备不能生成此类密钥",
+            "令牌不能生成此类密钥",
             "请用 `--key-type` 选择其他密钥类型。",
         ),
         Code::SignatureInvalid => (
-            "设备返回了错误的签名",
-            "未发出任何签名。再次使用前请用厂商工具检查设备。",
+            "令牌返回了错误的签名",
+            "未发出任何签名。再次使用前请用厂商工具检查令牌。",
         ),
 
         // Requests.
@@ -274,7 +274,7 @@ pub(super) fn texts(code: Code) -> (&'static str, &'static str) {
         ),
         Code::PrivateKeyInvalid => (
             "私钥无法导入",
-            "请给出原样的 apiclient_key.pem，或最好由设备生成密钥。",
+            "请给出原样的 apiclient_key.pem，或最好由令牌生成密钥。",
         ),
         Code::SecretInvalid => (
             "不接受该密钥",

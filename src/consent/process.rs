@@ -6,6 +6,8 @@
 
 use std::path::Path;
 
+use crate::statement::Language;
+
 /// How many processes of a chain are named.
 const DEPTH: usize = 5;
 
@@ -13,20 +15,24 @@ const DEPTH: usize = 5;
 const NAME: usize = 60;
 
 /// `/usr/bin/opcert (4711), started by bash (4700), sshd (4699)`.
-pub(super) fn chain(pid: i32) -> String {
-    chain_in(Path::new("/proc"), pid)
+pub(super) fn chain(pid: i32, language: Language) -> String {
+    chain_in(Path::new("/proc"), pid, language)
 }
 
-fn chain_in(proc: &Path, pid: i32) -> String {
+fn chain_in(proc: &Path, pid: i32, language: Language) -> String {
+    let (started_by, comma) = match language {
+        Language::English => (", started by ", ", "),
+        Language::Chinese => ("，启动者：", "，"),
+    };
     let mut text = String::new();
     let mut pid = pid;
     for depth in 0..DEPTH {
         let directory = proc.join(pid.to_string());
-        let name = name(&directory);
+        let name = name(&directory, language);
         match depth {
             0 => {}
-            1 => text.push_str(", started by "),
-            _ => text.push_str(", "),
+            1 => text.push_str(started_by),
+            _ => text.push_str(comma),
         }
         text.push_str(&format!("{name} ({pid})"));
         match parent(&directory) {
@@ -38,16 +44,23 @@ fn chain_in(proc: &Path, pid: i32) -> String {
     text
 }
 
-fn name(directory: &Path) -> String {
+fn name(directory: &Path, language: Language) -> String {
     if let Ok(path) = std::fs::read_link(directory.join("exe")) {
         return shortened(&path.to_string_lossy());
     }
     match std::fs::read(directory.join("comm")) {
-        Ok(name) => format!(
-            "one that calls itself {:?}",
-            shortened(String::from_utf8_lossy(&name).trim_end())
-        ),
-        Err(_) => "a process that cannot be seen".to_owned(),
+        Ok(name) => {
+            let name = String::from_utf8_lossy(&name);
+            let name = shortened(name.trim_end());
+            match language {
+                Language::English => format!("one that calls itself {name:?}"),
+                Language::Chinese => format!("自称 {name:?} 的程序"),
+            }
+        }
+        Err(_) => match language {
+            Language::English => "a process that cannot be seen".to_owned(),
+            Language::Chinese => "无法查看的程序".to_owned(),
+        },
     }
 }
 
@@ -77,7 +90,7 @@ mod tests {
     #[test]
     fn our_own_chain_begins_with_our_executable() {
         let own = i32::try_from(std::process::id()).unwrap();
-        let text = chain(own);
+        let text = chain(own, Language::English);
         let exe = std::env::current_exe().unwrap();
         let end = exe.file_name().unwrap().to_str().unwrap();
         let first = text.split(" (").next().unwrap();
@@ -102,12 +115,16 @@ mod tests {
         add("20", "bash\n", None, 10);
         add("10", "sshd\n", Some("/usr/sbin/sshd"), 1);
         assert_eq!(
-            chain_in(proc.path(), 30),
+            chain_in(proc.path(), 30, Language::English),
             "/usr/bin/opcert (30), started by one that calls itself \"bash\" (20), \
              /usr/sbin/sshd (10)"
         );
         assert_eq!(
-            chain_in(proc.path(), 40),
+            chain_in(proc.path(), 30, Language::Chinese),
+            "/usr/bin/opcert (30)，启动者：自称 \"bash\" 的程序 (20)，/usr/sbin/sshd (10)"
+        );
+        assert_eq!(
+            chain_in(proc.path(), 40, Language::English),
             "a process that cannot be seen (40)"
         );
     }

@@ -192,26 +192,26 @@ impl Words {
             },
             Language::Chinese => &Self {
                 waits: "有操作等待您确认",
-                token_needs: "设备需要 PIN 码；只尝试一次。",
-                token_by_hand: "设备需要 PIN 码。请先点击“解锁”，再在设备上输入。",
-                token: "设备",
+                token_needs: "令牌需要 PIN 码；只尝试一次。",
+                token_by_hand: "令牌需要 PIN 码。请先点击“解锁”，再在令牌上输入。",
+                token: "令牌",
                 serial: "序列号",
                 unlock: "解锁",
                 cancel: "取消",
-                question: "您是否批准此操作？",
+                question: "您是否授权此操作？",
                 asked_by: "请求方",
                 user: "本机用户",
                 itself: "opcert 自身",
                 page: "网页",
                 program: "程序",
-                approve: "批准",
+                approve: "授权",
                 refuse: "拒绝",
                 more: ("另有 ", " 项"),
-                pin_of: "PIN 码，设备",
-                pin_wrong: "设备拒绝了此 PIN 码。",
+                pin_of: "PIN 码，令牌",
+                pin_wrong: "令牌拒绝了此 PIN 码。",
                 pin_length: "PIN 码长度不符，未尝试。",
-                touch: "批准后，请触碰设备",
-                pin_on_token: "批准后，请在设备上输入 PIN 码",
+                touch: "授权后，请触碰令牌",
+                pin_on_token: "授权后，请在令牌上输入 PIN 码",
             },
         }
     }
@@ -245,7 +245,11 @@ fn lines(prompt: &Prompt, first: &str, words: &Words) -> Option<String> {
             page: Some(page), ..
         } => push_line(&mut below, words.page, page),
         AskedBy::User { pid: Some(pid), .. } => {
-            push_line(&mut below, words.program, &process::chain(*pid));
+            push_line(
+                &mut below,
+                words.program,
+                &process::chain(*pid, prompt.language),
+            );
         }
         AskedBy::Client { page: None, .. } | AskedBy::User { pid: None, .. } | AskedBy::Itself => {}
     }
@@ -522,6 +526,7 @@ mod tests {
         };
         let text = shown(&user);
         assert!(text.contains("\n请求方: 本机用户 1000\n程序: "), "{text}");
+        assert!(!text.contains("started"), "{text}");
     }
 
     #[test]

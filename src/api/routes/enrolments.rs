@@ -200,14 +200,14 @@ async fn ask(
     let what = language.pick(("Install an operating certificate", "安装操作证书"));
     let token = match &begin.token {
         Some(token) => token.to_string(),
-        None => language.pick(("the only one", "唯一的设备")).to_owned(),
+        None => language.pick(("the only one", "唯一的令牌")).to_owned(),
     };
     let lines = [
         (("Operation", "操作"), what.to_owned()),
         (("Service", "服务"), begin.origin.to_string()),
         (("Account", "商户号"), identity.account.to_string()),
         (("Operator", "操作员"), identity.operator.to_string()),
-        (("Token", "设备"), token),
+        (("Token", "令牌"), token),
     ];
     let prompt = Prompt {
         title: what.to_owned(),
