@@ -116,6 +116,7 @@ texts! {
     delete_other_lead: "This certificate belongs to another operator or computer. Deleting it needs your approval, signed with an operating certificate of yours.", "该证书属于其他操作员或电脑。删除需要您用自己的操作证书签名授权。";
     delete_break_glass: "Emergency: if a token is lost or stolen, delete its certificate right away, without an approval. This only ever takes rights away.", "紧急情况：如令牌遗失或被盗，可不经授权立即删除其证书。此操作只会减少权限。";
     reason: "Reason", "原因";
+    reason_none: "None given", "未说明";
     reason_unused: "No longer used", "不再使用";
     reason_lost: "Token lost or stolen", "令牌遗失或被盗";
     reason_left: "The operator has left", "操作员已离职";

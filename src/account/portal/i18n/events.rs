@@ -1,4 +1,4 @@
-//! What records and notices are called: the stable kind, English, Chinese.
+//! What records and notices are called, and the facts in them: the stable name, English, Chinese.
 
 use super::{Language, Texts};
 
@@ -90,7 +90,87 @@ const TITLES: &[(&str, &str, &str)] = &[
     ("request-lapsed", "Request lapsed", "申请已失效"),
 ];
 
+const FACTS: &[(&str, &str, &str)] = &[
+    ("account", "Account", "商户号"),
+    ("approval_jti", "Approval", "授权编号"),
+    ("approvals", "Approvals", "授权数"),
+    ("by", "By", "操作人"),
+    ("certificate", "Certificate", "证书"),
+    ("challenge_jti", "Challenge", "质询编号"),
+    ("client", "Program", "程序"),
+    ("code_id", "Code", "验证码编号"),
+    ("computer", "Computer", "电脑"),
+    ("computer_name", "Computer's name", "电脑名称"),
+    ("consent", "Consent", "确认方式"),
+    ("currency", "Currency", "币种"),
+    ("decision", "Decision", "审核决定"),
+    ("effective_at", "Takes effect", "生效时间"),
+    ("fingerprint", "Fingerprint", "指纹"),
+    ("form", "Form", "申请表"),
+    ("from", "From", "起始金额"),
+    ("held", "Waits for an administrator", "等待管理员"),
+    ("id", "Id", "编号"),
+    ("key", "Key", "密钥指纹"),
+    ("kind", "Kind", "类型"),
+    ("language", "Language", "语言"),
+    ("later_installs", "Later installations", "后续安装"),
+    ("maker", "Created by", "创建人"),
+    ("media_type", "File type", "文件类型"),
+    ("merchant", "Merchant number", "商户号（mchid）"),
+    ("mobile", "Mobile number", "手机号"),
+    ("name", "Name", "名称"),
+    ("needed", "Approvals needed", "所需授权数"),
+    ("not_after", "Expires", "到期"),
+    ("operation", "Operation", "操作"),
+    ("operator", "Operator", "操作员"),
+    ("overlap_until", "Old one read until", "旧密钥可用至"),
+    ("paper", "Paper", "材料"),
+    ("password_changed", "Password changed", "已改密码"),
+    ("place", "Place", "位置"),
+    ("platform_key", "Platform key", "平台密钥"),
+    ("purpose", "Purpose", "用途"),
+    ("quorum", "Signatures needed", "所需签名数"),
+    ("reason", "Reason", "原因"),
+    ("reference", "Reference", "单号"),
+    ("replaces", "Replaces", "替换"),
+    ("representative", "Representative", "客户经理"),
+    ("request", "Request", "申请"),
+    ("role", "Role", "角色"),
+    ("sent_to", "Sent to", "发送至"),
+    ("serial", "Serial number", "序列号"),
+    ("size", "Bytes", "字节数"),
+    ("source", "From address", "来源地址"),
+    ("state", "State", "状态"),
+    ("ticket", "Ticket", "安装凭证"),
+    ("to", "To", "截至"),
+    ("version", "Version", "版本"),
+    ("waived", "Not proven", "未经证明"),
+];
+
 impl Texts {
+    /// What a fact of a record is called; its own name where the catalogue does not have it.
+    pub fn fact(self, name: &str) -> &str {
+        match FACTS.iter().find(|(known, ..)| *known == name) {
+            Some((_, english, chinese)) => match self.0 {
+                Language::English => english,
+                Language::Chinese => chinese,
+            },
+            None => name,
+        }
+    }
+
+    /// Why a certificate was revoked, by the stable name; other text as it is.
+    pub fn revocation_reason(self, reason: &str) -> &str {
+        match reason {
+            "key-compromise" => self.reason_lost(),
+            "affiliation-changed" => self.reason_left(),
+            "cessation-of-operation" => self.reason_unused(),
+            "superseded" => self.reason_replaced(),
+            "unspecified" => self.reason_none(),
+            _ => reason,
+        }
+    }
+
     /// The title of a kind of record; the kind itself where the catalogue does not have it.
     pub fn event_title(self, kind: &str) -> &str {
         match TITLES.iter().find(|(known, ..)| *known == kind) {
@@ -100,5 +180,26 @@ impl Texts {
             },
             None => kind,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_and_reasons_are_in_the_persons_language() {
+        let (english, chinese) = (Texts(Language::English), Texts(Language::Chinese));
+        assert_eq!(english.fact("not_after"), "Expires");
+        assert_eq!(chinese.fact("not_after"), "到期");
+        assert_eq!(chinese.fact("something_new"), "something_new");
+        assert_eq!(
+            english.revocation_reason("key-compromise"),
+            "Token lost or stolen"
+        );
+        assert_eq!(
+            chinese.revocation_reason("the form is unsigned"),
+            "the form is unsigned"
+        );
     }
 }

@@ -551,7 +551,7 @@ fn facts(t: Texts, entry: &Entry) -> Markup {
     if let Some((at, reason)) = &certificate.revoked {
         lines.push((
             t.revoked(),
-            html! { (time(*at)) " · " (t.revoked_because(reason)) },
+            html! { (time(*at)) " · " (t.revoked_because(t.revocation_reason(reason))) },
         ));
     }
     html! { section.card { (parts::facts(&lines)) } }

@@ -117,7 +117,7 @@ pub async fn audit(
 }
 
 /// The facts of a record in one line: `name value · name value`, without what stands beside it.
-fn summary(body: &Value) -> Markup {
+fn summary(t: Texts, body: &Value) -> Markup {
     let shown: Vec<(&String, String)> = body
         .as_object()
         .into_iter()
@@ -130,13 +130,17 @@ fn summary(body: &Value) -> Markup {
                 Value::Bool(value) => value.to_string(),
                 _ => return None,
             };
+            let text = match name.as_str() {
+                "reason" => t.revocation_reason(&text).to_owned(),
+                _ => text,
+            };
             Some((name, text))
         })
         .collect();
     html! {
         @for (index, (name, text)) in shown.iter().enumerate() {
             @if index > 0 { " · " }
-            span.muted { (name) } " " (text)
+            span.muted { (t.fact(name)) } " " (text)
         }
     }
 }
@@ -153,7 +157,7 @@ fn table(t: Texts, notices: &[Notice]) -> Markup {
                     @if !notice.read { " " (badge(Tone::Warn, t.unread())) }
                 },
                 html! { (notice.account) },
-                html! { span.small { (summary(&notice.body)) } },
+                html! { span.small { (summary(t, &notice.body)) } },
             ]
         })
         .collect();
@@ -173,10 +177,10 @@ fn trail(t: Texts, records: &[Event]) -> Markup {
                 time(event.at),
                 html! {
                     strong { (t.event_title(&event.kind)) }
-                    span.sub.mono { (event.kind) }
+                    span.sub.mono.kind { (event.kind) }
                 },
-                html! { span.small { (summary(&event.body)) } },
-                html! { span.mono.small { (event.request) } },
+                html! { span.small { (summary(t, &event.body)) } },
+                html! { span.mono.small.request { (event.request) } },
             ]
         })
         .collect();
