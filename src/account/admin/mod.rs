@@ -41,7 +41,7 @@ use crate::base::jwe::JweError;
 use crate::base::memory::{lock_all, undumpable};
 use crate::base::sysexits::{
     EX_CANTCREAT, EX_CONFIG, EX_DATAERR, EX_FAILED, EX_IOERR, EX_NOINPUT, EX_NOPERM, EX_OSERR,
-    EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE,
+    EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE,
 };
 use crate::base::x509::X509Error;
 use crate::config::{ConfigError, Loaded};
@@ -53,7 +53,7 @@ use output::Output;
 
 /// The account service of opcert: accounts, enrolment, issuing authority, operations.
 #[derive(Debug, Parser)]
-#[command(name = "opcert-accountd", version, about, propagate_version = true)]
+#[command(name = "opcert-accountd", version, propagate_version = true)]
 pub struct Arguments {
     /// The configuration file.
     #[arg(long, global = true, value_name = "FILE", default_value = config::DEFAULT_PATH)]
@@ -358,6 +358,11 @@ impl AdminError {
             Self::Root => "Start it as a user of its own, as its systemd unit does, or pass \
                            --allow-root."
                 .into(),
+            Self::Config(ConfigError::Unreadable { .. }) => {
+                "Check the path, and that the service's user may read the file; `opcert-accountd \
+                 init` writes a first one."
+                    .into()
+            }
             _ => match self.code() {
                 Some(code) => code.action().to_owned(),
                 None => "Correct what is named and try again.".into(),
@@ -368,7 +373,14 @@ impl AdminError {
 
 /// The program.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are answers; nothing can be done about a stream that is closed.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EX_USAGE } else { 0 });
+        }
+    };
     let output = Output::new(arguments.json);
     match run(arguments, &output) {
         Ok(()) => ExitCode::SUCCESS,

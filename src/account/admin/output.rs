@@ -2,8 +2,7 @@
 
 use std::io::Write;
 
-use comfy_table::Table;
-use comfy_table::presets::NOTHING;
+use comfy_table::{Table, TableStyle};
 use serde_json::{Value, json};
 
 use super::AdminError;
@@ -36,9 +35,11 @@ impl Output {
         let mut next = std::error::Error::source(error);
         while let Some(source) = next {
             let text = source.to_string();
-            if !detail.ends_with(&text) {
+            // The standard library adds a number to what the operating system said in words.
+            let text = text.split(" (os error ").next().unwrap_or_default();
+            if !detail.contains(text) {
                 detail.push_str(": ");
-                detail.push_str(&text);
+                detail.push_str(text);
             }
             next = source.source();
         }
@@ -57,9 +58,14 @@ impl Output {
 /// A table without lines.
 pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let mut table = Table::new();
-    table.load_style(NOTHING).set_header(head.iter().copied());
+    table
+        .load_style(TableStyle::new())
+        .set_header(head.iter().copied());
     for row in rows {
         table.add_row(row);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
     }
     table.trim_fmt()
 }
