@@ -321,7 +321,7 @@ esac
 case $1 in
     init)
         exec "$PROGRAMS/opcert" "$@" --config "$CONFIG" --state-directory "$PAGE/state" \
-            --runtime-directory "$PAGE/run" --module-env "SOFTHSM2_CONF=$SOFTHSM2_CONF" \
+            --runtime-directory "$PAGE/run" \
             --pin-file "$PAGE/pin" --native 127.0.0.1:0
         ;;
     install)
@@ -329,6 +329,12 @@ case $1 in
         before=$(grep -c 'opcert code' "$D/service/output.log" || true)
         code "$before" | "$PROGRAMS/opcert" "$@" --config "$CONFIG" "${ca[@]}" \
             --computer-name "a page" --password-file "$D/password" --code-file -
+        ;;
+    token)
+        for _ in $(seq 300); do [ -S "$OPCERT_SOCKET" ] && break; sleep 0.1; done
+        pin=()
+        [ "$2" != unlock ] || pin=(--pin-file "$PAGE/pin")
+        exec "$PROGRAMS/opcert" "$@" --config "$CONFIG" "${pin[@]}"
         ;;
     operation | sync | renew) exec "$PROGRAMS/opcert" "$@" "${ca[@]}" ;;
     verify) exec "$PROGRAMS/opcert" "$@" ;;

@@ -26,7 +26,8 @@ use crate::statement::{Challenge, Language, Payee, Statement};
     after_help = "Examples:\n  \
         opcert approve --challenge challenge.jws > approval.jws\n  \
         opcert approve --native 127.0.0.1:7443 --client-cert erp/client.pem \\\n      \
-        --client-key erp/client-key.pem --server-ca erp/server-ca.pem --challenge challenge.jws"
+        --client-key erp/client-key.pem --server-ca erp/server-ca.pem \\\n      \
+        --challenge challenge.jws"
 )]
 pub(super) struct Arguments {
     /// File with the challenge, or - for standard input.

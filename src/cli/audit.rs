@@ -224,12 +224,15 @@ pub(super) fn run(command: &Command, global: &Global, output: &Output) -> Result
 fn directory(given: Option<&Path>, global: &Global) -> PathBuf {
     match given {
         Some(directory) => directory.to_owned(),
-        None => why::state_directory(&global.config).join("audit"),
+        None => why::state_directory(&global.config()).join("audit"),
     }
 }
 
 fn verify_log(directory: &Path, output: &Output) -> Result<(), Error> {
-    let summary = verify(directory).map_err(refused)?;
+    let summary = {
+        let _progress = output.progress("Checking every record");
+        verify(directory).map_err(refused)?
+    };
     output.result(&summary, |output| {
         let records = match summary.records {
             1 => "1 record".to_owned(),

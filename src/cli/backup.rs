@@ -90,7 +90,8 @@ struct Restored {
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Result<u8, Error> {
-    let loaded = Config::load_layers(&global.config)?;
+    let config = global.config();
+    let loaded = Config::load_layers(&config)?;
     let state = loaded.config.state_directory.clone();
     let to = &arguments.directory;
     make(to)?;
@@ -103,15 +104,18 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
         );
     }
     make(&to.join("config"))?;
-    let base = global.config.parent().unwrap_or(Path::new("/"));
+    let base = config.parent().unwrap_or(Path::new("/"));
     for file in &files {
         // Beside the main file as they are; what is elsewhere by its whole path.
         let name = file.strip_prefix(base).or_else(|_| file.strip_prefix("/"));
         copy(file, &to.join("config").join(name.unwrap_or(file)))?;
     }
-    still_copy(&state, &to.join("state"))?;
-    snapshot::copy(&state.join(AUDIT), &to.join("state").join(AUDIT)).map_err(refused)?;
-    let summary = verify(&to.join("state").join(AUDIT)).map_err(refused)?;
+    let summary = {
+        let _progress = output.progress("Copying, and checking every record");
+        still_copy(&state, &to.join("state"))?;
+        snapshot::copy(&state.join(AUDIT), &to.join("state").join(AUDIT)).map_err(refused)?;
+        verify(&to.join("state").join(AUDIT)).map_err(refused)?
+    };
     let manifest = Manifest {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         time: format!("{:.0}", Clock::system().now()),
@@ -141,15 +145,18 @@ pub(super) fn restore(
     output: &Output,
 ) -> Result<u8, Error> {
     let from = &arguments.directory;
-    let manifest = check(from)?;
-    let config = Config::load(&global.config)?;
+    let manifest = {
+        let _progress = output.progress("Checking the backup");
+        check(from)?
+    };
+    let config = Config::load(&global.config())?;
     let state = &config.state_directory;
     if snapshot::in_use(&state.join(AUDIT)).map_err(unreadable(state))? {
         return Err(Error::State {
             code: "daemon-running",
             what: format!("a daemon uses {}", state.display()),
             action: "Stop it first: `systemctl stop opcertd-control.socket opcertd-native.socket \
-                     opcertd`."
+                     opcertd`, with `--user` where it is your own."
                 .into(),
         });
     }

@@ -46,8 +46,15 @@ pub(super) enum Command {
         /// Whether a person is asked before each approval: none, confirm or confirm-with-pin.
         #[arg(long, value_name = "CONSENT", default_value_t = ConsentRule::Confirm)]
         consent: ConsentRule,
-        /// A kind of operation it may ask for; may be repeated. [default: all kinds]
-        #[arg(long = "kind", value_name = "KIND", value_parser = kind)]
+        #[arg(
+            long = "kind",
+            value_name = "KIND",
+            value_parser = kind,
+            help = format!(
+                "A kind of operation it may ask for, may be repeated: {} [default: all kinds]",
+                self::kinds()
+            )
+        )]
         kinds: Vec<Kind>,
         /// It is a browser: it speaks for the pages it shows. `opcert browser setup` takes its
         /// directory.
@@ -234,10 +241,14 @@ fn key_and_request(name: &ClientName) -> Result<(Zeroizing<String>, Vec<u8>), Er
 
 /// A kind by its name.
 pub(super) fn kind(text: &str) -> Result<Kind, String> {
-    text.parse().map_err(|error| {
-        let known: Vec<&str> = Kind::all().map(Kind::name).collect();
-        format!("{error}; known are {}", known.join(", "))
-    })
+    text.parse()
+        .map_err(|error| format!("{error}; known are {}", kinds()))
+}
+
+/// The names of all kinds.
+pub(super) fn kinds() -> String {
+    let known: Vec<&str> = Kind::all().map(Kind::name).collect();
+    known.join(", ")
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ struct Checked {
 }
 
 pub(super) fn run(command: &Command, global: &Global, output: &Output) -> Result<u8, Error> {
-    let loaded = Config::load_layers(&global.config)?;
+    let loaded = Config::load_layers(&global.config())?;
     match command {
         Command::Check => {
             let policy = loaded.config.policy.load()?;

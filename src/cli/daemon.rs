@@ -7,10 +7,11 @@ use serde::Deserialize;
 
 use super::Global;
 use super::error::Error;
-use super::init;
 use super::input::read_file;
 use crate::api::client::{CallError, Client, PATIENT, native_door};
 use crate::base::files::{Readers, read_checked};
+use crate::config::daemon::DEFAULT_PATH;
+use crate::config::places::Places;
 use crate::http::client::Target;
 use crate::http::tls;
 
@@ -20,9 +21,8 @@ const PEM_LIMIT: u64 = 256 * 1024;
 /// The control socket.
 pub(super) async fn control(global: &Global) -> Result<Client, Error> {
     let action = format!(
-        "Start it with `opcertd --config {}`, or name its socket with --socket; `opcert doctor` \
-         looks closer.",
-        global.config.display()
+        "Start it with `{}`, or name its socket with --socket; `opcert doctor` looks closer.",
+        start_command(&global.config())
     );
     connect("the daemon", action, &Target::Unix(socket(global))).await
 }
@@ -78,6 +78,26 @@ async fn connect(who: &'static str, action: String, target: &Target) -> Result<C
     }
 }
 
+/// What starts the daemon of a configuration file on this computer: its unit, where there is one.
+pub(super) fn start_command(config: &Path) -> String {
+    let by_systemd = |folder: &str| {
+        Path::new("/run/systemd/system").is_dir()
+            && ["/etc/systemd", "/usr/lib/systemd"].iter().any(|base| {
+                Path::new(base)
+                    .join(folder)
+                    .join("opcertd.service")
+                    .is_file()
+            })
+    };
+    if config == Path::new(DEFAULT_PATH) && by_systemd("system") {
+        "systemctl start opcertd".into()
+    } else if config == Places::of_user().config && by_systemd("user") {
+        "systemctl --user start opcertd".into()
+    } else {
+        format!("opcertd --config {}", config.display())
+    }
+}
+
 /// Where the daemon's control socket is: `--socket`, `$OPCERT_SOCKET`, the runtime directory that
 /// the configuration names, the default.
 pub(super) fn socket(global: &Global) -> PathBuf {
@@ -87,8 +107,8 @@ pub(super) fn socket(global: &Global) -> PathBuf {
     if let Some(path) = std::env::var_os("OPCERT_SOCKET") {
         return path.into();
     }
-    runtime_directory(&global.config)
-        .unwrap_or_else(|| init::DEFAULT_RUNTIME_DIRECTORY.into())
+    runtime_directory(&global.config())
+        .unwrap_or_else(|| Places::of_system().runtime)
         .join("control.sock")
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use self::machine::{Machine, package_of};
 use super::Global;
-use super::daemon::{self, socket};
+use super::daemon::{self, socket, start_command};
 use super::error::Error;
 use super::output::{Mood, Output, local_time};
 use crate::api::client::Client;
@@ -155,8 +155,8 @@ pub(super) async fn run(global: &Global, output: &Output) -> Result<u8, Error> {
             "daemon",
             format!("Nobody answers on {}.", socket(global).display()),
             format!(
-                "Start it with `opcertd --config {}` and read what it says.",
-                global.config.display()
+                "Start it with `{}` and read what it says.",
+                start_command(&global.config())
             ),
         ),
     }
@@ -167,7 +167,7 @@ pub(super) async fn run(global: &Global, output: &Output) -> Result<u8, Error> {
 
 fn configuration(global: &Global, findings: &mut Findings) -> Option<Excerpt> {
     let name = "configuration";
-    let path = &global.config;
+    let path = &global.config();
     if !path.exists() {
         findings.fail(
             name,
@@ -468,14 +468,10 @@ pub(super) fn show(findings: &Findings, output: &Output) -> String {
             Verdict::Warn => ("warn", Mood::Doubtful),
             Verdict::Fail => ("FAIL", Mood::Bad),
         };
-        lines.push(format!(
-            "{}  {}: {}",
-            output.paint(mark, mood),
-            check.name,
-            check.finding
-        ));
+        let mark = output.paint(mark, mood);
+        lines.push(output.wrap(&format!("{mark}  {}: {}", check.name, check.finding), 6));
         if let Some(action) = &check.action {
-            lines.push(format!("      {action}"));
+            lines.push(output.wrap(&format!("      {action}"), 6));
         }
     }
     let summary = match (findings.count(Verdict::Fail), findings.count(Verdict::Warn)) {

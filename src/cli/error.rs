@@ -207,8 +207,8 @@ impl Error {
         let mut cause = std::error::Error::source(self);
         while let Some(error) = cause {
             let next = without_number(&error.to_string());
-            // Some libraries repeat their cause in their own words.
-            if !text.ends_with(&next) {
+            // Some errors have their cause in their own words already.
+            if !text.contains(&next) {
                 text.push_str(": ");
                 text.push_str(&next);
             }

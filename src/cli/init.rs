@@ -11,21 +11,18 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::Global;
+use super::daemon::start_command;
 use super::error::Error;
 use super::output::Output;
 use crate::base::files::{FileError, private_directory, write_new};
 use crate::base::pkcs11::TokenUri;
 use crate::base::sysexits::EX_OK;
-
-/// Where the control socket is unless configured otherwise.
-pub(super) const DEFAULT_RUNTIME_DIRECTORY: &str = "/run/opcert";
-
-/// Where what survives a restart is unless configured otherwise.
-pub(super) const DEFAULT_STATE_DIRECTORY: &str = "/var/lib/opcert";
+use crate::config::places::Places;
 
 #[derive(Debug, clap::Args)]
 #[command(
-    long_about = "Writes the daemon's configuration to --config and makes its directories. A file \
+    long_about = "Writes the daemon's configuration and makes its directories: for root those of \
+                  this computer's daemon, for anybody else those of a daemon of their own. A file \
                   that is there stays as it is. The token itself is set up with its maker's tool, \
                   such as `softhsm2-util --init-token`.",
     after_help = "Examples:\n  \
@@ -34,11 +31,13 @@ pub(super) const DEFAULT_STATE_DIRECTORY: &str = "/var/lib/opcert";
         --pin-file /etc/opcert/pin"
 )]
 pub(super) struct Arguments {
-    /// Directory for what has to survive a restart.
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIRECTORY)]
+    /// Directory for what has to survive a restart. [default: /var/lib/opcert for root, else
+    /// ~/.local/state/opcert]
+    #[arg(long, value_name = "DIR", default_value_os_t = Places::of_user().state, hide_default_value = true)]
     state_directory: PathBuf,
-    /// Directory for the control socket.
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_RUNTIME_DIRECTORY)]
+    /// Directory for the control socket. [default: /run/opcert for root, else
+    /// $XDG_RUNTIME_DIR/opcert]
+    #[arg(long, value_name = "DIR", default_value_os_t = Places::of_user().runtime, hide_default_value = true)]
     runtime_directory: PathBuf,
     /// The token's PKCS#11 module.
     #[arg(long, value_name = "FILE")]
@@ -59,7 +58,10 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Result<u8, Error> {
-    let config = &global.config;
+    let config = &global
+        .config
+        .clone()
+        .unwrap_or_else(|| Places::of_user().config);
     if config.exists() {
         return Err(Error::State {
             code: "config-exists",
@@ -101,8 +103,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Re
             ("Token", arguments.token.to_string()),
         ]);
         format!(
-            "{facts}\nNext: start the daemon with `opcertd --config {}`, then look at `opcert doctor`.",
-            config.display()
+            "{facts}\nNext: start the daemon with `{}`, then look at `opcert doctor`.",
+            start_command(config)
         )
     })?;
     Ok(EX_OK)

@@ -31,8 +31,10 @@ use crate::base::sysexits::EX_OK;
                   the token generate a key that cannot leave it, has the key certified and the \
                   certificate written to the token.",
     after_help = "Examples:\n  \
-        opcert install --service https://accounts.example --account acme --operator alice\n  \
-        opcert install --service https://accounts.example --account acme --operator alice --resume"
+        opcert install --service https://accounts.example \\\n      \
+        --account acme --operator alice\n  \
+        opcert install --service https://accounts.example \\\n      \
+        --account acme --operator alice --resume"
 )]
 pub(super) struct Arguments {
     #[command(flatten)]
@@ -136,39 +138,53 @@ async fn ticket(
         None => host_name()?,
     };
     // A person may take minutes to read a text message; the connection is not kept for that long.
-    let sent = Service::connect(&arguments.service)
-        .await?
-        .request_code(&CodeRequest {
-            account: &arguments.account,
-            operator: &arguments.operator,
-            password: password.expose(),
-            purpose: "install",
-            computer: Computer {
-                id: computer,
-                name: &name,
-            },
-        })
-        .await?;
+    let sent = {
+        let _progress = output.progress("Asking for a code");
+        Service::connect(&arguments.service)
+            .await?
+            .request_code(&CodeRequest {
+                account: &arguments.account,
+                operator: &arguments.operator,
+                password: password.expose(),
+                purpose: "install",
+                computer: Computer {
+                    id: computer,
+                    name: &name,
+                },
+            })
+            .await?
+    };
     drop(password);
     output.done(&format!(
         "a code was sent to {}, good until {}",
         sent.sent_to,
         super::output::local_time(sent.expires_at)
     ));
-    let code = SecretText::new(secret(
-        Question {
-            what: "the SMS code",
-            option: "--code-file",
-        },
-        "SMS code: ",
-        arguments.code_file.as_ref(),
-    )?);
-    let ticket = Service::connect(&arguments.service)
-        .await?
-        .ticket(&sent.code_id, &code)
-        .await?;
-    output.done("the code is right");
-    Ok(ticket)
+    loop {
+        let code = SecretText::new(secret(
+            Question {
+                what: "the SMS code",
+                option: "--code-file",
+            },
+            "SMS code: ",
+            arguments.code_file.as_ref(),
+        )?);
+        let ticket = Service::connect(&arguments.service)
+            .await?
+            .ticket(&sent.code_id, &code)
+            .await;
+        match ticket {
+            Ok(ticket) => {
+                output.done("the code is right");
+                return Ok(ticket);
+            }
+            // A slip of whoever types; the service counts the tries, and then says something else.
+            Err(error) if error.code() == "sms-code-wrong" && arguments.code_file.is_none() => {
+                output.note(&format!("{} Type it again.", error.detail()));
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 type Certificates = Vec<Vec<u8>>;

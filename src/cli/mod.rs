@@ -49,6 +49,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use self::error::Error;
 use self::output::{Color, Format, Output};
 use crate::base::sysexits::{EX_OK, EX_USAGE};
+use crate::config::places;
 
 /// Operating certificates on hardware tokens.
 #[derive(Debug, Parser)]
@@ -60,7 +61,8 @@ use crate::base::sysexits::{EX_OK, EX_USAGE};
                   certificate, approve sensitive operations, check approvals and records.",
     after_help = "Examples:\n  \
         opcert init --module /usr/lib/softhsm/libsofthsm2.so --token my-token\n  \
-        opcert install --service https://accounts.example --account acme --operator alice\n  \
+        opcert install --service https://accounts.example \\\n      \
+        --account acme --operator alice\n  \
         opcert approve --challenge challenge.jws\n  \
         opcert verify --ca ca.pem --crl crl.der approval.jws\n\n\
         Where something is wrong, `opcert doctor` says what and how to mend it.",
@@ -95,14 +97,17 @@ struct Global {
     /// directory of --config]
     #[arg(long, global = true, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Configuration file of the daemon.
-    #[arg(
-        long,
-        global = true,
-        value_name = "PATH",
-        default_value = crate::config::daemon::DEFAULT_PATH
-    )]
-    config: PathBuf,
+    /// Configuration file of the daemon. [default: ~/.config/opcert/opcertd.toml if there is one,
+    /// else /etc/opcert/opcertd.toml]
+    #[arg(long, global = true, value_name = "PATH")]
+    config: Option<PathBuf>,
+}
+
+impl Global {
+    /// The daemon's configuration file.
+    fn config(&self) -> PathBuf {
+        self.config.clone().unwrap_or_else(places::config_file)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -268,5 +273,18 @@ mod tests {
     #[test]
     fn the_command_tree_is_sound() {
         command().debug_assert();
+    }
+
+    /// What a terminal breaks is no command any more.
+    #[test]
+    fn examples_fit_a_terminal() {
+        fn look(command: &clap::Command) {
+            let examples = command.get_after_help().map(ToString::to_string);
+            for line in examples.iter().flat_map(|text| text.lines()) {
+                assert!(line.chars().count() <= 80, "{line}");
+            }
+            command.get_subcommands().for_each(look);
+        }
+        look(&command());
     }
 }

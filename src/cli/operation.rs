@@ -27,9 +27,10 @@ pub(super) enum Command {
         long_about = "Creates a sensitive operation, as the platform's backend does, and fetches \
                       the challenge that an operator is to approve.",
         after_help = "Example:\n  \
-            opcert operation create --service https://accounts.example --key-file platform-key \\\n      \
-            --account acme --operator alice --kind withdrawal --amount 100000 --currency CNY \\\n      \
-            --payee 'Acme Ltd' --reference W-1 --out challenge.jws"
+            opcert operation create --service https://accounts.example \\\n      \
+            --key-file platform-key --account acme --operator alice \\\n      \
+            --kind withdrawal --amount 100000 --currency CNY --payee 'Acme Ltd' \\\n      \
+            --reference W-1 --out challenge.jws"
     )]
     Create(Box<Create>),
     /// Hand in an approval.
@@ -79,7 +80,7 @@ pub(super) struct Create {
     out: Option<PathBuf>,
 }
 
-#[derive(Debug, Serialize, clap::Args)]
+#[derive(Debug, Clone, Serialize, clap::Args)]
 struct Facts {
     /// The merchant account.
     #[arg(long)]
@@ -87,15 +88,18 @@ struct Facts {
     /// The operator who is to approve.
     #[arg(long)]
     operator: OperatorId,
-    /// Kind of operation, such as withdrawal.
-    #[arg(long, value_parser = super::client::kind)]
+    #[arg(
+        long,
+        value_parser = super::client::kind,
+        help = format!("Kind of operation: {}", super::client::kinds())
+    )]
     kind: Kind,
-    /// Amount in minor units: 100000 is CNY 1,000.00.
+    /// Amount in minor units: 100000 is CNY 1,000.00. [default: the sum of --payees]
     #[arg(long, requires = "currency")]
     #[serde(skip_serializing_if = "Option::is_none")]
     amount: Option<i64>,
     /// Currency, by its ISO 4217 code.
-    #[arg(long, value_name = "CODE", requires = "amount")]
+    #[arg(long, value_name = "CODE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     currency: Option<String>,
     /// Who receives.
@@ -106,7 +110,7 @@ struct Facts {
     #[arg(long, value_name = "FILE", conflicts_with = "payee", value_parser = payees)]
     #[serde(skip_serializing_if = "Option::is_none")]
     payees: Option<PayeesFile>,
-    /// How many pieces.
+    /// How many pieces. [default: the number of --payees]
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     count: Option<i64>,
@@ -122,6 +126,22 @@ struct Facts {
     #[arg(long, value_name = "ORIGIN")]
     #[serde(skip_serializing_if = "Option::is_none")]
     origin: Option<String>,
+}
+
+impl Facts {
+    /// With the sum and the number of a list of payees, where they are left out.
+    fn completed(&self) -> Self {
+        let mut facts = self.clone();
+        if let Some(PayeesFile(list)) = &self.payees {
+            let sum = || {
+                list.iter()
+                    .try_fold(0, |sum: i64, payee| sum.checked_add(payee.amount))
+            };
+            facts.amount = facts.amount.or_else(sum);
+            facts.count = facts.count.or_else(|| i64::try_from(list.len()).ok());
+        }
+        facts
+    }
 }
 
 /// A list of payees that was read from a file.
@@ -169,7 +189,7 @@ pub(super) async fn run(command: &Command, output: &Output) -> Result<u8, Error>
             let key = create.key.read()?;
             let mut service = Service::connect(&create.service).await?;
             let created: Created = service
-                .post_as_platform("/v1/operations", &key, &create.facts)
+                .post_as_platform("/v1/operations", &key, &create.facts.completed())
                 .await?;
             if let Some(path) = &create.out {
                 write_atomic(path, format!("{}\n", created.challenge).as_bytes(), 0o644)?;

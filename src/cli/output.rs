@@ -3,6 +3,8 @@
 //! Results go to standard output: tables and facts for people, one JSON value with `--json`.
 //! Everything said on the way (progress, notes, errors) goes to standard error, so that output can
 //! be piped. Colour is for terminals, unless `--color` says otherwise; `NO_COLOR` switches it off.
+//! Sentences are broken between words where a terminal is too narrow for them; what goes elsewhere
+//! keeps its lines.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -42,6 +44,10 @@ pub(super) struct Output {
     format: Format,
     color: bool,
     color_errors: bool,
+    /// Columns of the terminal that results go to.
+    width: Option<usize>,
+    /// Columns of the terminal that the rest goes to.
+    width_errors: Option<usize>,
 }
 
 /// How good or bad a thing is.
@@ -58,6 +64,8 @@ pub(super) enum Mood {
 }
 
 impl Mood {
+    const ALL: [Self; 4] = [Self::Good, Self::Doubtful, Self::Bad, Self::Dim];
+
     fn style(self) -> Style {
         match self {
             Self::Good => AnsiColor::Green.on_default(),
@@ -83,6 +91,8 @@ impl Output {
             format,
             color: format == Format::Human && wanted(io::stdout().is_terminal()),
             color_errors: format == Format::Human && wanted(io::stderr().is_terminal()),
+            width: columns(io::stdout()),
+            width_errors: columns(io::stderr()),
         }
     }
 
@@ -123,17 +133,15 @@ impl Output {
     /// Tells a person something on the way; scripts do not hear it.
     pub(super) fn note(&self, text: &str) {
         if self.format == Format::Human {
-            say(text);
+            say(&wrap(text, 0, self.width_errors));
         }
     }
 
     /// Tells a person that a step is done.
     pub(super) fn done(&self, text: &str) {
         if self.format == Format::Human {
-            say(&format!(
-                "{} {text}",
-                paint("ok", Mood::Good, self.color_errors)
-            ));
+            let mark = paint("ok", Mood::Good, self.color_errors);
+            say(&wrap(&format!("{mark} {text}"), 3, self.width_errors));
         }
     }
 
@@ -143,8 +151,12 @@ impl Output {
             Format::Human => {
                 let mark = paint("error:", Mood::Bad, self.color_errors);
                 let code = paint(&format!("[{}]", error.code()), Mood::Dim, self.color_errors);
-                say(&format!("{mark} {} {code}", error.detail()));
-                say(&format!("       {}", error.action()));
+                for line in [
+                    format!("{mark} {} {code}", error.detail()),
+                    format!("       {}", error.action()),
+                ] {
+                    say(&wrap(&line, 7, self.width_errors));
+                }
             }
             Format::Json => {
                 if let Ok(json) = serde_json::to_string(&error.report()) {
@@ -157,6 +169,12 @@ impl Output {
     /// Colours `text` where colours are on.
     pub(super) fn paint(&self, text: &str, mood: Mood) -> String {
         paint(text, mood, self.color)
+    }
+
+    /// Breaks the lines of a result that are too long for the terminal; what goes on begins at
+    /// column `indent`.
+    pub(super) fn wrap(&self, text: &str, indent: usize) -> String {
+        wrap(text, indent, self.width)
     }
 
     /// A table with one header row; `empty` is said instead of a table without rows.
@@ -180,7 +198,7 @@ impl Output {
             table.enforce_styling();
         }
         for row in rows {
-            table.add_row(row);
+            table.add_row(row.iter().map(|text| cell(text)));
         }
         for column in table.column_iter_mut() {
             column.set_padding((0, 2));
@@ -199,7 +217,8 @@ impl Output {
         for (name, value) in facts {
             let name = name.as_ref();
             let blanks = " ".repeat(width - name.chars().count());
-            lines.push(format!("{}{blanks}  {value}", self.paint(name, Mood::Dim)));
+            let line = format!("{}{blanks}  {value}", self.paint(name, Mood::Dim));
+            lines.push(self.wrap(&line, width + 2));
         }
         lines.join("\n")
     }
@@ -251,6 +270,113 @@ fn paint(text: &str, mood: Mood, color: bool) -> String {
     format!("{style}{text}{style:#}")
 }
 
+/// A cell of a table. Its colour is told apart from its text, whose width it would add to.
+fn cell(painted: &str) -> Cell {
+    for mood in Mood::ALL {
+        let style = mood.style();
+        let (begin, end) = (style.to_string(), format!("{style:#}"));
+        let text = painted
+            .strip_prefix(&begin)
+            .and_then(|rest| rest.strip_suffix(&end));
+        if let Some(text) = text {
+            let cell = Cell::new(text);
+            return match mood {
+                Mood::Good => cell.fg(comfy_table::Color::DarkGreen),
+                Mood::Doubtful => cell.fg(comfy_table::Color::DarkYellow),
+                Mood::Bad => cell
+                    .fg(comfy_table::Color::DarkRed)
+                    .add_attribute(comfy_table::Attribute::Bold),
+                Mood::Dim => cell.add_attribute(comfy_table::Attribute::Dim),
+            };
+        }
+    }
+    Cell::new(painted)
+}
+
+/// How many columns a stream shows; `None` where it is no terminal.
+fn columns(stream: impl IsTerminal + std::os::fd::AsFd) -> Option<usize> {
+    if !stream.is_terminal() {
+        return None;
+    }
+    let size = rustix::termios::tcgetwinsize(stream).ok()?;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns >= 20)
+}
+
+/// Breaks lines between words. A command in backquotes stays in one piece where a line has room for
+/// it, so that it can be copied.
+fn wrap(text: &str, indent: usize, width: Option<usize>) -> String {
+    let Some(width) = width.filter(|width| *width > indent) else {
+        return text.to_owned();
+    };
+    let mut lines = Vec::new();
+    for line in text.split('\n') {
+        if columns_of(line) <= width {
+            lines.push(line.to_owned());
+            continue;
+        }
+        let mut pieces = pieces(line, width - indent).into_iter();
+        let mut current = pieces.next().unwrap_or_default();
+        for piece in pieces {
+            let room = width.saturating_sub(columns_of(&current) + 1);
+            if current.trim().is_empty() || columns_of(&piece) <= room {
+                current.push(' ');
+                current.push_str(&piece);
+            } else {
+                lines.push(current.trim_end().to_owned());
+                current = format!("{}{piece}", " ".repeat(indent));
+            }
+        }
+        lines.push(current);
+    }
+    lines.join("\n")
+}
+
+/// What is not broken: words, and commands in backquotes of up to `most` columns.
+fn pieces(line: &str, most: usize) -> Vec<String> {
+    let mut pieces: Vec<String> = Vec::new();
+    let mut command: Vec<&str> = Vec::new();
+    for word in line.split(' ') {
+        let quotes = word.matches('`').count();
+        if command.is_empty() && quotes.is_multiple_of(2) {
+            pieces.push(word.to_owned());
+            continue;
+        }
+        command.push(word);
+        if command.len() > 1 && !quotes.is_multiple_of(2) {
+            let whole = command.join(" ");
+            if columns_of(&whole) <= most {
+                pieces.push(whole);
+            } else {
+                pieces.extend(command.iter().map(|word| (*word).to_owned()));
+            }
+            command.clear();
+        }
+    }
+    pieces.extend(command.iter().map(|word| (*word).to_owned()));
+    pieces
+}
+
+/// How wide text is on a terminal: without its colours, Chinese and its kin two columns a letter.
+fn columns_of(text: &str) -> usize {
+    let mut colour = false;
+    let mut columns = 0;
+    for letter in text.chars() {
+        match letter {
+            '\x1b' => colour = true,
+            'm' if colour => colour = false,
+            _ if colour => {}
+            '\u{1100}'..='\u{115f}'
+            | '\u{2e80}'..='\u{a4cf}'
+            | '\u{ac00}'..='\u{d7a3}'
+            | '\u{f900}'..='\u{faff}'
+            | '\u{fe30}'..='\u{fe6f}'
+            | '\u{ff00}'..='\u{ff60}' => columns += 2,
+            _ => columns += 1,
+        }
+    }
+    columns
+}
+
 /// A line on standard error; there is nobody to tell if that fails.
 fn say(text: &str) {
     let mut stderr = io::stderr().lock();
@@ -284,6 +410,49 @@ mod tests {
             "",
         );
         assert_eq!(table, "NAME   STATE\nalpha  ready");
+    }
+
+    #[test]
+    fn colours_make_no_column_wider() {
+        let loud = Output::new(Format::Human, Color::Always);
+        let table = loud.table(
+            &["state", "model"],
+            vec![vec![loud.paint("ready", Mood::Good), "card".into()]],
+            "",
+        );
+        assert!(table.contains("\x1b["), "{table}");
+        let plain: Vec<String> = table
+            .lines()
+            .map(|line| {
+                line.split('\x1b')
+                    .map(|part| part.split_once('m').map_or(part, |(_, text)| text))
+                    .collect::<String>()
+            })
+            .collect();
+        assert_eq!(plain[0].trim_end(), "STATE  MODEL", "{table}");
+        assert_eq!(plain[1].trim_end(), "ready  card", "{table}");
+    }
+
+    #[test]
+    fn lines_are_broken_between_words() {
+        let text = "error: It is not there; run `opcert token unlock`. [code]";
+        assert_eq!(
+            wrap(text, 7, Some(40)),
+            "error: It is not there; run\n       `opcert token unlock`. [code]"
+        );
+        assert_eq!(wrap(text, 7, None), text);
+        assert_eq!(wrap("       Look up.", 7, Some(15)), "       Look up.");
+        assert_eq!(
+            wrap("       Look further up.", 7, Some(20)),
+            "       Look further\n       up."
+        );
+        assert_eq!(wrap("Name  a  b", 6, Some(9)), "Name  a\n      b");
+        assert_eq!(wrap("提现 批准", 0, Some(8)), "提现\n批准");
+        let long = "`a command that is too long for any line`";
+        assert_eq!(
+            wrap(long, 0, Some(20)),
+            "`a command that is\ntoo long for any\nline`"
+        );
     }
 
     #[test]

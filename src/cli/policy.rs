@@ -47,13 +47,15 @@ pub(super) enum Command {
                       administration (--administration), or what --request describes. With \
                       --policy, the rules of a directory are asked without a daemon.",
         after_help = "Examples:\n  \
-            opcert policy explain --client till --kind withdrawal --amount 100000 --currency CNY\n  \
+            opcert policy explain --client till --kind withdrawal \\\n      \
+            --amount 100000 --currency CNY\n  \
             opcert policy explain --client shop --use request --merchant 1900000001\n  \
             opcert policy explain --uid 1000 --administration client\n  \
-            echo '{\"client\":\"browser\",\"origin\":\"https://pay.example\",\"administration\":\"enrol\"}' \\\n      \
-            | opcert policy explain --request -\n  \
-            opcert policy explain --policy /etc/opcert/policy --client till --consent none \\\n      \
-            --kind withdrawal --amount 100000 --currency CNY --at 2026-10-01T03:00:00Z"
+            echo '{\"client\": \"browser\", \"administration\": \"enrol\"}' |\n      \
+            opcert policy explain --request -\n  \
+            opcert policy explain --policy /etc/opcert/policy --client till \\\n      \
+            --consent none --kind withdrawal --amount 100000 --currency CNY \\\n      \
+            --at 2026-10-01T03:00:00Z"
     )]
     Explain(Box<Explain>),
     /// Have the daemon read its policy anew.
@@ -262,7 +264,7 @@ pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> 
 fn check(directory: Option<&Path>, global: &Global, output: &Output) -> Result<(), Error> {
     let set = match directory {
         Some(directory) => load(directory)?,
-        None => Config::load(&global.config)
+        None => Config::load(&global.config())
             .and_then(|config| config.policy.load())
             .map_err(unsound)?,
     };

@@ -20,13 +20,13 @@ const OWN: &str = env!("CARGO_PKG_VERSION");
 
 pub(super) async fn run(global: &Global, output: &Output) -> Result<u8, Error> {
     let mut findings = Findings::default();
-    match Config::load(&global.config) {
+    match Config::load(&global.config()) {
         Ok(config) => {
             findings.ok(
                 "configuration",
                 format!(
                     "Version {OWN} knows every key of {}.",
-                    global.config.display()
+                    global.config().display()
                 ),
             );
             match config.policy.load() {

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::Global;
 use super::audit::refused;
 use super::error::Error;
 use super::output::{Output, local_time};
-use super::{Global, init};
 use crate::audit::read;
 use crate::base::ids::RequestId;
 use crate::base::sysexits::EX_OK;
+use crate::config::places::Places;
 use crate::statement::Money;
 
 #[derive(Debug, clap::Args)]
@@ -48,7 +49,7 @@ struct Story<'a> {
 pub(super) fn run(arguments: &Arguments, global: &Global, output: &Output) -> Result<u8, Error> {
     let directory = match &arguments.audit {
         Some(directory) => directory.clone(),
-        None => state_directory(&global.config).join("audit"),
+        None => state_directory(&global.config()).join("audit"),
     };
     let mut records = Vec::new();
     for record in read::all(&directory).map_err(refused)? {
@@ -113,7 +114,7 @@ pub(super) fn state_directory(config: &Path) -> PathBuf {
         .ok()
         .and_then(|text| toml::from_str::<Excerpt>(&text).ok())
         .map_or_else(
-            || init::DEFAULT_STATE_DIRECTORY.into(),
+            || Places::of_system().state,
             |excerpt| excerpt.state_directory,
         )
 }
@@ -208,12 +209,24 @@ fn facts(body: &Value, but: &[&str]) -> String {
         .into_iter()
         .flatten()
         .filter(|(name, value)| !value.is_null() && !but.contains(&name.as_str()))
-        .map(|(name, value)| match value {
-            Value::String(text) => format!("{name} {text}"),
-            value => format!("{name} {value}"),
-        })
+        .map(|(name, value)| format!("{} {}", name.replace('_', " "), fact(value)))
         .collect();
     facts.join(", ")
+}
+
+/// A value without the marks of JSON: a caller is `uid:1000`, as elsewhere.
+fn fact(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Object(members) => {
+            let members: Vec<String> = members
+                .iter()
+                .map(|(name, value)| format!("{name}:{}", fact(value)))
+                .collect();
+            members.join(" ")
+        }
+        value => value.to_string(),
+    }
 }
 
 fn operation(statement: &Value) -> String {
@@ -313,6 +326,11 @@ mod tests {
             sentence("wechatpay-refused", &refused),
             "client:shop was refused the use of merchant 1900000001 for request by rule \
              not-allowed: no rule allows this. [policy-refused]"
+        );
+        let unlocked = json!({ "by": { "uid": 1000 }, "token": "demo", "refused": null });
+        assert_eq!(
+            sentence("token-unlock", &unlocked),
+            "token unlock: by uid:1000, token demo."
         );
         let more = json!({
             "caller": "client:shop", "count": 3, "codes": { "busy": 1, "policy-refused": 2 },

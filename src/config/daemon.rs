@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::places::Places;
 use super::{ConfigError, Loaded, load};
 use crate::device;
 use crate::http::Limits;
 use crate::statement::Origin;
 
-/// Where the file is unless `--config` names another.
+/// Where the file of the computer's daemon is; see [`super::places`].
 pub const DEFAULT_PATH: &str = "/etc/opcert/opcertd.toml";
 
 /// What the file says. Every key has a default; a daemon without modules starts and says so.
@@ -57,11 +58,11 @@ pub struct Config {
 }
 
 fn state_directory() -> PathBuf {
-    "/var/lib/opcert".into()
+    Places::of_system().state
 }
 
 fn runtime_directory() -> PathBuf {
-    "/run/opcert".into()
+    Places::of_system().runtime
 }
 
 /// The `[native]` table.

@@ -15,6 +15,7 @@
 
 pub mod daemon;
 pub mod layers;
+pub mod places;
 pub mod policy;
 pub mod reference;
 pub mod show;
@@ -39,7 +40,7 @@ const LIMIT: u64 = 1024 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// It cannot be read.
-    #[error("{source}{}", cause(source))]
+    #[error("{}", with_cause(source))]
     Unreadable {
         /// Why.
         source: FileError,
@@ -90,8 +91,13 @@ pub enum ConfigError {
     },
 }
 
-fn cause(error: &FileError) -> String {
-    std::error::Error::source(error).map_or_else(String::new, |source| format!(": {source}"))
+/// With the operating system's words, and without the number that the standard library adds.
+fn with_cause(error: &FileError) -> String {
+    let Some(cause) = std::error::Error::source(error).map(ToString::to_string) else {
+        return error.to_string();
+    };
+    let words = cause.split(" (os error ").next().unwrap_or_default();
+    format!("{error}: {words}")
 }
 
 impl ConfigError {

@@ -55,7 +55,8 @@ use crate::api::routes::{App, Parts};
 use crate::api::throttle::Failures;
 use crate::base::Clock;
 use crate::base::sysexits::{EX_CONFIG, EX_OSERR, EX_SOFTWARE, EX_USAGE};
-use crate::config::daemon::{Config, DEFAULT_PATH};
+use crate::config::daemon::Config;
+use crate::config::places;
 use crate::enrol::Enroller;
 use crate::http::Drained;
 use crate::policy::PolicySet;
@@ -74,9 +75,10 @@ const MOST_THREADS: usize = 4;
 #[derive(Debug, Parser)]
 #[command(name = "opcertd", version, max_term_width = 100)]
 struct Arguments {
-    /// The configuration file.
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH)]
-    config: PathBuf,
+    /// The configuration file. [default: ~/.config/opcert/opcertd.toml if there is one, else
+    /// /etc/opcert/opcertd.toml]
+    #[arg(long, value_name = "PATH")]
+    config: Option<PathBuf>,
     /// Read and check the configuration, start nothing.
     #[arg(long)]
     check: bool,
@@ -107,8 +109,9 @@ pub fn main() -> ExitCode {
 }
 
 fn start(arguments: &Arguments) -> Result<(), Failure> {
-    let loaded = Config::load_layers(&arguments.config)
-        .map_err(|error| Failure::new(EX_CONFIG, error.into()))?;
+    let config_file = arguments.config.clone().unwrap_or_else(places::config_file);
+    let loaded =
+        Config::load_layers(&config_file).map_err(|error| Failure::new(EX_CONFIG, error.into()))?;
     let files = reload::files(&loaded);
     let config = loaded.config;
     // The rules too: a daemon with other rules than were meant must not start.
@@ -133,7 +136,7 @@ fn start(arguments: &Arguments) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::system(EX_OSERR, "the runtime cannot be started", &error))?;
-    let reload = Reload::new(arguments.config.clone(), files, config.clone(), log);
+    let reload = Reload::new(config_file, files, config.clone(), log);
     runtime.block_on(run(config, policy, reload, inherited))
 }
 

@@ -230,7 +230,7 @@ async fn setup(
                     action: format!(
                         "List the account service's origin, `origins = [\"https://…\"]` under \
                          [browser], in {}, and restart the daemon.",
-                        global.config.display()
+                        global.config().display()
                     ),
                 });
             }

@@ -31,7 +31,8 @@ pub(crate) enum Command {
                       so it is shown as imported for as long as it is used.",
         after_help = "Examples:\n  \
             opcert wechatpay merchant add 1900007291 --csr apiclient.csr\n  \
-            opcert wechatpay merchant add 1900007291 --import-key apiclient_key.pem --certificate apiclient_cert.pem"
+            opcert wechatpay merchant add 1900007291 \\\n      \
+            --import-key apiclient_key.pem --certificate apiclient_cert.pem"
     )]
     Add(Box<Add>),
     /// List merchants.

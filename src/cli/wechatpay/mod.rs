@@ -44,7 +44,8 @@ pub(super) enum Command {
     Authorization(message::Authorization),
     /// Sign the parameters that start a payment.
     #[command(after_help = "Example:\n  \
-        opcert wechatpay paysign 1900007291 --client jsapi --app wx8888888888888888 --prepay wx2611…")]
+        opcert wechatpay paysign 1900007291 --client jsapi \\\n      \
+        --app wx8888888888888888 --prepay wx2611…")]
     Paysign(message::PaySign),
     /// Check that an answer or callback is the platform's.
     #[command(

@@ -47,7 +47,8 @@ pub(crate) enum Command {
     },
     /// Take a WeChat Pay public key, or a platform certificate, from a file.
     #[command(after_help = "Example:\n  \
-        opcert wechatpay platform pin 1900007291 pub_key.pem --id PUB_KEY_ID_0119000072912024101500351800000111")]
+        opcert wechatpay platform pin 1900007291 pub_key.pem \\\n      \
+        --id PUB_KEY_ID_0119000072912024101500351800000111")]
     Pin {
         /// The merchant.
         #[arg(value_name = "MCHID")]
