@@ -339,8 +339,8 @@ async fn an_old_head_is_caught_up_across_segments_and_damage_beyond_it_is_found(
     assert_eq!(verify(dir.path()).unwrap().beyond_head, 0);
 }
 
-#[tokio::test]
-async fn the_daemon_does_not_open_a_damaged_log() {
+#[test]
+fn the_daemon_does_not_open_a_damaged_log() {
     let sound = SOUND.path();
     let refuses = |dir: &Path, what: &str| {
         let error = Audit::open(dir, small(), Clock::system()).unwrap_err();

@@ -400,6 +400,31 @@ fn cover(dir: &Path, known: Option<u64>, durable: u64) -> Result<Option<Covered>
 mod tests {
     use super::*;
     use crate::audit::Config;
+    use crate::audit::tests::Log;
+
+    #[test]
+    fn a_checkpoint_covers_what_is_durable_and_no_earlier_one_covers() {
+        let mut log = Log::new();
+        log.several(3);
+        log.next_segment();
+        log.several(3);
+        let covered = |log: &Log, known, durable| {
+            let covered = cover(log.path(), known, durable).unwrap()?;
+            let claims = log.claims(covered.first, covered.last);
+            assert_eq!((covered.hash, covered.root), (claims.hash, claims.root));
+            Some((covered.first, covered.last))
+        };
+        assert_eq!(covered(&log, None, 0), None);
+        assert_eq!(covered(&log, None, 4), Some((1, 4)));
+        assert_eq!(covered(&log, Some(3), 6), Some((3, 6)));
+        log.checkpoint(&log.claims(1, 4));
+        // After a restart too the next one begins where the last one ended.
+        assert_eq!(covered(&log, None, 7), Some((5, 7)));
+        log.checkpoint(&log.claims(5, 7));
+        assert_eq!(covered(&log, None, 8), None, "only a checkpoint is new");
+        log.several(1);
+        assert_eq!(covered(&log, None, 9), Some((8, 9)));
+    }
 
     #[tokio::test]
     async fn an_abort_does_not_forget_a_checkpoint_that_is_being_written() {

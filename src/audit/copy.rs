@@ -247,4 +247,25 @@ mod tests {
             "{journal}"
         );
     }
+
+    #[test]
+    fn a_copy_has_every_line_in_order_behind_what_was_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("copy.log");
+        for (lines, expected) in [
+            ("one\ntwo\n", "one\ntwo\n"),
+            ("three\n", "one\ntwo\nthree\n"),
+        ] {
+            let copier = Copier::start(&CopyTo::File(path.clone())).unwrap();
+            for line in lines.split_inclusive('\n') {
+                copier.push(line.as_bytes());
+            }
+            copier.finish();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
+        }
+        let mode = std::os::unix::fs::MetadataExt::mode(&path.metadata().unwrap());
+        assert_eq!(mode & 0o777, 0o600);
+        let nowhere = CopyTo::File(directory.path().join("none/copy.log"));
+        assert!(Copier::start(&nowhere).is_err());
+    }
 }

@@ -194,4 +194,34 @@ mod tests {
         assert_eq!(refusals.sum_up(now + Duration::from_secs(600)), []);
         assert!(refusals.lock().is_empty());
     }
+
+    #[test]
+    fn quiet_gives_back_a_full_burst_and_no_more() {
+        let refusals = Refusals::default();
+        let own = |now, tries| {
+            (0..tries)
+                .filter(|_| refusals.take("uid:7", "busy", now) == Place::Own)
+                .count()
+        };
+        let now = Timestamp::UNIX_EPOCH;
+        assert_eq!(own(now, 59), 59);
+        // A day is worth no more than a burst.
+        let later = now + Duration::from_secs(86_400);
+        assert_eq!(own(later, 100), 60);
+        assert_eq!(own(later + Duration::from_secs(60), 100), 10);
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_kept_though_its_caller_was_forgotten() {
+        let refusals = Refusals::default();
+        let now = Timestamp::UNIX_EPOCH;
+        for _ in 0..=60 {
+            refusals.take("uid:7", "busy", now);
+        }
+        let sum = refusals.sum_up(now).remove(0);
+        assert_eq!(refusals.sum_up(now + Duration::from_secs(600)), []);
+        assert!(refusals.lock().is_empty());
+        refusals.put_back(sum.clone());
+        assert_eq!(refusals.sum_up(now), [sum]);
+    }
 }
