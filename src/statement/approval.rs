@@ -313,21 +313,51 @@ impl Approval {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::x509::tests::{SoftKey, at, authority, identity, operating_certificate};
-    use crate::statement::challenge::tests::{NOW, issue};
+    use crate::base::x509::tests::{SoftKey, at, authority, operating_certificate};
+    use crate::statement::ChallengeClaims;
+    use crate::statement::challenge::tests::{NOW, issue, statement};
     use proptest::prelude::*;
 
     struct Scene {
         ca: Certificate,
         challenge: String,
         approval: String,
+        key: SoftKey,
+    }
+
+    impl Scene {
+        fn verify(&self, approval: &str) -> Result<Approval, ApprovalError> {
+            Approval::verify(approval, std::slice::from_ref(&self.ca), None, at(NOW))
+        }
+
+        /// The approval with another header (part 0) or payload (part 1), signed again.
+        fn changed(&self, part: usize, change: fn(&mut serde_json::Value)) -> String {
+            let mut parts: Vec<String> = self.approval.split('.').map(str::to_owned).collect();
+            parts.truncate(2);
+            let json = crate::base::encoding::from_base64url(&parts[part]).unwrap();
+            let mut json = serde_json::from_slice(&json).unwrap();
+            change(&mut json);
+            parts[part] = base64url(json.to_string().as_bytes());
+            let input = parts.join(".");
+            let signature = self.key.sign(input.as_bytes());
+            ApprovalDraft::assemble(input, &signature)
+        }
     }
 
     fn scene() -> Scene {
+        scene_of(|_| (), "desk-1", 1)
+    }
+
+    /// An approval of a changed challenge, for a computer, whose header brings so many certificates.
+    fn scene_of(
+        change: impl FnOnce(&mut ChallengeClaims),
+        computer: &str,
+        certificates: usize,
+    ) -> Scene {
         let (service, ca_key, key) = (SoftKey::new(), SoftKey::new(), SoftKey::new());
         let ca = authority(&ca_key);
         let leaf = operating_certificate(&ca, &ca_key, &key.public);
-        let challenge = issue(&service, |_| ());
+        let challenge = issue(&service, change);
         let opened =
             Challenge::open(&challenge, at(NOW), |_, _| Ok(service.public.clone())).unwrap();
         let consent = Consent {
@@ -338,18 +368,38 @@ mod tests {
             &opened,
             "till",
             None,
-            &identity().computer,
+            &computer.parse().unwrap(),
             &consent,
             at(NOW),
         )
         .unwrap();
-        let input = draft.signing_input(&ApprovalHeader::new(Scheme::Es256, &[leaf]).unwrap());
+        let chain = vec![leaf; certificates];
+        let input = draft.signing_input(&ApprovalHeader::new(Scheme::Es256, &chain).unwrap());
         let signature = key.sign(input.as_bytes());
         Scene {
             ca,
             challenge,
             approval: ApprovalDraft::assemble(input, &signature),
+            key,
         }
+    }
+
+    #[test]
+    fn an_approval_says_nothing_that_is_not_known_and_names_its_own_certificate() {
+        let scene = scene();
+        assert!(scene.verify(&scene.changed(1, |_| ())).is_ok());
+        let changes: [fn(&mut serde_json::Value); 3] = [
+            |claims| claims["extra"] = 1.into(),
+            |claims| claims["consent"]["extra"] = 1.into(),
+            |claims| claims["statement"]["extra"] = 1.into(),
+        ];
+        for change in changes {
+            let error = scene.verify(&scene.changed(1, change)).unwrap_err();
+            assert!(matches!(error, ApprovalError::Claims(_)), "{error}");
+        }
+        let other = scene.changed(0, |header| header["x5t#S256"] = "AAAA".into());
+        let error = scene.verify(&other).unwrap_err();
+        assert!(matches!(error, ApprovalError::Thumbprint), "{error}");
     }
 
     #[test]
@@ -370,6 +420,73 @@ mod tests {
             Approval::verify(&scene.approval, &[stranger], None, at(NOW)),
             Err(ApprovalError::Certificate(_))
         ));
+    }
+
+    #[test]
+    fn a_certificate_approves_for_its_own_account_operator_and_computer_only() {
+        let field =
+            |scene: Scene| match Approval::verify(&scene.approval, &[scene.ca], None, at(NOW)) {
+                Err(ApprovalError::Identity { field }) => field,
+                other => panic!("{other:?}"),
+            };
+        let rival = |claims: &mut ChallengeClaims| {
+            claims.sub = "rival".parse().unwrap();
+            claims.statement["account"] = "rival".into();
+        };
+        let bob = |claims: &mut ChallengeClaims| {
+            claims.operator = "bob".parse().unwrap();
+            claims.statement["operator"] = "bob".into();
+        };
+        assert_eq!(field(scene_of(rival, "desk-1", 1)), "account");
+        assert_eq!(field(scene_of(bob, "desk-1", 1)), "operator");
+        assert_eq!(field(scene_of(|_| (), "desk-2", 1)), "computer");
+    }
+
+    #[test]
+    fn a_header_brings_one_to_four_certificates() {
+        let verify = |certificates| {
+            let scene = scene_of(|_| (), "desk-1", certificates);
+            Approval::verify(&scene.approval, &[scene.ca], None, at(NOW)).map(|_| ())
+        };
+        for certificates in [1, 4] {
+            assert!(verify(certificates).is_ok(), "{certificates}");
+        }
+        for certificates in [0, 5] {
+            let error = verify(certificates).unwrap_err();
+            assert!(matches!(error, ApprovalError::Jose(_)), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_was_approved_is_read_back_from_an_approval_and_its_draft() {
+        let scene = scene();
+        let approval = Approval::verify(&scene.approval, &[scene.ca], None, at(NOW)).unwrap();
+        assert_eq!(statement_in(&scene.approval).unwrap(), statement());
+        assert_eq!(approval.statement, statement());
+        assert_eq!(approval.audience.as_str(), "https://pay.example");
+        assert_eq!((approval.issued_at, approval.origin), (at(NOW), None));
+        assert_eq!(approval.consent.method, ConsentMethod::Pinentry);
+        let payload = Jws::parse(&scene.approval, Approval::MAX).unwrap().payload;
+        let draft = ApprovalDraft::from_payload(approval.jti.clone(), payload.clone());
+        assert_eq!(
+            (draft.jti(), draft.payload()),
+            (&approval.jti, &payload[..])
+        );
+        assert_eq!(draft.consent().unwrap(), approval.consent);
+        assert_eq!(draft.origin().unwrap(), None);
+    }
+
+    #[test]
+    fn a_way_of_consent_is_read_by_its_name() {
+        for method in [
+            ConsentMethod::Pinentry,
+            ConsentMethod::ProtectedPath,
+            ConsentMethod::Policy,
+        ] {
+            let name = serde_json::to_value(method).unwrap();
+            assert_eq!(name.as_str().unwrap().parse(), Ok(method));
+        }
+        assert!("none".parse::<ConsentMethod>().is_err());
     }
 
     proptest! {

@@ -250,6 +250,10 @@ pub(super) mod tests {
             ServiceError::Claims(_)
         ));
         assert!(matches!(
+            fault(|claims| claims.operator = "bob".parse().unwrap()),
+            ServiceError::Claims(_)
+        ));
+        assert!(matches!(
             fault(|claims| claims.statement["amount"] = serde_json::json!(1.5)),
             ServiceError::Claims(_)
         ));
@@ -262,6 +266,62 @@ pub(super) mod tests {
             open(&key, &issue(&stranger, |_| ()), NOW).unwrap_err(),
             ServiceError::KeyUnknown { .. }
         ));
+    }
+
+    #[test]
+    fn a_challenge_says_nothing_that_is_not_known() {
+        let key = SoftKey::new();
+        let issuer = "https://pay.example".parse().unwrap();
+        let claims = ChallengeClaims::new(issuer, &statement(), None, at(NOW), 120);
+        let mut claims = serde_json::to_value(claims).unwrap();
+        claims["extra"] = 1.into();
+        let kid = Jwk::from_public_key(&key.public).unwrap().kid;
+        let input = service::signing_input(TYPE, &kid, &claims).unwrap();
+        let signature = key.sign(input.as_bytes());
+        assert_eq!(
+            open(&key, &compact(input, &signature), NOW).unwrap_err(),
+            ServiceError::Claims(FieldError::at("extra", "is not known here"))
+        );
+    }
+
+    #[test]
+    fn times_are_kept_to_the_second() {
+        let key = SoftKey::new();
+        let compact = issue(&key, |_| ());
+        open(&key, &compact, NOW - 30).unwrap();
+        let longest = issue(&key, |claims| claims.exp = claims.iat + 600);
+        open(&key, &longest, NOW + 599).unwrap();
+        for exp in [NOW, NOW - 1] {
+            let empty = issue(&key, |claims| claims.exp = exp);
+            let error = open(&key, &empty, NOW - 10).unwrap_err();
+            let ServiceError::Claims(error) = error else {
+                panic!("{error}");
+            };
+            assert_eq!(error.field, "exp");
+        }
+        let at_its_beginning = issue(&key, |claims| (claims.iat, claims.exp) = (0, 5));
+        open(&key, &at_its_beginning, 0).unwrap();
+        let before_time = issue(&key, |claims| (claims.iat, claims.exp) = (-5, 5));
+        let error = open(&key, &before_time, 0).unwrap_err();
+        assert!(error.to_string().contains("iat"), "{error}");
+    }
+
+    #[test]
+    fn who_issued_it_and_who_may_relay_it_are_read() {
+        let key = SoftKey::new();
+        let page: Origin = "https://shop.example".parse().unwrap();
+        let compact = issue(&key, |claims| claims.origin = Some(page.clone()));
+        let challenge = open(&key, &compact, NOW).unwrap();
+        assert_eq!(challenge.origin(), Some(&page));
+        assert_eq!(challenge.issuer().as_str(), "https://pay.example");
+        assert_eq!(challenge.hash(), base64url(&sha256(compact.as_bytes())));
+        let other = issue(&key, |claims| {
+            claims.jti = "one-12345678901234567890".parse().unwrap()
+        });
+        let other = open(&key, &other, NOW).unwrap();
+        assert_eq!(other.origin(), None);
+        assert_eq!(other.jti().as_str(), "one-12345678901234567890");
+        assert_ne!(other.hash(), challenge.hash());
     }
 
     proptest! {

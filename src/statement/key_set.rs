@@ -115,7 +115,8 @@ mod tests {
         let forged = compact(input.clone(), &new.sign(input.as_bytes()));
         let result = KeySet::open(&forged, at(1_000), |_, _| Ok(old.public.clone()));
         assert_eq!(result.unwrap_err(), ServiceError::Signature);
-        let early = KeySet::open(&text, at(900), |_, _| Ok(old.public.clone()));
+        assert!(KeySet::open(&text, at(970), |_, _| Ok(old.public.clone())).is_ok());
+        let early = KeySet::open(&text, at(969), |_, _| Ok(old.public.clone()));
         assert!(matches!(early, Err(ServiceError::NotYetValid { .. })));
     }
 }

@@ -115,6 +115,12 @@ mod tests {
         );
         assert_eq!(Money::new(1, "cny").unwrap_err().field, "currency");
         assert_eq!(Money::new(1, "ZZZ").unwrap_err().field, "currency");
+        // Gold has no minor unit to count in.
+        assert_eq!(Money::new(1, "XAU").unwrap_err().field, "currency");
+        assert_eq!(
+            Money::new(Money::MAX, "CNY").unwrap().minor_units(),
+            Money::MAX
+        );
     }
 
     #[test]
@@ -125,6 +131,7 @@ mod tests {
             ("1,000.50", "CNY", 100_050),
             ("0.01", "CNY", 1),
             ("1,234,567", "JPY", 1_234_567),
+            ("123,456", "JPY", 123_456),
             ("1.234", "BHD", 1_234),
         ] {
             let money = Money::from_decimal(text, currency).unwrap();

@@ -450,5 +450,162 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), Kind::all().count());
+        for kind in Kind::all() {
+            assert_eq!(Kind::all().filter(|other| *other == kind).count(), 1);
+            let name = serde_json::to_value(kind).unwrap();
+            assert_eq!(name, kind.name());
+            assert_eq!(serde_json::from_value::<Kind>(name).unwrap(), kind);
+        }
+    }
+
+    #[test]
+    fn a_language_goes_by_its_tag() {
+        for (language, tag) in [(Language::English, "en"), (Language::Chinese, "zh")] {
+            assert_eq!(language.tag(), tag);
+            assert_eq!(serde_json::to_value(language).unwrap(), tag);
+        }
+    }
+
+    fn facts(kind: Kind) -> Facts {
+        let given = |presence| presence != Presence::Forbidden;
+        Facts {
+            amount: given(kind.amount()).then(|| (123_456, "CNY".into())),
+            payee: given(kind.payee()).then(|| "Zhang San".into()),
+            payees: None,
+            count: given(kind.count()).then_some(42),
+            reference: given(kind.reference()).then(|| "W-7".into()),
+            memo: given(kind.memo()).then(|| "for tea".into()),
+        }
+    }
+
+    fn make(kind: Kind, facts: Facts) -> Result<Statement, FieldError> {
+        Statement::new(
+            kind,
+            "acme".parse().unwrap(),
+            "alice".parse().unwrap(),
+            facts,
+        )
+    }
+
+    #[test]
+    fn a_person_is_shown_every_fact_that_is_signed() {
+        for kind in Kind::all() {
+            let statement = make(kind, facts(kind)).unwrap();
+            let again = parse(&statement.to_json().to_string()).unwrap();
+            assert_eq!(again, statement);
+            for language in [Language::English, Language::Chinese] {
+                let lines = statement.lines(language);
+                let shown: Vec<&str> = lines.iter().map(|(_, value)| value.as_str()).collect();
+                let mut expected = vec![kind.title(language), "acme", "alice"];
+                for (has, value) in [
+                    (statement.amount().is_some(), "CNY 1,234.56"),
+                    (statement.payee().is_some(), "Zhang San"),
+                    (statement.count().is_some(), "42"),
+                    (statement.reference().is_some(), "W-7"),
+                    (statement.memo.is_some(), "for tea"),
+                ] {
+                    expected.extend(has.then_some(value));
+                }
+                assert_eq!(shown, expected, "{kind}");
+                assert!(lines.iter().all(|(label, _)| !label.is_empty()));
+            }
+        }
+    }
+
+    #[test]
+    fn every_kind_has_what_it_must_and_nothing_that_it_must_not_have() {
+        type Field = (&'static str, fn(Kind) -> Presence, fn(&mut Facts, bool));
+        let fields: [Field; 5] = [
+            ("amount", Kind::amount, |facts, on| {
+                facts.amount = on.then(|| (1, "CNY".into()))
+            }),
+            ("payee", Kind::payee, |facts, on| {
+                facts.payee = on.then(|| "x".into())
+            }),
+            ("count", Kind::count, |facts, on| {
+                facts.count = on.then_some(1)
+            }),
+            ("reference", Kind::reference, |facts, on| {
+                facts.reference = on.then(|| "x".into());
+            }),
+            ("memo", Kind::memo, |facts, on| {
+                facts.memo = on.then(|| "x".into())
+            }),
+        ];
+        for kind in Kind::all() {
+            for (name, presence, set) in &fields {
+                for on in [false, true] {
+                    let mut facts = facts(kind);
+                    set(&mut facts, on);
+                    let wrong = match presence(kind) {
+                        Presence::Required => !on,
+                        Presence::Forbidden => on,
+                        Presence::Optional => false,
+                    };
+                    let field = make(kind, facts).err().map(|error| error.field);
+                    assert_eq!(field.as_deref(), wrong.then_some(*name), "{kind} {on}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_count_is_one_to_a_million() {
+        let kind: Kind = "red-packet".parse().unwrap();
+        let count = |count| {
+            make(
+                kind,
+                Facts {
+                    count: Some(count),
+                    ..facts(kind)
+                },
+            )
+            .map(|made| made.count())
+        };
+        assert_eq!(count(1), Ok(Some(1)));
+        assert_eq!(count(1_000_000), Ok(Some(1_000_000)));
+        for bad in [0, -1, 1_000_001, i64::MAX] {
+            assert_eq!(count(bad).unwrap_err().field, "count");
+        }
+    }
+
+    #[test]
+    fn a_batch_is_for_kinds_that_have_one_and_needs_count_and_amount() {
+        let digest = super::super::PayeeList::new(
+            &[super::super::Payee {
+                payee: "x".into(),
+                amount: 1,
+            }],
+            "CNY",
+        )
+        .unwrap()
+        .digest();
+        for kind in Kind::all() {
+            let batch = Facts {
+                payee: None,
+                payees: Some(digest.to_string()),
+                ..facts(kind)
+            };
+            let made = make(kind, batch);
+            match kind.batch() {
+                Batch::Allowed => {
+                    let made = made.unwrap();
+                    assert_eq!(made.payees(), Some(digest));
+                    assert_eq!(parse(&made.to_json().to_string()), Ok(made.clone()));
+                    let lines = made.lines(Language::English);
+                    assert!(lines.contains(&("Payee list", digest.to_string())));
+                }
+                Batch::Forbidden => assert_eq!(made.unwrap_err().field, "payees"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_facts_can_be_anothers_to_approve() {
+        let statement = parse(WITHDRAWAL).unwrap();
+        let bobs = statement.for_operator("bob".parse().unwrap());
+        assert_eq!(bobs.operator().as_str(), "bob");
+        let json = WITHDRAWAL.replace("alice", "bob");
+        assert_eq!(bobs.to_json().to_string(), json);
     }
 }

@@ -84,6 +84,9 @@ mod tests {
             "https://pay.example",
             "https://localhost:8443",
             "https://[::1]:8443",
+            "https://[::1]",
+            "https://127.0.0.1:65535",
+            &format!("https://{}", "a".repeat(245)),
         ] {
             assert!(good.parse::<Origin>().is_ok(), "{good}");
         }
@@ -98,6 +101,14 @@ mod tests {
             "https://a b",
             "https://a@b",
             "https://[::01]",
+            "https://[::1",
+            "https://[::1]8443",
+            "https://[::1]:443",
+            "https://a:",
+            "https://a:65536",
+            "https://:8443",
+            "https://pay_example",
+            &format!("https://{}", "a".repeat(246)),
             "null",
         ] {
             assert!(bad.parse::<Origin>().is_err(), "{bad}");

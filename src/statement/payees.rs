@@ -240,6 +240,16 @@ mod tests {
         assert_eq!(error(&[payee("x", 1), payee("a\tb", 1)]), "payees[1].payee");
         assert_eq!(error(&[payee("x", 0)]), "payees[0].amount");
         assert_eq!(error(&[payee("x", Money::MAX), payee("x", 1)]), "payees");
+        let currency = PayeeList::new(&[payee("x", 1)], "XYZ").unwrap_err();
+        assert_eq!(currency.field, "currency");
+    }
+
+    #[test]
+    fn a_list_may_be_as_long_and_as_large_as_documented() {
+        let longest = PayeeList::new(&vec![payee("x", 1); 1_000], "CNY").unwrap();
+        assert_eq!((longest.count(), longest.sum()), (1_000, 1_000));
+        let largest = [payee("x", Money::MAX - 1), payee("x", 1)];
+        assert_eq!(PayeeList::new(&largest, "CNY").unwrap().sum(), Money::MAX);
     }
 
     #[test]

@@ -249,4 +249,61 @@ mod tests {
             "d: is not known here"
         );
     }
+
+    #[test]
+    fn numbers_of_64_bits_and_objects_of_64_fields_are_read() {
+        for number in [i64::MIN, -1, 0, i64::MAX] {
+            let mut object = Object::parse(format!("{{\"a\":{number}}}").as_bytes()).unwrap();
+            assert_eq!(object.integer("a"), Ok(number));
+        }
+        let of = |count: usize| {
+            let fields: Vec<String> = (0..count).map(|n| format!("\"f{n}\":1")).collect();
+            Object::parse(format!("{{{}}}", fields.join(",")).as_bytes())
+        };
+        assert!(of(64).is_ok());
+        assert!(of(65).unwrap_err().to_string().contains("64"));
+    }
+
+    #[test]
+    fn a_field_is_taken_as_what_it_is_or_refused() {
+        let mut object =
+            Object::parse(br#"{"t":"x","i":5,"o":{},"n":null,"u":"x","j":5,"p":"x"}"#).unwrap();
+        assert_eq!(object.optional_integer("none"), Ok(None));
+        assert_eq!(object.optional_text("none"), Ok(None));
+        assert_eq!(object.optional_integer("i"), Ok(Some(5)));
+        assert_eq!(object.nullable_text("u"), Ok(Some("x".to_owned())));
+        let problem = |result: Result<(), FieldError>| result.unwrap_err().to_string();
+        assert_eq!(
+            problem(object.integer("t").map(|_| ())),
+            "t: must be an integer"
+        );
+        assert_eq!(
+            problem(object.object("n").map(|_| ())),
+            "n: must be an object"
+        );
+        assert_eq!(
+            problem(object.nullable_text("o").map(|_| ())),
+            "o: must be text or null"
+        );
+        assert_eq!(problem(object.text("j").map(|_| ())), "j: must be text");
+        for absent in [
+            problem(object.integer("z").map(|_| ())),
+            problem(object.object("z").map(|_| ())),
+            problem(object.nullable_text("z").map(|_| ())),
+        ] {
+            assert_eq!(absent, "z: is missing");
+        }
+        assert!(
+            object
+                .parsed::<u8>("p")
+                .unwrap_err()
+                .to_string()
+                .starts_with("p: ")
+        );
+        assert_eq!(object.finish(), Ok(()));
+        let whole = Object::parse(b"[]").unwrap_err();
+        assert!(whole.to_string().starts_with("invalid type"), "{whole}");
+        let whole = whole.within("outer");
+        assert_eq!(whole.field, "outer");
+    }
 }

@@ -208,6 +208,8 @@ mod tests {
             "①第一期，共3笔",
             "𠮷野家",
             "שָׁלוֹם",
+            // Latin letters that look like others of Latin.
+            "Kadı",
         ] {
             assert_eq!(good.parse::<Text>().unwrap().as_str(), good);
         }

@@ -187,5 +187,36 @@ mod tests {
         assert!(matches!(as_challenge, Err(ServiceError::Jose(_))));
         let late = Ticket::open(&text, at(1_600), |_, _| Ok(key.public.clone()));
         assert!(matches!(late, Err(ServiceError::Expired { .. })));
+        assert_eq!(ticket.expires_at(), at(1_600));
+        assert_eq!(ticket.issuer().as_str(), "https://pay.example");
+    }
+
+    #[test]
+    fn a_ticket_is_good_for_an_hour_at_most_and_says_what_for() {
+        let key = SoftKey::new();
+        let open = |purpose, lifetime| {
+            let issuer = "https://pay.example".parse().unwrap();
+            let claims = TicketClaims::new(issuer, &identity(), purpose, at(1_000), lifetime);
+            let input = claims.signing_input("k").unwrap();
+            let signature = key.sign(input.as_bytes());
+            let text = compact(input, &signature);
+            let ticket = Ticket::open(&text, at(1_000), |_, _| Ok(key.public.clone()))?;
+            assert_eq!(*ticket.jti(), claims.jti);
+            Ok::<_, ServiceError>(ticket.purpose())
+        };
+        for purpose in [TicketPurpose::Install, TicketPurpose::Renew] {
+            assert_eq!(open(purpose, 3_600), Ok(purpose));
+        }
+        let issuer = "https://pay.example".parse().unwrap();
+        let claims = TicketClaims::new(issuer, &identity(), TicketPurpose::Install, at(1_000), 600);
+        let mut claims = serde_json::to_value(claims).unwrap();
+        claims["extra"] = 1.into();
+        let input = service::signing_input(TYPE, "k", &claims).unwrap();
+        let text = compact(input.clone(), &key.sign(input.as_bytes()));
+        let extra = Ticket::open(&text, at(1_000), |_, _| Ok(key.public.clone()));
+        assert!(matches!(extra, Err(ServiceError::Claims(error)) if error.field == "extra"));
+        let long = open(TicketPurpose::Renew, 3_601);
+        assert!(matches!(long, Err(ServiceError::Claims(_))));
+        assert!("revoke".parse::<TicketPurpose>().is_err());
     }
 }

@@ -135,3 +135,43 @@ impl Verifier {
         Ok(approval)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::x509::crl_draft;
+    use crate::base::x509::tests::{SoftKey, at, authority};
+
+    #[test]
+    fn the_newest_list_of_an_authority_counts() {
+        let (key, stranger) = (SoftKey::new(), SoftKey::new());
+        let ca = authority(&key);
+        let list = |number, key: &SoftKey| {
+            let draft = crl_draft(&ca, number, at(1_000_000), at(2_000_000), &[]).unwrap();
+            let signature = key.sign(draft.to_sign());
+            draft.assemble(&signature).unwrap()
+        };
+        let service = "https://pay.example".parse().unwrap();
+        // One of several authorities, while it changes its key.
+        let mut verifier = Verifier::new(service, vec![authority(&stranger), ca.clone()]);
+        let unlisted = verifier.verify("", "", at(1_500_000)).unwrap_err();
+        assert!(matches!(unlisted, VerifierError::NoList), "{unlisted}");
+        verifier.take_list(&list(2, &key)).unwrap();
+        verifier.take_list(&list(2, &key)).unwrap();
+        let old = verifier.take_list(&list(1, &key)).unwrap_err();
+        assert!(
+            matches!(
+                old,
+                VerifierError::OldList {
+                    number: 1,
+                    known: 2
+                }
+            ),
+            "{old}"
+        );
+        verifier.take_list(&list(3, &key)).unwrap();
+        let forged = verifier.take_list(&list(4, &SoftKey::new())).unwrap_err();
+        assert!(matches!(forged, VerifierError::List(_)), "{forged}");
+        assert_eq!(verifier.list.unwrap().number(), 3);
+    }
+}
