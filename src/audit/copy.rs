@@ -268,4 +268,13 @@ mod tests {
         let nowhere = CopyTo::File(directory.path().join("none/copy.log"));
         assert!(Copier::start(&nowhere).is_err());
     }
+
+    #[test]
+    fn records_that_a_second_place_does_not_take_are_counted() {
+        let before = metrics().sink_failures.get();
+        let copier = Copier::start(&CopyTo::File("/dev/full".into())).unwrap();
+        copier.push(b"one\ntwo\n");
+        copier.finish();
+        assert!(metrics().sink_failures.get() >= before + 2);
+    }
 }

@@ -171,6 +171,8 @@ fn a_checkpoint_is_signed_by_the_key_beside_it() {
     let claims = log.claims(1, 2);
     let good = sign(&log.key, &claims);
     assert_eq!(good.open(), Ok(claims.clone()));
+    let one_record = log.claims(2, 2);
+    assert_eq!(sign(&log.key, &one_record).open(), Ok(one_record));
     let stranger = sign(&SoftKey::new(), &claims);
     let named = |checkpoint: &str, key: &Jwk| Checkpoint {
         checkpoint: checkpoint.into(),
