@@ -191,15 +191,23 @@ pub(super) struct Budget {
 }
 
 impl Rate {
-    /// From one approval to the next, were they spread evenly.
-    pub(super) fn interval(self) -> SignedDuration {
-        let millis = i64::from(self.seconds.get()) * 1_000 / i64::from(self.count.get());
-        SignedDuration::from_millis(millis)
+    /// From one approval to the next, were they spread evenly; rounded up to a nanosecond, so that
+    /// no rate is faster than it says.
+    fn nanos(self) -> i64 {
+        let (seconds, count) = (u64::from(self.seconds.get()), u64::from(self.count.get()));
+        // Below 2^63: 2^32 seconds are 4.3 * 10^18 nanoseconds.
+        i64::try_from((seconds * 1_000_000_000).div_ceil(count)).unwrap_or(i64::MAX)
     }
 
-    /// How far ahead of an even spread approvals may be.
+    /// From one approval to the next.
+    pub(super) fn interval(self) -> SignedDuration {
+        SignedDuration::from_nanos(self.nanos())
+    }
+
+    /// How far ahead of an even spread approvals may be: all but one of `count`.
     pub(super) fn slack(self) -> SignedDuration {
-        SignedDuration::from_secs(self.seconds.get().into()) - self.interval()
+        let others = i64::from(self.count.get()) - 1;
+        SignedDuration::from_nanos(self.nanos().saturating_mul(others))
     }
 
     /// When the next approval is due: not before now, and never farther ahead than a full bucket,
@@ -243,5 +251,32 @@ mod tests {
             LimitError::Duplicate
         );
         assert!(toml::from_str::<Limit>("name = \"l\"\ncount-per-dya = 5").is_err());
+        assert_eq!(Limit::check(&[limit("count-per-day = 5")]), Ok(()));
+    }
+
+    #[test]
+    fn a_currency_without_a_sum_is_no_limit_of_a_sum() {
+        let limit = limit("count-per-day = 5\ncurrency = \"CNY\"");
+        assert_eq!(Limit::check(&[limit]).unwrap_err().1, LimitError::Currency);
+    }
+
+    #[test]
+    fn names_and_lists_of_limits_have_bounds() {
+        let named = |name: &str| Limit {
+            name: name.into(),
+            ..limit("count-per-day = 5")
+        };
+        for good in ["a", "a.b_c-9", &"x".repeat(64)] {
+            assert_eq!(Limit::check(&[named(good)]), Ok(()), "{good}");
+        }
+        for bad in ["", "a b", "a/b", "名", &"x".repeat(65)] {
+            let error = Limit::check(&[named(bad)]).unwrap_err();
+            assert_eq!(error, (bad.to_owned(), LimitError::Name));
+        }
+        let mut many: Vec<Limit> = (0..MOST_LIMITS).map(|n| named(&n.to_string())).collect();
+        assert_eq!(Limit::check(&many), Ok(()));
+        many.push(named("more"));
+        let error = Limit::check(&many).unwrap_err();
+        assert_eq!(error, ("more".to_owned(), LimitError::TooMany));
     }
 }

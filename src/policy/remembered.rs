@@ -354,6 +354,37 @@ mod tests {
         assert!(of("context.amount > 5").has("weather"));
     }
 
+    #[test]
+    fn an_answer_is_weighed_once_for_each_question_and_memory_has_a_bound() {
+        let memory = Remembered::default();
+        let question = |number: usize| Some(Asked(sha256(&number.to_le_bytes())));
+        let mut weighed = 0;
+        let mut ask = |asked, rule: &str| {
+            let outcome = memory.or_weigh(asked, || {
+                weighed += 1;
+                Outcome::Granted(ConsentRule::None, rule.to_owned())
+            });
+            match outcome {
+                Outcome::Granted(_, rule) => rule,
+                Outcome::Refused(refusal) => panic!("{refusal}"),
+            }
+        };
+        assert_eq!(ask(question(0), "first"), "first");
+        assert_eq!(ask(question(0), "second"), "first");
+        assert_eq!(ask(question(1), "third"), "third");
+        // What may not be remembered is not.
+        assert_eq!(ask(None, "fourth"), "fourth");
+        assert_eq!(ask(None, "fifth"), "fifth");
+        for number in 2..MOST {
+            ask(question(number), "more");
+        }
+        assert_eq!(ask(question(0), "late"), "first");
+        ask(question(MOST), "one too many");
+        assert_eq!(ask(question(0), "anew"), "anew");
+        assert_eq!(weighed, MOST + 4);
+        assert_eq!(memory.lock().len(), 2);
+    }
+
     /// The context of every action in the schema that rules are checked against.
     #[test]
     fn what_is_listed_is_what_the_schema_has() {

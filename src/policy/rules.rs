@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
 use cedar_policy as cedar;
 use jiff::tz::TimeZone;
@@ -336,19 +337,18 @@ impl Reader {
         for template in parsed.templates() {
             self.errors.push(at(
                 source,
-                offset_of(source, &template.to_string()),
+                source.text.find(&template.to_string()).unwrap_or(0),
                 None,
                 "a rule with a slot (?principal, ?resource) is never filled in here".to_owned(),
             ));
         }
-        for policy in parsed.policies() {
-            self.add(source, policy);
+        let policies = parsed.policies().map(|one| (one, one.to_string()));
+        for (offset, policy, text) in in_order(&source.text, policies.collect()) {
+            self.add(source, policy, &text, offset);
         }
     }
 
-    fn add(&mut self, source: &Source, policy: &cedar::Policy) {
-        let text = policy.to_string();
-        let offset = offset_of(source, &text);
+    fn add(&mut self, source: &Source, policy: &cedar::Policy, text: &str, offset: usize) {
         let (line, _) = position(&source.text, offset);
         let id = match policy.annotation("id") {
             Some(id) => id.to_owned(),
@@ -492,8 +492,23 @@ fn internal(what: &str, error: &dyn fmt::Display) -> PolicyErrors {
     }
 }
 
-fn offset_of(source: &Source, text: &str) -> usize {
-    source.text.find(text).unwrap_or(0)
+/// Rules with where they begin, in the order of the file. The longest are found first, and none is
+/// found within another: the same rule may stand twice, or once with a name and once without.
+fn in_order<T>(file: &str, mut rules: Vec<(T, String)>) -> Vec<(usize, T, String)> {
+    rules.sort_by_key(|(_, text)| std::cmp::Reverse(text.len()));
+    let mut taken: Vec<Range<usize>> = Vec::with_capacity(rules.len());
+    let mut found = Vec::with_capacity(rules.len());
+    for (rule, text) in rules {
+        let offset = file
+            .match_indices(&text)
+            .map(|(offset, _)| offset)
+            .find(|offset| !taken.iter().any(|one| one.contains(offset)))
+            .unwrap_or(0);
+        taken.push(offset..offset + text.len());
+        found.push((offset, rule, text));
+    }
+    found.sort_by_key(|(offset, ..)| *offset);
+    found
 }
 
 fn position(text: &str, offset: usize) -> (usize, usize) {
@@ -605,5 +620,123 @@ mod tests {
         assert_eq!(changes.changed, ["a"]);
         assert_ne!(one.digest(), two.digest());
         assert_eq!(two.changes_since(&two), Changes::default());
+    }
+
+    #[test]
+    fn other_limits_are_a_change_and_another_digest() {
+        let limit = |most: u32| -> Vec<Limit> {
+            vec![toml::from_str(&format!("name = \"few\"\ncount-per-day = {most}")).unwrap()]
+        };
+        let load = |limits| {
+            let settings = Settings {
+                limits,
+                ..Settings::default()
+            };
+            PolicySet::load(&[], settings).unwrap()
+        };
+        let (none, five, six) = (load(Vec::new()), load(limit(5)), load(limit(6)));
+        for (before, now) in [(&none, &five), (&five, &six)] {
+            let changes = now.changes_since(before);
+            assert!(changes.limits_changed);
+            assert_eq!(changes.limits, ["few"]);
+            assert!(changes.changed.is_empty() && changes.added.is_empty());
+            assert_ne!(now.digest(), before.digest());
+        }
+        let same = load(limit(5)).changes_since(&five);
+        assert_eq!(same, Changes::default());
+        assert_eq!(none.changes_since(&five).limits, [""; 0]);
+        assert!(none.changes_since(&five).limits_changed);
+    }
+
+    #[test]
+    fn names_and_numbers_of_rules_have_bounds() {
+        let rule = |id: &str| {
+            format!("@id(\"{id}\") forbid (principal, action == Action::\"client\", resource);")
+        };
+        let settings = || Settings {
+            defaults: Defaults::Omit,
+            ..Settings::default()
+        };
+        let longest = "x".repeat(128);
+        for good in ["a", "a.b_c:d/e-9", &longest] {
+            let set = PolicySet::load(&[source(&rule(good))], settings()).unwrap();
+            assert_eq!(set.rule(good).unwrap().effect, Effect::Forbid);
+        }
+        for bad in ["", "a b", "名", &format!("{longest}x")] {
+            assert!(!findings(&rule(bad)).is_empty(), "{bad}");
+        }
+        let many: String = (0..MOST_RULES).map(|n| rule(&n.to_string())).collect();
+        let set = PolicySet::load(&[source(&many)], settings()).unwrap();
+        assert_eq!(set.rules().count(), MOST_RULES);
+        let more = format!("{many}{}", rule("more"));
+        let found = PolicySet::load(&[source(&more)], settings()).unwrap_err();
+        assert_eq!(found.findings.len(), 1);
+        assert_eq!(found.findings[0].rule.as_deref(), Some("more"));
+    }
+
+    #[test]
+    fn a_name_is_taken_once_over_all_files_and_the_other_place_is_told() {
+        let file = |name: &str| Source {
+            name: name.into(),
+            text: "\n@id(\"x\")\nforbid (principal, action, resource);".into(),
+        };
+        let files = [file("a.cedar"), file("b.cedar")];
+        let found = PolicySet::load(&files, Settings::default()).unwrap_err();
+        assert_eq!(found.findings.len(), 1);
+        assert_eq!(
+            (&*found.findings[0].file, found.findings[0].line),
+            ("b.cedar", 2)
+        );
+        assert!(found.findings[0].problem.contains("a.cedar:2"), "{found}");
+    }
+
+    #[test]
+    fn a_rule_without_a_name_goes_by_its_place_and_an_empty_reason_is_none() {
+        let text = "// first\n@reason(\"\")\nforbid (principal, action, resource);";
+        let set = PolicySet::load(&[source(text)], Settings::default()).unwrap();
+        let rule = set.rule("site.cedar:2").unwrap();
+        assert_eq!((rule.line, rule.reason.as_deref()), (2, None));
+    }
+
+    #[test]
+    fn a_rule_that_stands_twice_is_told_by_its_own_line() {
+        let text = "@id(\"x\")\nforbid (principal, action, resource);\n\
+                    @id(\"x\")\nforbid (principal, action, resource);\n";
+        let found = findings(text);
+        assert_eq!(found[0].line, 3, "{found:?}");
+        assert!(found[0].problem.contains("site.cedar:1"), "{found:?}");
+        // The second is the first without its name.
+        let text = "@id(\"x\")\nforbid (principal, action, resource);\n\
+                    forbid (principal, action, resource);\n";
+        let set = PolicySet::load(&[source(text)], Settings::default()).unwrap();
+        assert_eq!(set.rule("x").unwrap().line, 1);
+        assert_eq!(set.rule("site.cedar:3").unwrap().line, 3);
+    }
+
+    #[test]
+    fn all_faults_are_told_in_the_order_of_the_files() {
+        let file = |name: &str, text: &str| Source {
+            name: name.into(),
+            text: text.into(),
+        };
+        let files = [
+            file(
+                "z.cedar",
+                "forbid (principal, action, resource);\n\npermit (",
+            ),
+            file(
+                "b.cedar",
+                "@id(\"a\") permit (principal, action, resource);\n\
+                 @id(\"a\") permit (principal, action, resource);\n\
+                 @id(\"b b\") permit (principal, action, resource);",
+            ),
+        ];
+        let found = PolicySet::load(&files, Settings::default()).unwrap_err();
+        let places: Vec<(&str, usize)> = found
+            .findings
+            .iter()
+            .map(|one| (&*one.file, one.line))
+            .collect();
+        assert_eq!(places, [("b.cedar", 2), ("b.cedar", 3), ("z.cedar", 3)]);
     }
 }

@@ -415,6 +415,7 @@ fn nobody_signs_an_approval_without_a_statement() {
         Purpose::WechatPayRequest,
         Purpose::WechatPayStart,
         Purpose::WechatPayDecrypt,
+        Purpose::WechatPayCheck,
     ] {
         assert_eq!(rule(Caller::Itself, purpose), "wechatpay-needs-merchant");
     }
@@ -466,6 +467,119 @@ fn consent_of_the_wrong_kind_makes_no_permit() {
     ] {
         assert_eq!(ConsentRule::of_method(method), worth);
     }
+}
+
+#[test]
+fn a_permit_is_for_who_asked_and_the_key_that_was_asked_about() {
+    let set = set(&[]);
+    let other = KeyRef {
+        id: KeyId::from_bytes(vec![2]).unwrap(),
+        ..key()
+    };
+    let (statement, service) = (
+        statement("withdrawal", 1),
+        "https://pay.example".parse().unwrap(),
+    );
+    let registered = ClientPolicy::default();
+    let caller = client("till");
+    // Twice, so that the second answer is one that is remembered.
+    for key in [key(), other.clone()] {
+        let request = Request {
+            caller: &caller,
+            policy: Some(&registered),
+            key: &key,
+            action: Action::Approve(Approving {
+                statement: &statement,
+                payees: None,
+                service: &service,
+                origin: None,
+                certificate: "ab12",
+                today: Tally::default(),
+            }),
+            now: Timestamp::UNIX_EPOCH,
+        };
+        let Decision::Granted(grant) = decide(&set, &request) else {
+            panic!("a person may agree");
+        };
+        let permit = grant.permit(ConsentRule::Confirm).unwrap();
+        assert_eq!((permit.caller(), permit.key()), (&caller, &key));
+        let (permit, cms) = permit.with_cms();
+        let cms = cms.unwrap();
+        assert_eq!((cms.caller(), cms.key()), (permit.caller(), permit.key()));
+    }
+    let own = own(&other, Purpose::SelfTest).unwrap();
+    assert_eq!((own.caller(), own.key()), (&Caller::Itself, &other));
+    assert!(own.with_cms().1.is_none());
+    assert!(super::own(&other, Purpose::Approval).is_err());
+}
+
+#[test]
+fn a_refusal_carries_the_reason_of_its_rule() {
+    let set = set(&[r#"
+        @id("told")
+        @reason("not on this till")
+        forbid (principal == Client::"till", action in Action::"approve", resource);
+
+        @id("untold")
+        forbid (principal == Client::"other", action in Action::"approve", resource);
+    "#]);
+    let reason = |name: &str| {
+        let mut supposed = suppose(1);
+        supposed.caller = client(name);
+        let explained = explain(&set, &Usage::default(), &supposed);
+        assert!(!explained.allowed);
+        explained.reason
+    };
+    assert_eq!(reason("till"), "not on this till");
+    assert_eq!(reason("other"), "rule untold forbids this");
+}
+
+#[test]
+fn names_in_registrations_and_rules_are_read_back_as_they_are_written() {
+    for rule in ConsentRule::ALL {
+        assert_eq!(rule.name().parse(), Ok(rule));
+    }
+    for (r#use, _) in WechatPayUse::ALL {
+        assert_eq!(r#use.name().parse(), Ok(r#use));
+        assert_eq!(r#use.action(), format!("wechatpay-{}", r#use.name()));
+    }
+    for what in Administration::ALL {
+        assert_eq!(what.name().parse(), Ok(what));
+    }
+    assert!("".parse::<ConsentRule>().is_err());
+    assert!("v2_sign".parse::<WechatPayUse>().is_err());
+    assert!("Client".parse::<Administration>().is_err());
+}
+
+#[test]
+fn a_set_that_is_replaced_keeps_what_was_used_and_tells_what_differs() {
+    let limited = |most: u32| {
+        let limits =
+            vec![toml::from_str(&format!("name = \"few\"\ncount-per-day = {most}")).unwrap()];
+        let settings = Settings {
+            limits,
+            ..Settings::default()
+        };
+        PolicySet::load(&[], settings).unwrap()
+    };
+    let policies = Policies::new(limited(1));
+    let (caller, account) = (client("till"), "acme".parse().unwrap());
+    let used = Use {
+        caller: &caller,
+        certificate: "ab12",
+        account: &account,
+        kind: "withdrawal".parse().unwrap(),
+        amount: None,
+    };
+    let now = Timestamp::UNIX_EPOCH;
+    let _ = policies.usage().reserve(&used, now).unwrap().keep();
+    assert!(policies.usage().check(&used, now).is_err());
+    let before = policies.current();
+    let changes = policies.replace(limited(2));
+    assert!(changes.limits_changed);
+    assert_ne!(policies.current().digest(), before.digest());
+    let _ = policies.usage().reserve(&used, now).unwrap().keep();
+    assert!(policies.usage().check(&used, now).is_err());
 }
 
 fn suppose(minor: i64) -> Supposed {

@@ -509,7 +509,6 @@ impl State {
                 self.days.remove(&day);
             }
         }
-        self.days.insert(date, Day::default());
     }
 
     fn until_tomorrow(&self, now: Timestamp) -> u32 {
@@ -657,6 +656,247 @@ mod tests {
         assert_eq!(usage.today(&till.used(1), at(NOON)), Tally::default());
         take(&usage, &till.used(1), NOON).unwrap();
         assert!(take(&usage, &till.used(1), NOON).is_err());
+    }
+
+    #[test]
+    fn a_limit_applies_to_what_it_names() {
+        let (till, other) = (Scene::new("till"), Scene::new("other"));
+        let person = Scene {
+            caller: Caller::Unix { uid: 7 },
+            account: "acme".parse().unwrap(),
+        };
+        let rival = Scene {
+            account: "rival".parse().unwrap(),
+            ..Scene::new("till")
+        };
+        let packet = |scene| Use {
+            kind: "red-packet".parse().unwrap(),
+            ..Scene::used(scene, 1)
+        };
+        for (filter, limited, free) in [
+            (
+                "client = \"till\"",
+                vec![till.used(1), rival.used(1), packet(&till)],
+                vec![other.used(1), person.used(1)],
+            ),
+            (
+                "account = \"acme\"",
+                vec![till.used(1), other.used(1), person.used(1)],
+                vec![rival.used(1)],
+            ),
+            (
+                "kinds = [\"red-packet\"]",
+                vec![packet(&till), packet(&rival)],
+                vec![till.used(1), rival.used(1)],
+            ),
+        ] {
+            let usage = usage(&[limit(&format!("per = []\ncount-per-day = 1\n{filter}"))]);
+            for used in &free {
+                take(&usage, used, NOON).unwrap();
+                take(&usage, used, NOON).unwrap();
+                assert_eq!(usage.left(used, at(NOON)), []);
+            }
+            let first = &limited[0];
+            take(&usage, first, NOON).unwrap();
+            for used in &free {
+                drop(usage.reserve(used, at(NOON)).unwrap());
+            }
+            for used in &limited {
+                assert!(take(&usage, used, NOON).is_err(), "{filter}: {used:?}");
+                assert_eq!(usage.left(used, at(NOON))[0].count, Some(0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_budget_is_shared_by_all_that_are_not_told_apart() {
+        let (till, other) = (Scene::new("till"), Scene::new("other"));
+        let one = till.used(1);
+        let client = Use {
+            caller: &other.caller,
+            ..one
+        };
+        let certificate = Use {
+            certificate: "bb",
+            ..one
+        };
+        let kind = Use {
+            kind: "red-packet".parse().unwrap(),
+            ..one
+        };
+        for (per, own) in [
+            ("[]", [false, false, false]),
+            ("[\"client\"]", [true, false, false]),
+            ("[\"certificate\"]", [false, true, false]),
+            ("[\"kind\"]", [false, false, true]),
+            (
+                "[\"client\", \"certificate\", \"kind\"]",
+                [true, true, true],
+            ),
+        ] {
+            let usage = usage(&[limit(&format!("per = {per}\ncount-per-day = 1"))]);
+            take(&usage, &one, NOON).unwrap();
+            for (used, has_its_own) in [client, certificate, kind].iter().zip(own) {
+                assert_eq!(
+                    usage.check(used, at(NOON)).is_ok(),
+                    has_its_own,
+                    "{per}: {used:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_rate_lets_its_count_through_at_once_and_no_more() {
+        let till = Scene::new("till");
+        for (count, seconds) in [(1, 1), (7, 60), (300, 1), (600, 7), (2_000, 1)] {
+            let usage = usage(&[limit(&format!(
+                "rate = {{ count = {count}, seconds = {seconds} }}"
+            ))]);
+            let through = (0..count + 5)
+                .filter(|_| take(&usage, &till.used(1), NOON).is_ok())
+                .count();
+            assert_eq!(through, count, "in {seconds} s");
+            assert_eq!(take(&usage, &till.used(1), NOON + seconds), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_rate_goes_on_for_a_limit_that_stays_and_begins_anew_for_another() {
+        let till = Scene::new("till");
+        let rate = limit("rate = { count = 1, seconds = 60 }");
+        let more = Limit {
+            name: "more".into(),
+            ..limit("count-per-day = 100")
+        };
+        let usage = usage(std::slice::from_ref(&rate));
+        take(&usage, &till.used(1), NOON).unwrap();
+        // In another place of the list it is the same limit.
+        usage.set_limits(&[more.clone(), rate.clone()], &TimeZone::UTC);
+        assert_eq!(take(&usage, &till.used(1), NOON), Err(60));
+        let wider = limit("rate = { count = 2, seconds = 60 }");
+        usage.set_limits(&[wider, more], &TimeZone::UTC);
+        take(&usage, &till.used(1), NOON).unwrap();
+        take(&usage, &till.used(1), NOON).unwrap();
+        assert!(take(&usage, &till.used(1), NOON).is_err());
+    }
+
+    #[test]
+    fn a_day_begins_at_midnight_of_the_time_zone() {
+        let till = Scene::new("till");
+        let usage = Usage::default();
+        // Midnight there is 16:00 UTC.
+        let shanghai = TimeZone::fixed(jiff::tz::offset(8));
+        usage.set_limits(&[limit("count-per-day = 1")], &shanghai);
+        take(&usage, &till.used(1), NOON).unwrap();
+        assert_eq!(take(&usage, &till.used(1), NOON), Err(4 * 3_600));
+        assert_eq!(take(&usage, &till.used(1), NOON + 4 * 3_600 - 1), Err(1));
+        take(&usage, &till.used(1), NOON + 4 * 3_600).unwrap();
+    }
+
+    #[test]
+    fn two_days_are_remembered_and_the_farthest_is_forgotten() {
+        const DAY: i64 = 86_400;
+        let till = Scene::new("till");
+        let usage = usage(&[limit("count-per-day = 1")]);
+        for day in 0..3 {
+            take(&usage, &till.used(1), NOON + day * DAY).unwrap();
+        }
+        assert!(take(&usage, &till.used(1), NOON + 2 * DAY).is_err());
+        assert!(take(&usage, &till.used(1), NOON + DAY).is_err());
+        assert_eq!(usage.today(&till.used(1), at(NOON)), Tally::default());
+    }
+
+    #[test]
+    fn what_is_left_says_what_is_reached_and_until_when() {
+        let till = Scene::new("till");
+        let usage = usage(&[limit(
+            "count-per-day = 2\nsum-per-day = 500\ncurrency = \"CNY\"\nrate = { count = 5, seconds = 60 }",
+        )]);
+        take(&usage, &till.used(200), NOON).unwrap();
+        let left = |minor| usage.left(&till.used(minor), at(NOON)).remove(0);
+        assert_eq!((left(1).count, left(1).sum), (Some(1), Some(300)));
+        assert_eq!((left(300).reached, left(300).retry_after), (None, None));
+        let reached = left(301);
+        assert!(reached.reached.unwrap().contains("CNY 3.00"));
+        assert_eq!(reached.retry_after, Some(43_200));
+    }
+
+    #[test]
+    fn what_was_approved_before_counts_though_it_is_beyond_a_limit() {
+        let till = Scene::new("till");
+        let usage = usage(&[limit("count-per-day = 1")]);
+        for _ in 0..3 {
+            usage.restore(&till.used(5), at(NOON));
+        }
+        let counted = Tally { count: 3, sum: 15 };
+        assert_eq!(usage.today(&till.used(1), at(NOON)), counted);
+        assert!(take(&usage, &till.used(1), NOON).is_err());
+        // A sum that was exceeded stops its currency and no other.
+        let sum = limit("sum-per-day = 10\ncurrency = \"CNY\"");
+        for _ in 0..2 {
+            // The same limits again count the same.
+            usage.set_limits(std::slice::from_ref(&sum), &TimeZone::UTC);
+        }
+        let dollars = Use {
+            amount: Some(Money::new(5_000, "USD").unwrap()),
+            ..till.used(1)
+        };
+        assert!(usage.check(&till.used(1), at(NOON)).is_err());
+        assert_eq!(usage.check(&dollars, at(NOON)), Ok(()));
+        let wide = limit("sum-per-day = 16\ncurrency = \"CNY\"");
+        for _ in 0..2 {
+            usage.set_limits(std::slice::from_ref(&wide), &TimeZone::UTC);
+        }
+        assert_eq!(usage.left(&till.used(1), at(NOON))[0].sum, Some(1));
+    }
+
+    #[test]
+    fn a_rate_goes_on_over_midnight() {
+        let till = Scene::new("till");
+        let usage = usage(&[limit("rate = { count = 1, seconds = 60 }")]);
+        let midnight = NOON + 43_200;
+        take(&usage, &till.used(1), midnight - 1).unwrap();
+        let other = Scene::new("other");
+        take(&usage, &other.used(1), midnight).unwrap();
+        assert_eq!(take(&usage, &till.used(1), midnight), Err(59));
+    }
+
+    #[test]
+    fn rates_that_have_recovered_are_forgotten() {
+        let usage = usage(&[limit("rate = { count = 1, seconds = 1 }")]);
+        let restore = |uid, at_second| {
+            let scene = Scene {
+                caller: Caller::Unix { uid },
+                account: "acme".parse().unwrap(),
+            };
+            usage.restore(&scene.used(1), at(at_second));
+            usage.lock().due.len()
+        };
+        let most = u32::try_from(MOST_ROWS).unwrap();
+        for uid in 0..most {
+            restore(uid, NOON);
+        }
+        assert_eq!(restore(most, NOON + 10), 1);
+        // And with each day.
+        assert_eq!(restore(1, NOON + 86_400), 1);
+    }
+
+    #[test]
+    fn a_caller_too_many_is_refused_and_those_that_are_counted_are_not() {
+        let usage = usage(&[]);
+        let scene = |uid| Scene {
+            caller: Caller::Unix { uid },
+            account: "acme".parse().unwrap(),
+        };
+        for uid in 0..u32::try_from(MOST_ROWS).unwrap() {
+            usage.restore(&scene(uid).used(1), at(NOON));
+        }
+        take(&usage, &scene(0).used(1), NOON).unwrap();
+        let stranger = scene(u32::MAX);
+        let refusal = usage.check(&stranger.used(1), at(NOON)).unwrap_err();
+        assert_eq!(refusal.rule, "usage-full");
+        assert_eq!(take(&usage, &stranger.used(1), NOON), Err(43_200));
     }
 
     proptest! {
