@@ -474,6 +474,10 @@ mod tests {
         );
         assert_eq!(draft.consent().unwrap(), approval.consent);
         assert_eq!(draft.origin().unwrap(), None);
+        let by_page = br#"{"origin":"https://shop.example","client":"browser"}"#;
+        let draft = ApprovalDraft::from_payload(approval.jti, by_page.to_vec());
+        let page = draft.origin().unwrap().unwrap();
+        assert_eq!(page.as_str(), "https://shop.example");
     }
 
     #[test]
