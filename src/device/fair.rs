@@ -264,4 +264,34 @@ mod tests {
         assert_eq!(*order.lock().unwrap(), [11, 21, 13]);
         assert!(!gate.state().is_taken);
     }
+
+    #[tokio::test]
+    async fn a_full_gate_turns_away_who_takes_the_most() {
+        let gate = Arc::new(Gate::default());
+        let _inside = gate.clone().enter(ONE).await.unwrap();
+        let wait = |party| {
+            let mut waiting = Box::pin(gate.clone().enter(party));
+            async move {
+                let first = std::future::poll_fn(|cx| {
+                    std::task::Poll::Ready(match waiting.as_mut().poll(cx) {
+                        std::task::Poll::Ready(pass) => Some(pass.is_some()),
+                        std::task::Poll::Pending => None,
+                    })
+                });
+                (first.await, waiting)
+            }
+        };
+        let mut crowd = Vec::new();
+        for _ in 0..GATE_MAX {
+            let (first, waiting) = wait(ONE).await;
+            assert_eq!(first, None);
+            crowd.push(waiting);
+        }
+        assert_eq!(wait(ONE).await.0, Some(false), "no place for one more");
+        let (first, other) = wait(TWO).await;
+        assert_eq!(first, None);
+        assert!(crowd.pop().unwrap().await.is_none(), "it gave way");
+        assert_eq!(gate.state().queue.len(), GATE_MAX);
+        drop((crowd, other));
+    }
 }

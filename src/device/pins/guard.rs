@@ -446,4 +446,119 @@ mod tests {
             Err(DeviceError::PinFileUnreadable { .. })
         ));
     }
+
+    #[tokio::test]
+    async fn what_happens_to_one_token_is_nothing_to_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let guard = open(directory.path());
+        let others = [
+            TokenId {
+                label: "other".into(),
+                ..token()
+            },
+            TokenId {
+                serial: "other".into(),
+                ..token()
+            },
+        ];
+        let refused = |code: &str| Settled::Refused(code.into());
+        for (token, code) in [
+            (&token(), "ONE"),
+            (&others[0], "TWO"),
+            (&others[1], "THREE"),
+        ] {
+            assert_eq!(guard.blocked(token, PinOrigin::Kept).await, None);
+            let attempt = guard.begin(token, Some(PinOrigin::Source)).await.unwrap();
+            guard.settle(attempt, refused(code)).await.unwrap();
+        }
+        // A person unlocks one of them.
+        let attempt = guard.begin(&token(), None).await.unwrap();
+        guard
+            .settle(attempt, Settled::TakenFromSource)
+            .await
+            .unwrap();
+        let next = open(directory.path());
+        assert_eq!(next.blocked(&token(), PinOrigin::Kept).await, None);
+        for (token, code) in others.iter().zip(["TWO", "THREE"]) {
+            let reason = next.blocked(token, PinOrigin::Kept).await.unwrap();
+            assert!(reason.contains(code), "{reason}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_that_two_modules_show_is_one_token() {
+        let directory = tempfile::tempdir().unwrap();
+        let guard = open(directory.path());
+        let elsewhere = TokenId {
+            module: "other".into(),
+            ..token()
+        };
+        let turn = guard.turn(&token()).await;
+        let second = guard.turn(&elsewhere);
+        tokio::pin!(second);
+        let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(second.as_mut().poll(cx)));
+        assert!(polled.await.is_pending());
+        let attempt = guard.begin(&token(), None).await.unwrap();
+        let refused = Settled::Refused("CKR_PIN_INCORRECT".into());
+        guard.settle(attempt, refused).await.unwrap();
+        drop(turn);
+        let _turn = second.await;
+        assert!(guard.blocked(&elsewhere, PinOrigin::Kept).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_refusal_does_not_make_a_stale_source_right() {
+        let directory = tempfile::tempdir().unwrap();
+        let guard = open(directory.path());
+        for how in [
+            Settled::TakenNotFromSource,
+            Settled::Refused("CKR_PIN_INCORRECT".into()),
+            Settled::Taken,
+        ] {
+            let attempt = guard.begin(&token(), None).await.unwrap();
+            guard.settle(attempt, how).await.unwrap();
+        }
+        let next = open(directory.path());
+        assert!(next.blocked(&token(), PinOrigin::Source).await.is_some());
+        assert_eq!(next.blocked(&token(), PinOrigin::Kept).await, None);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_stops_the_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(FILE);
+        for text in ["", "{", "[{\"serial\": 1}]"] {
+            crate::base::files::write_atomic(&path, text.as_bytes(), 0o600).unwrap();
+            let opened = PinGuard::open(directory.path(), Clock::system());
+            assert!(
+                matches!(opened, Err(DeviceError::PinRecord { .. })),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_pin_has_a_length_that_a_token_can_take() {
+        let of = |length: usize| checked(Pin::new("1".repeat(length)));
+        for length in [1, PIN_MAX] {
+            assert_eq!(of(length).unwrap().expose().len(), length);
+        }
+        for length in [0, PIN_MAX + 1] {
+            assert!(matches!(
+                of(length),
+                Err(DeviceError::PinLength { limit: PIN_MAX })
+            ));
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pin");
+        let source = PinSource::File(path.clone());
+        for (ending, good) in [("", true), ("\n", true), ("\r\n", true), ("1", false)] {
+            let text = format!("{}{ending}", "1".repeat(PIN_MAX));
+            crate::base::files::write_atomic(&path, text.as_bytes(), 0o600).unwrap();
+            match read_pin(&source) {
+                Ok(pin) => assert!(good && pin.expose().len() == PIN_MAX, "{ending:?}"),
+                Err(error) => assert!(!good, "{ending:?}: {error}"),
+            }
+        }
+    }
 }

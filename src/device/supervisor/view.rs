@@ -282,4 +282,59 @@ mod tests {
         assert_eq!(find("pkcs11:token=no").state, TokenState::Absent);
         assert_eq!(find("pkcs11:token=ca;model=y").state, TokenState::Absent);
     }
+
+    #[test]
+    fn what_was_made_of_a_token_holds_until_its_login_or_its_flags_change() {
+        let seen = |change: fn(&mut TokenInfo)| {
+            let mut info = info("pay", "1");
+            info.flags.login_required = true;
+            change(&mut info);
+            TokenView::find("m", &"pkcs11:token=pay".parse().unwrap(), &[info])
+        };
+        let plain = seen(|_| ());
+        let absent = TokenView::absent("m", &plain.uri);
+        assert!(plain.is_settled(&plain));
+        assert!(!plain.is_settled(&absent) && !absent.is_settled(&plain));
+        assert!(!plain.is_settled(&seen(|info| info.flags.pin_locked = true)));
+        let failed = TokenView {
+            reason: Some(Reason::LoginFailed(DeviceError::Stopped)),
+            ..plain.clone()
+        };
+        assert!(!failed.is_settled(&plain), "it is made again");
+        let ready = TokenView {
+            state: TokenState::Ready,
+            ..plain.clone()
+        };
+        assert!(!ready.is_settled(&plain), "its login was lost");
+        assert!(ready.is_settled(&seen(|info| info.logged_in = true)));
+        assert!(ready.is_settled(&seen(|info| info.flags.login_required = false)));
+        let each_time = ready.with_login(LoginPolicy::PerOperation);
+        assert!(each_time.is_settled(&plain));
+    }
+
+    #[test]
+    fn uris_overlap_unless_they_differ_in_something_both_name() {
+        let overlap = |one: &str, other: &str| {
+            let (one, other) = (one.parse().unwrap(), other.parse().unwrap());
+            assert_eq!(overlap(&one, &other), overlap(&other, &one));
+            overlap(&one, &other)
+        };
+        assert!(overlap("pkcs11:token=a", "pkcs11:serial=1"));
+        assert!(overlap("pkcs11:token=a;serial=1", "pkcs11:token=a"));
+        for attribute in ["token", "serial", "manufacturer", "model"] {
+            let of = |value| format!("pkcs11:{attribute}={value}");
+            assert!(overlap(&of("a"), &of("a")));
+            assert!(!overlap(&of("a"), &of("b")), "{attribute}");
+        }
+    }
+
+    #[test]
+    fn a_proof_states_all_but_what_is_waived() {
+        let whole = Proof::without(Vec::new());
+        assert!(whole.local && whole.sensitive && whole.always_sensitive);
+        assert!(whole.never_extractable && !whole.extractable);
+        let waived = Proof::without(vec![Waiver::Local, Waiver::NeverExtractable]);
+        assert!(!waived.local && !waived.never_extractable);
+        assert!(waived.sensitive && waived.always_sensitive && !waived.extractable);
+    }
 }
