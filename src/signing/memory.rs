@@ -574,4 +574,51 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_denial_is_final_and_nothing_to_be_found() {
+        let memory = Memory::default();
+        let jti = Jti::random();
+        let turn = memory.turn(&jti, at(100), at(0)).unwrap();
+        *turn.entry.0.try_lock().unwrap() = Progress::Denied;
+        drop(turn);
+        let again = memory.turn(&jti, at(100), at(0)).unwrap();
+        assert_eq!(progress(&again), "Denied");
+        drop(again);
+        assert!(memory.find(&jti, at(0)).is_none());
+    }
+
+    #[test]
+    fn a_full_memory_takes_no_new_challenge_and_knows_the_old_ones() {
+        let memory = Memory::default();
+        let (old, new) = (Jti::random(), Jti::random());
+        let turn = memory.turn(&old, at(100), at(0)).unwrap();
+        approve(&turn, 7);
+        drop(turn);
+        memory.lock().answers = MAX_ENTRIES - 1;
+        let last = memory.turn(&new, at(100), at(0)).unwrap();
+        let full = memory.turn(&Jti::random(), at(100), at(0)).map(|_| ());
+        assert_eq!(full, Err(NoTurn::Full));
+        assert_eq!(
+            progress(&memory.turn(&old, at(100), at(0)).unwrap()),
+            "Logged(7)"
+        );
+        drop(last);
+        assert!(memory.turn(&Jti::random(), at(100), at(0)).is_ok());
+    }
+
+    #[test]
+    fn an_answer_stays_in_its_group_however_often_it_is_asked_for() {
+        let memory = Memory::default();
+        let jti = Jti::random();
+        let turn = memory.turn(&jti, at(100), at(0)).unwrap();
+        approve(&turn, 7);
+        drop(turn);
+        for now in [0, 50, 90] {
+            drop(memory.find(&jti, at(now)).unwrap());
+        }
+        let state = memory.lock();
+        assert_eq!((state.answers, state.groups.len()), (1, 1));
+        assert_eq!(state.groups.values().next().unwrap().expires, 100);
+    }
 }
