@@ -153,4 +153,46 @@ mod tests {
         assert_eq!(parse_head(line.replace("0042", "+042").as_bytes()), None);
         assert_eq!(parse_head(b""), None);
     }
+
+    #[test]
+    fn a_head_is_of_one_form_and_its_absence_is_no_fault() {
+        let head = RecordRef {
+            seq: 42,
+            hash: Hash([7; 32]),
+        };
+        let line = head_line(&head);
+        for bad in [
+            "\n".to_owned(),
+            line.replacen(' ', "-", 1),
+            line.replacen("00", "+0", 1),
+            line.replacen(' ', "  ", 1),
+        ] {
+            assert_eq!(parse_head(bad.as_bytes()), None, "{bad:?}");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        assert!(matches!(read_head(directory.path()), Ok(None)));
+        let path = directory.path().join(HEAD);
+        std::fs::write(&path, &line).unwrap();
+        assert_eq!(read_head(directory.path()).unwrap(), Some(head));
+        // What cannot be looked for is not absent.
+        assert!(matches!(
+            read_head(&path),
+            Err(VerifyError::Unreadable { .. })
+        ));
+    }
+
+    #[test]
+    fn a_segment_has_a_name_of_twenty_digits() {
+        for (name, good) in [
+            ("00000000000000000007.log", true),
+            ("7.log", false),
+            ("+0000000000000000007.log", false),
+            ("99999999999999999999.log", false),
+            ("notes.txt", true),
+        ] {
+            let directory = tempfile::tempdir().unwrap();
+            std::fs::write(directory.path().join(name), "").unwrap();
+            assert_eq!(segments(directory.path()).is_ok(), good, "{name}");
+        }
+    }
 }

@@ -433,4 +433,4 @@ fn is_kind(kind: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

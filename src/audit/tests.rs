@@ -17,7 +17,7 @@ use crate::base::jose::{self, Jwk, KidHeader};
 use crate::base::key::Scheme;
 use crate::base::x509::tests::SoftKey;
 
-pub(super) struct Log {
+pub(crate) struct Log {
     directory: TempDir,
     segment: u64,
     newest: RecordRef,
@@ -45,7 +45,7 @@ fn sign(key: &SoftKey, claims: &Claims) -> Checkpoint {
 }
 
 impl Log {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             directory: tempfile::tempdir().unwrap(),
             segment: 1,
@@ -55,12 +55,17 @@ impl Log {
         }
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }
 
     /// Appends a record, a second after the one before.
-    fn add(&mut self, kind: &'static str, request: Option<&str>, body: &impl Serialize) -> u64 {
+    pub(crate) fn add(
+        &mut self,
+        kind: &'static str,
+        request: Option<&str>,
+        body: &impl Serialize,
+    ) -> u64 {
         let event = Event {
             kind,
             request: request.map(|id| id.parse().unwrap()),
@@ -77,18 +82,18 @@ impl Log {
         self.newest.seq
     }
 
-    pub(super) fn several(&mut self, count: usize) {
+    pub(crate) fn several(&mut self, count: usize) {
         for number in 0..count {
             self.add("test", None, &json!({ "number": number }));
         }
     }
 
-    pub(super) fn next_segment(&mut self) {
+    pub(crate) fn next_segment(&mut self) {
         self.segment = self.newest.seq + 1;
     }
 
     /// What a true checkpoint over these records says.
-    pub(super) fn claims(&self, first: u64, last: u64) -> Claims {
+    pub(crate) fn claims(&self, first: u64, last: u64) -> Claims {
         let place = |seq: u64| usize::try_from(seq - 1).unwrap();
         let mut frontier = Frontier::default();
         for hash in &self.hashes[place(first)..=place(last)] {
@@ -104,7 +109,7 @@ impl Log {
         }
     }
 
-    pub(super) fn checkpoint(&mut self, claims: &Claims) -> u64 {
+    pub(crate) fn checkpoint(&mut self, claims: &Claims) -> u64 {
         let signed = sign(&self.key, claims);
         self.add(KIND, None, &signed)
     }
@@ -315,4 +320,30 @@ fn the_newest_record_of_a_kind_is_found_in_any_segment() {
     assert_eq!(newest(3), Some(1));
     let none = read::last_of_kind(log.path(), "unheard-of", u64::MAX).unwrap();
     assert!(none.is_none());
+}
+
+#[tokio::test]
+async fn refusals_that_were_only_counted_are_on_record_when_the_log_is_closed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (audit, _) = Audit::open(directory.path(), Config::default(), Clock::system()).unwrap();
+    for number in 0..70 {
+        let event = Event::new("refused", None, &json!({ "number": number })).unwrap();
+        audit.refused("uid:7", "busy", event).unwrap();
+    }
+    audit.close().await.unwrap();
+    let records: Vec<Record> = read::all(directory.path())
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    let own = records.iter().filter(|record| record.kind == "refused");
+    let sums: Vec<serde_json::Value> = records
+        .iter()
+        .filter(|record| record.kind == refusals::KIND)
+        .map(|record| serde_json::from_str(record.body.get()).unwrap())
+        .collect();
+    let own = u64::try_from(own.count()).unwrap();
+    assert!((60..70).contains(&own), "{own}");
+    assert_eq!((sums.len(), &sums[0]["caller"]), (1, &json!("uid:7")));
+    assert_eq!(sums[0]["count"], 70 - own);
+    assert_eq!(records.last().unwrap().kind, CLOSED);
 }
