@@ -475,4 +475,30 @@ mod tests {
             assert_eq!(bad.parse::<PinSource>(), Err(InvalidPinSource), "{bad}");
         }
     }
+
+    #[test]
+    fn a_credential_goes_by_a_name_and_never_by_a_path() {
+        let source = |text: &str| text.parse::<PinSource>();
+        for text in [
+            "credential:pin",
+            "credential:token.pin-1",
+            "file:/run/pin",
+            "pinentry",
+        ] {
+            assert_eq!(source(text).unwrap().to_string(), text);
+        }
+        for bad in [
+            "credential:",
+            "credential:.",
+            "credential:..",
+            "credential:.pin",
+            "credential:a/b",
+            "credential:../pin",
+            "file:pin",
+            "file:",
+            "pin",
+        ] {
+            assert!(source(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -99,15 +99,14 @@ impl<T> Queue<T> {
     /// stays as long as the party's own.
     pub fn give_way(&mut self, party: Party) -> Option<T> {
         let own = self.lines.get(&party).map_or(0, VecDeque::len);
-        let (longest, line) = self
+        // It has two or more, so none of them is the last of its line.
+        let longest = self
             .lines
-            .iter_mut()
-            .max_by_key(|(_, line)| line.len())
-            .filter(|(_, line)| line.len() > own + 1)?;
-        let longest = *longest;
-        let item = line.pop_back()?;
+            .values_mut()
+            .max_by_key(|line| line.len())
+            .filter(|line| line.len() > own + 1)?;
+        let item = longest.pop_back()?;
         self.length -= 1;
-        self.forget_if_empty(longest);
         Some(item)
     }
 
@@ -219,6 +218,7 @@ mod tests {
         let mut queue = queue(&[(ONE, 11), (TWO, 21), (TWO, 22)]);
         assert_eq!(queue.remove(ONE, |item| *item == 11), Some(11));
         assert_eq!(queue.remove(ONE, |item| *item == 11), None);
+        assert!(!queue.lines.contains_key(&ONE) && !queue.is_empty());
         assert_eq!(queue.remove(TWO, |item| *item == 21), Some(21));
         queue.push(ONE, 12);
         assert_eq!(queue.len(), 2);

@@ -154,6 +154,12 @@ mod tests {
                 assert_eq!(check(&config(path, "allow = [\"writable-path\"]")), Ok(()));
             }
         }
+        // Only root can give a file away.
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&library, Some(12_345), None).unwrap();
+            let problem = check(&config(&link, "")).unwrap_err();
+            assert!(problem.contains("owned by uid 12345"), "{problem}");
+        }
     }
 
     #[test]

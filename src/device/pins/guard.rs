@@ -535,6 +535,10 @@ mod tests {
                 "{text}"
             );
         }
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        let opened = PinGuard::open(directory.path(), Clock::system());
+        assert!(matches!(opened, Err(DeviceError::PinRecord { .. })));
     }
 
     #[test]
@@ -559,6 +563,21 @@ mod tests {
                 Ok(pin) => assert!(good && pin.expose().len() == PIN_MAX, "{ending:?}"),
                 Err(error) => assert!(!good, "{ending:?}: {error}"),
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_interrupted_try_blocks_the_kept_pin_of_a_stale_source_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let guard = open(directory.path());
+        let attempt = guard.begin(&token(), None).await.unwrap();
+        let settled = guard.settle(attempt, Settled::TakenNotFromSource).await;
+        settled.unwrap();
+        let _interrupted = guard.begin(&token(), Some(PinOrigin::Kept)).await.unwrap();
+        let next = open(directory.path());
+        for origin in [PinOrigin::Kept, PinOrigin::Source] {
+            let reason = next.blocked(&token(), origin).await.unwrap();
+            assert!(reason.contains("interrupted"), "{reason}");
         }
     }
 }

@@ -337,4 +337,31 @@ mod tests {
         assert!(!waived.local && !waived.never_extractable);
         assert!(waived.sensitive && waived.always_sensitive && !waived.extractable);
     }
+
+    #[test]
+    fn callers_are_told_of_what_looks_different() {
+        let present = [info("pay", "1")];
+        let view = TokenView::find("m", &"pkcs11:token=pay".parse().unwrap(), &present);
+        assert!(view.looks_like(&view));
+        let mut others = [view.clone(), view.clone(), view.clone(), view.clone()];
+        others[0].state = TokenState::Ready;
+        others[1].id.serial = "2".into();
+        others[2].found = None;
+        others[3].reason = Some(Reason::Other("unplugged".into()));
+        for other in &others {
+            assert!(
+                !view.looks_like(other) && !other.looks_like(&view),
+                "{other:?}"
+            );
+        }
+        let reasons = [
+            Reason::PinBlocked("unplugged".into()),
+            Reason::LoginFailed(DeviceError::Stopped),
+        ];
+        let [same, different] = reasons.map(|reason| TokenView {
+            reason: Some(reason),
+            ..view.clone()
+        });
+        assert!(others[3].looks_like(&same) && !others[3].looks_like(&different));
+    }
 }
