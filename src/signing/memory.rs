@@ -621,4 +621,53 @@ mod tests {
         assert_eq!((state.answers, state.groups.len()), (1, 1));
         assert_eq!(state.groups.values().next().unwrap().expires, 100);
     }
+
+    #[test]
+    fn a_restart_knows_what_was_answered_and_what_may_have_been() {
+        let (old, answered, denied) = (Jti::random(), Jti::random(), Jti::random());
+        let mut log = crate::audit::tests::Log::new();
+        // A second apart, from the first second on.
+        for (kind, jti, expires) in [
+            (ApprovalRecord::KIND, &old, 100),
+            (ApprovalRecord::KIND, &answered, 700),
+            (DeniedRecord::KIND, &denied, 700),
+            ("other", &Jti::random(), 700),
+        ] {
+            let body = serde_json::json!({ "challenge_jti": jti, "expires": expires });
+            log.add(kind, None, &body);
+        }
+        let memory = Memory::default();
+        let mut records = crate::audit::read::since(log.path(), at(2)).unwrap();
+        assert_eq!(memory.restore(&mut records, at(650)).unwrap(), 2);
+        let found = memory.find(&answered, at(650)).unwrap();
+        assert_eq!(progress(&found), "Logged(2)");
+        let refused = memory.turn(&denied, at(700), at(650)).unwrap();
+        assert_eq!(progress(&refused), "Denied");
+        assert!(memory.find(&old, at(650)).is_none());
+        // A challenge of the first second was good for 630 seconds at most.
+        let turn = |expires| memory.turn(&Jti::random(), at(expires), at(0)).map(|_| ());
+        assert_eq!(turn(631), Err(NoTurn::Forgotten));
+        assert_eq!(turn(632), Ok(()));
+    }
+
+    #[test]
+    fn what_is_over_is_forgotten_by_whoever_comes_next() {
+        let memory = Memory::default();
+        let jti = Jti::random();
+        let keep = || {
+            let over = Instant::now();
+            memory.lock().keep(Key::of(&jti), 10, over, 7);
+        };
+        keep();
+        drop(memory.turn(&Jti::random(), at(100), at(50)).unwrap());
+        assert_eq!(memory.lock().answers, 0);
+        keep();
+        assert!(memory.find(&jti, at(50)).is_none());
+        let now = Instant::now();
+        assert_eq!(
+            end_of(now, at(110), at(100)),
+            now + Duration::from_secs(10) + GRACE
+        );
+        assert_eq!(end_of(now, at(90), at(100)), now + GRACE);
+    }
 }
