@@ -112,6 +112,7 @@ async fn records_are_read_back_as_written_and_a_reopened_log_goes_on() {
     let (clock, hand) = Clock::manual("2026-01-02T03:04:05Z".parse().unwrap());
     let (audit, recovered) = Audit::open(&log, small(), clock.clone()).unwrap();
     assert_eq!((recovered.records, recovered.beyond_head), (0, 0));
+    assert_eq!(verify(&log).unwrap().records, 0, "a log without a record");
     for number in 0..20 {
         audit
             .append(event(number))
@@ -305,6 +306,7 @@ async fn a_torn_tail_is_cut_and_complete_records_beyond_the_head_are_kept() {
     assert_eq!(recovered.records, 32);
     assert_eq!(recovered.beyond_head, 2);
     assert_eq!(recovered.torn, Some(tail.len() as u64));
+    assert_eq!(verify(dir.path()).unwrap().torn, None, "it was cut");
     write(&audit, 1).await;
     audit.close().await.unwrap();
     let summary = verify(dir.path()).unwrap();
