@@ -347,3 +347,25 @@ async fn refusals_that_were_only_counted_are_on_record_when_the_log_is_closed() 
     assert_eq!(sums[0]["count"], 70 - own);
     assert_eq!(records.last().unwrap().kind, CLOSED);
 }
+
+#[test]
+fn a_head_that_names_another_record_is_found() {
+    let mut log = Log::new();
+    log.several(3);
+    for (seq, hash) in [(3, log.hashes[1]), (2, log.hashes[2]), (0, log.hashes[0])] {
+        let head = head_line(&RecordRef { seq, hash });
+        std::fs::write(log.path().join(HEAD), head).unwrap();
+        let Err(VerifyError::Broken(broken)) = verify(log.path()) else {
+            panic!("{seq}: not found");
+        };
+        assert!(broken.what.contains("replaced"), "{broken}");
+        let opened = Audit::open(log.path(), Config::default(), Clock::system());
+        assert!(matches!(opened, Err(AuditError::Broken(_))), "{seq}");
+    }
+    let short = RecordRef {
+        seq: 2,
+        hash: log.hashes[1],
+    };
+    std::fs::write(log.path().join(HEAD), head_line(&short)).unwrap();
+    assert_eq!(verify(log.path()).unwrap().beyond_head, 1);
+}

@@ -317,3 +317,46 @@ fn seq_text(seq: Option<u64>) -> String {
 fn rfc3339<S: serde::Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{time:.3}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_may_come_so_late_and_no_later() {
+        let hash = |seq: u64| {
+            let mut hash = [0; 32];
+            hash[..8].copy_from_slice(&seq.to_be_bytes());
+            Hash(hash)
+        };
+        let mut covering = Covering::default();
+        for seq in 1..=WINDOW as u64 + 1 {
+            let record = Record {
+                seq,
+                hash: hash(seq),
+                time: Timestamp::UNIX_EPOCH,
+                kind: "test".into(),
+                request: None,
+                trace: None,
+                body: serde_json::value::RawValue::from_string("{}".into()).unwrap(),
+            };
+            assert_eq!(covering.take(&record), Ok(None));
+            assert!(covering.waiting.len() <= WINDOW);
+        }
+        let claims = |last| {
+            let mut frontier = Frontier::default();
+            (1..=last).for_each(|seq| frontier.push(&hash(seq)));
+            Claims {
+                issuer: "desk-1".into(),
+                time: String::new(),
+                first: 1,
+                last,
+                hash: hash(last),
+                root: frontier.root().unwrap(),
+            }
+        };
+        let late = covering.check(&claims(1)).unwrap_err();
+        assert!(late.contains("too long after"), "{late}");
+        assert_eq!(covering.check(&claims(2)), Ok(()));
+    }
+}
