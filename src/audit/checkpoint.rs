@@ -24,7 +24,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::merkle::Frontier;
 use super::read::{last_of_kind, range};
-use super::record::{Hash, Record, RecordRef};
+use super::record::{Hash, Record, RecordRef, has_next};
 use super::verify::VerifyError;
 use super::{Audit, AuditError, Event};
 use crate::base::Clock;
@@ -135,7 +135,7 @@ impl Checkpoint {
             .map_err(|_| InvalidCheckpoint::Signature)?;
         let claims: Claims =
             serde_json::from_slice(&jws.payload).map_err(|_| InvalidCheckpoint::Malformed)?;
-        if claims.first == 0 || claims.first > claims.last {
+        if claims.first == 0 || claims.first > claims.last || !has_next(claims.last) {
             return Err(InvalidCheckpoint::Malformed);
         }
         Ok(claims)

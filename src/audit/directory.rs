@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use super::record::{HASH_TEXT, Hash, RecordRef};
+use super::record::{HASH_TEXT, Hash, RecordRef, has_next};
 use super::verify::{Broken, VerifyError};
 
 /// The file that names the newest durable record.
@@ -132,7 +132,7 @@ fn parse_head(line: &[u8]) -> Option<RecordRef> {
     }
     let seq = std::str::from_utf8(digits).ok()?.parse().ok()?;
     let hash = Hash::parse(&text[DIGITS + 1..])?;
-    Some(RecordRef { seq, hash })
+    has_next(seq).then_some(RecordRef { seq, hash })
 }
 
 #[cfg(test)]
@@ -152,6 +152,10 @@ mod tests {
         assert_eq!(parse_head(line.trim_end().as_bytes()), None);
         assert_eq!(parse_head(line.replace("0042", "+042").as_bytes()), None);
         assert_eq!(parse_head(b""), None);
+        // The last number that fits has no next one, so it is never given.
+        let last = |seq| head_line(&RecordRef { seq, ..head });
+        assert!(parse_head(last(u64::MAX - 1).as_bytes()).is_some());
+        assert_eq!(parse_head(last(u64::MAX).as_bytes()), None);
     }
 
     #[test]

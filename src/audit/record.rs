@@ -227,7 +227,13 @@ pub(super) fn seq_of(json: &[u8]) -> Option<u64> {
     let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
     let text = std::str::from_utf8(&rest[..digits]).ok()?;
     let canonical = !text.starts_with('0') && rest[digits..].starts_with(br#","time":""#);
-    if canonical { text.parse().ok() } else { None }
+    text.parse().ok().filter(|seq| canonical && has_next(*seq))
+}
+
+/// Whether a record can come behind this one. The last number that fits is never given, so one that
+/// is read is no record's, and whoever counts on from what is read does not run over.
+pub(super) fn has_next(seq: u64) -> bool {
+    seq < u64::MAX
 }
 
 /// Whether `tail` can be the beginning of the line of record `seq`, cut short: what a crash in

@@ -243,3 +243,20 @@ fn read_tail(segment: &Segment) -> io::Result<Vec<u8>> {
     file.take(LINE_LIMIT as u64).read_to_end(&mut tail)?;
     Ok(tail)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::directory::{segment_path, segments};
+    use super::*;
+
+    #[test]
+    fn a_segment_that_says_it_ends_in_the_last_number_of_all_is_broken() {
+        let dir = tempfile::tempdir().unwrap();
+        let hash = Hash::ZERO;
+        let line = format!("{hash} {{\"seq\":{},\"time\":\"\n", u64::MAX);
+        std::fs::write(segment_path(dir.path(), 1), line).unwrap();
+        std::fs::write(segment_path(dir.path(), 2), "").unwrap();
+        let walk = Walk::new(segments(dir.path()).unwrap(), 1);
+        assert!(matches!(walk, Err(VerifyError::Broken(_))));
+    }
+}
