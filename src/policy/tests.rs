@@ -921,6 +921,133 @@ fn a_remembered_decision_is_the_one_that_would_be_made() {
     }
 }
 
+/// A withdrawal with all that rules may read of it.
+struct Whole {
+    caller: Caller,
+    account: &'static str,
+    operator: &'static str,
+    amount: (i64, &'static str),
+    payee: &'static str,
+    reference: &'static str,
+    service: &'static str,
+    origin: Option<&'static str>,
+    token: &'static str,
+    certificate: &'static str,
+    sum: u64,
+}
+
+impl Whole {
+    fn is_granted(&self, set: &PolicySet) -> bool {
+        let statement = Statement::new(
+            "withdrawal".parse().unwrap(),
+            self.account.parse().unwrap(),
+            self.operator.parse().unwrap(),
+            Facts {
+                amount: Some((self.amount.0, self.amount.1.into())),
+                payee: Some(self.payee.into()),
+                reference: Some(self.reference.into()),
+                ..Facts::default()
+            },
+        )
+        .unwrap();
+        let mut key = key();
+        key.token.label = self.token.into();
+        let (service, policy) = (self.service.parse().unwrap(), ClientPolicy::default());
+        let origin = self.origin.map(|origin| origin.parse().unwrap());
+        let request = Request {
+            caller: &self.caller,
+            policy: Some(&policy),
+            key: &key,
+            action: Action::Approve(Approving {
+                statement: &statement,
+                payees: None,
+                service: &service,
+                origin: origin.as_ref(),
+                certificate: self.certificate,
+                today: Tally {
+                    count: 1,
+                    sum: self.sum,
+                },
+            }),
+            now: Timestamp::UNIX_EPOCH,
+        };
+        matches!(decide(set, &request), Decision::Granted(_))
+    }
+}
+
+#[test]
+fn what_was_decided_about_one_request_is_not_said_of_another() {
+    type Change = fn(&mut Whole);
+    let cases: [(&str, Change); 13] = [
+        (r#"principal == Client::"till""#, |one| {
+            one.caller = client("other")
+        }),
+        (r#"resource in Account::"acme""#, |one| {
+            one.account = "rival"
+        }),
+        (r#"resource.operator == "alice""#, |one| {
+            one.operator = "bob"
+        }),
+        (r#"resource == Certificate::"ab12""#, |one| {
+            one.certificate = "cd34"
+        }),
+        (r#"resource.token.label == "demo""#, |one| {
+            one.token = "spare"
+        }),
+        ("context has amount && context.amount == 5", |one| {
+            one.amount.0 = 6
+        }),
+        (
+            r#"context has currency && context.currency == "CNY""#,
+            |one| one.amount.1 = "USD",
+        ),
+        (r#"context has payee && context.payee == "Bank""#, |one| {
+            one.payee = "Bar"
+        }),
+        (
+            r#"context has reference && context.reference == "W-1""#,
+            |one| one.reference = "W-2",
+        ),
+        (r#"context.service == "https://pay.example""#, |one| {
+            one.service = "https://b.example"
+        }),
+        (
+            r#"context has origin && context.origin == "https://shop.example""#,
+            |one| {
+                one.origin = Some("https://b.example");
+            },
+        ),
+        ("context has origin", |one| one.origin = None),
+        ("context.today.sum == 9", |one| one.sum = 0),
+    ];
+    for (condition, change) in cases {
+        let whole = || Whole {
+            caller: client("till"),
+            account: "acme",
+            operator: "alice",
+            amount: (5, "CNY"),
+            payee: "Bank",
+            reference: "W-1",
+            service: "https://pay.example",
+            origin: Some("https://shop.example"),
+            token: "demo",
+            certificate: "ab12",
+            sum: 9,
+        };
+        let mut other = whole();
+        change(&mut other);
+        let rule = format!(
+            "@id(\"no\") forbid (principal, action in Action::\"approve\", resource) when {{ {condition} }};"
+        );
+        // Whichever is asked about first.
+        let (one_first, other_first) = (set(&[&rule]), set(&[&rule]));
+        assert!(!whole().is_granted(&one_first), "{condition}");
+        assert!(other.is_granted(&one_first), "{condition}");
+        assert!(other.is_granted(&other_first), "{condition}");
+        assert!(!whole().is_granted(&other_first), "{condition}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
