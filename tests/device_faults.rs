@@ -1075,6 +1075,43 @@ async fn a_login_that_is_not_answered_blocks_the_pin() {
     }
 }
 
+/// The same where the worker ends while a login that was lost is made again: who waited for it is told why a person has to
+/// give the PIN, and not only that.
+#[tokio::test]
+async fn a_login_made_again_that_is_not_answered_says_why_the_pin_is_needed() {
+    for set in ["crash", "exit"] {
+        let name = format!("login again {set}");
+        let Some(token) = TestToken::softhsm(&name) else {
+            return;
+        };
+        let faulty = Faulty::new(&token);
+        let devices = start(&token, faulty_config(&token, &faulty, &name)).await;
+        let id = select(&devices, &token).await;
+        let key = generate(&devices, &id, KeySpec::P256).await;
+        match set {
+            "crash" => faulty.on("C_Login").segfaults(),
+            _ => faulty.on("C_Login").exits(0),
+        };
+        faulty.log_out();
+        let refused = sign_as(0, &devices, &key).await;
+        assert!(
+            matches!(&refused, Err(DeviceError::PinBlocked { reason, .. })
+                if reason.contains("was interrupted")),
+            "{name}: {refused:?}"
+        );
+        assert_eq!(faulty.logins().len(), 2, "{name}");
+        faulty.heal();
+        devices
+            .unlock(&id, Pin::new(token.pin.clone()), LastTry::Keep)
+            .await
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        sign_as(0, &devices, &key)
+            .await
+            .expect("after the PIN was given");
+        devices.shutdown().await;
+    }
+}
+
 /// As libykcs11 did after a replug: a loop of logins would lock the token.
 #[tokio::test]
 async fn a_right_pin_that_is_refused_after_a_replug_is_tried_once() {

@@ -276,7 +276,7 @@ pub(super) mod tests {
         let mut claims = serde_json::to_value(claims).unwrap();
         claims["extra"] = 1.into();
         let kid = Jwk::from_public_key(&key.public).unwrap().kid;
-        let input = service::signing_input(TYPE, &kid, &claims).unwrap();
+        let input = pinned::signing_input(TYPE, &kid, &claims).unwrap();
         let signature = key.sign(input.as_bytes());
         assert_eq!(
             open(&key, &compact(input, &signature), NOW).unwrap_err(),

@@ -211,7 +211,7 @@ mod tests {
         let claims = TicketClaims::new(issuer, &identity(), TicketPurpose::Install, at(1_000), 600);
         let mut claims = serde_json::to_value(claims).unwrap();
         claims["extra"] = 1.into();
-        let input = service::signing_input(TYPE, "k", &claims).unwrap();
+        let input = pinned::signing_input(TYPE, "k", &claims).unwrap();
         let text = compact(input.clone(), &key.sign(input.as_bytes()));
         let extra = Ticket::open(&text, at(1_000), |_, _| Ok(key.public.clone()));
         assert!(matches!(extra, Err(ServiceError::Claims(error)) if error.field == "extra"));

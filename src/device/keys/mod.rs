@@ -82,6 +82,7 @@ impl Proof {
         }
     }
 }
+
 /// The public keys that were read from tokens, for the life of the process.
 #[derive(Default)]
 pub struct PublicKeys(RwLock<HashMap<KeyRef, PublicKey>>);
@@ -333,5 +334,20 @@ fn check_label(label: &str) -> Result<(), DeviceError> {
             what: "label",
             limit: LABEL_MAX,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proof_states_all_but_what_is_waived() {
+        let whole = Proof::without(Vec::new());
+        assert!(whole.local && whole.sensitive && whole.always_sensitive);
+        assert!(whole.never_extractable && !whole.extractable);
+        let waived = Proof::without(vec![Waiver::Local, Waiver::NeverExtractable]);
+        assert!(!waived.local && !waived.never_extractable);
+        assert!(waived.sensitive && waived.always_sensitive && !waived.extractable);
     }
 }

@@ -331,7 +331,13 @@ impl Supervisor {
         let mut failed = None;
         for token in tokens.iter_mut().filter(|token| token.id == *id) {
             if let Err(error) = self.log_in_on_our_own(link, token).await {
-                self.note_login_failure(token, &error);
+                // The worker ended in the middle of it. Whether the PIN is for a person to give now
+                // is on record; where it is not, the next worker goes on.
+                let blocked = self.guard.blocked(&token.id, PinOrigin::Kept).await;
+                (token.state, token.reason) = match blocked {
+                    Some(reason) => (TokenState::PinNeeded, Some(Reason::PinBlocked(reason))),
+                    None => (TokenState::Degraded, Some(Reason::LoginFailed(error))),
+                };
             }
             match &token.reason {
                 // Another worker would wait as well.

@@ -329,16 +329,6 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_states_all_but_what_is_waived() {
-        let whole = Proof::without(Vec::new());
-        assert!(whole.local && whole.sensitive && whole.always_sensitive);
-        assert!(whole.never_extractable && !whole.extractable);
-        let waived = Proof::without(vec![Waiver::Local, Waiver::NeverExtractable]);
-        assert!(!waived.local && !waived.never_extractable);
-        assert!(waived.sensitive && waived.always_sensitive && !waived.extractable);
-    }
-
-    #[test]
     fn callers_are_told_of_what_looks_different() {
         let present = [info("pay", "1")];
         let view = TokenView::find("m", &"pkcs11:token=pay".parse().unwrap(), &present);
