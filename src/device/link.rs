@@ -34,7 +34,7 @@ use super::frames::{
     self, Answer, Call, Failure, FrameError, FromWorker, PACKET_MAX, Reply, SlotNews, ToWorker,
     Verb,
 };
-use super::pin_guard;
+use super::pins::guard;
 use crate::base::secret::wipe;
 use crate::telemetry::metrics::ModuleCells;
 
@@ -299,7 +299,7 @@ impl Link {
                 None
             };
             if let Some(refusal) = refusal {
-                pin_guard::wipe(frame);
+                guard::wipe(frame);
                 return Err(refusal);
             }
             let is_lone = state.waiting.is_empty() && is_signature;
@@ -380,7 +380,7 @@ impl Link {
                 }
                 for frame in alone {
                     let sent = self.send(&frame).await;
-                    pin_guard::wipe(frame);
+                    guard::wipe(frame);
                     if sent.is_err() {
                         return self.stop_taking_calls();
                     }
@@ -604,7 +604,7 @@ impl Link {
             state.end = Some(end.clone());
             state.long = 0;
             for frame in state.alone.drain(..) {
-                pin_guard::wipe(frame);
+                guard::wipe(frame);
             }
             state.queue = Queue::default();
             std::mem::take(&mut state.waiting)

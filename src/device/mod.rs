@@ -80,8 +80,6 @@ pub use self::keys::{
 };
 pub use self::modules::ModuleChanges;
 use self::pins::asking::Asking;
-// The link wipes the frames that may hold a PIN.
-use self::pins::guard as pin_guard;
 pub use self::sandbox::{Sandbox, SandboxLevel, SandboxStatus};
 use self::supervisor::handle::{Module, Start};
 pub use self::tokens::{ByHand, Changes, ModuleStatus, TokenState, TokenStatus};
