@@ -79,7 +79,7 @@ pub struct CodeAnswer {
         (status = 202, body = CodeAnswer),
         (status = 401, description = "login-failed", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 429, description = "sms-too-soon, login-throttled", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 503, description = "sms-unavailable, busy, audit-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "sms-unavailable, busy, audit-unavailable, database-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub async fn send_code(
@@ -165,7 +165,7 @@ impl From<IssuedTicket> for TicketAnswer {
     responses(
         (status = 201, body = TicketAnswer),
         (status = 422, description = "sms-code-wrong, sms-code-expired, sms-code-spent", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 503, description = "token-down, busy, audit-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "token-down, busy, audit-unavailable, database-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub async fn give_ticket(
@@ -199,7 +199,7 @@ pub struct RenewalRequest {
         (status = 201, body = ToApprove),
         (status = 404, description = "not-found", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 409, description = "renewal-too-early, operation-state", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 503, description = "token-down, busy, audit-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "token-down, busy, audit-unavailable, database-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub async fn begin_renewal(
@@ -227,7 +227,7 @@ pub async fn begin_renewal(
         (status = 404, description = "not-found", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 409, description = "operation-state, ticket-spent", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 422, description = "approval-invalid, challenge-expired, certificate-expired, certificate-revoked", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 503, description = "token-down, busy, audit-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "token-down, busy, audit-unavailable, database-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub async fn finish_renewal(

@@ -121,7 +121,7 @@ pub async fn csrattrs() -> Result<Response, Refused> {
         (status = 409, description = "ticket-spent, quota-computers, quota-certificates", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 415, description = "unsupported-media-type", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 422, description = "ticket-invalid, csr-invalid, key-not-attested", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 503, description = "token-down, busy, audit-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "token-down, busy, audit-unavailable, database-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub async fn simpleenroll(
@@ -153,7 +153,7 @@ pub async fn simpleenroll(
         (status = 409, description = "ticket-spent, renewal-too-early, operation-state", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 415, description = "unsupported-media-type", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 422, description = "ticket-invalid, csr-invalid, key-not-attested", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 503, description = "token-down, busy, audit-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "token-down, busy, audit-unavailable, database-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub async fn simplereenroll(

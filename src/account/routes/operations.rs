@@ -331,7 +331,7 @@ pub struct OperationAnswer {
         (status = 401, description = "unauthenticated", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 409, description = "idempotency-conflict", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 422, description = "statement-invalid", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 503, description = "token-down, busy, audit-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "token-down, busy, audit-unavailable, database-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub async fn create(
@@ -611,7 +611,7 @@ pub async fn challenge(
         (status = 409, description = "operation-state", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 415, description = "unsupported-media-type", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 422, description = "approval-invalid, challenge-expired, certificate-expired, certificate-revoked", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 503, description = "audit-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "audit-unavailable, database-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub async fn approve(

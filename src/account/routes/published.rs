@@ -53,7 +53,7 @@ pub struct VouchedKeys {
     tag = "published",
     responses(
         (status = 200, body = VouchedKeys),
-        (status = 503, description = "token-down, busy", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "token-down, busy, database-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub async fn vouched_keys(State(service): State<Service>) -> Result<Json<VouchedKeys>, Refused> {
@@ -69,7 +69,7 @@ pub async fn vouched_keys(State(service): State<Service>) -> Result<Json<Vouched
     responses(
         (status = 200, body = Vec<u8>, content_type = "application/pkix-crl"),
         (status = 304, description = "The list is still the one that `if-none-match` names."),
-        (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "token-down, busy, database-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub async fn crl(State(service): State<Service>, headers: HeaderMap) -> Result<Response, Refused> {
@@ -87,7 +87,7 @@ pub async fn crl(State(service): State<Service>, headers: HeaderMap) -> Result<R
         (status = 200, body = Vec<u8>, content_type = "application/pkix-crl"),
         (status = 304, description = "The list is still the one that `if-none-match` names."),
         (status = 404, description = "not-found", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "token-down, busy, database-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub async fn crl_of_key(
@@ -205,7 +205,7 @@ pub struct Health {
     tag = "published",
     responses(
         (status = 200, body = Health),
-        (status = 503, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "token-down, busy, database-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub async fn health(State(service): State<Service>) -> Result<Json<Health>, Refused> {

@@ -217,7 +217,7 @@ pub async fn show(
         (status = 401, description = "session-ended", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 403, description = "forbidden, csrf-refused", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 429, description = "sms-too-soon", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 503, description = "sms-unavailable, audit-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "sms-unavailable, audit-unavailable, database-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub async fn send_code(
@@ -284,7 +284,7 @@ pub struct SecretOutcome {
         (status = 403, description = "forbidden, csrf-refused", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 422, description = "secret-invalid, sms-code-wrong, sms-code-expired, sms-code-spent", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 429, description = "login-throttled", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 503, description = "audit-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "audit-unavailable, database-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub async fn set(
@@ -479,7 +479,7 @@ pub struct GivenSecrets {
         (status = 200, body = GivenSecrets),
         (status = 422, description = "secret-request-invalid, certificate-revoked, certificate-expired", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 429, description = "limit-reached", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 503, description = "token-down, busy, audit-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "token-down, busy, audit-unavailable, database-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub async fn give(

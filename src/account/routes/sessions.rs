@@ -128,7 +128,7 @@ impl SessionView {
         (status = 201, body = SessionView),
         (status = 401, description = "login-failed", body = ProblemDocument, content_type = "application/problem+json"),
         (status = 429, description = "login-throttled", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 503, description = "busy, audit-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "busy, audit-unavailable, database-unavailable", body = ProblemDocument, content_type = "application/problem+json"),
     )
 )]
 pub async fn log_in(
