@@ -41,6 +41,9 @@ mod verify;
 mod wechatpay;
 mod why;
 
+#[cfg(fuzzing)]
+pub use native_host::fuzz_messages;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 

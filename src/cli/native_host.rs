@@ -378,6 +378,28 @@ fn write_frame(output: &mut impl Write, message: &Outgoing) -> io::Result<()> {
     output.flush()
 }
 
+/// For the fuzz target of the messages of browsers: each becomes a request to the daemon or is
+/// refused, and one that becomes a request is one for its interface.
+#[cfg(fuzzing)]
+pub fn fuzz_messages(mut input: &[u8]) {
+    while let Ok(Some(frame)) = read_frame(&mut input) {
+        let Ok(message) = serde_json::from_slice::<Incoming>(&frame) else {
+            continue;
+        };
+        if let Ok(request) = request(&message, message.body.as_ref()) {
+            assert!(request.uri().path().starts_with("/v1/"), "{message:?}");
+            assert!(request.uri().host().is_none(), "{message:?}");
+            assert_eq!(request.body().is_empty(), message.body.is_none());
+        }
+        let mut output = Vec::new();
+        if let Ok(answer) = complete(&message.id, 200, &frame) {
+            assert!(write_frame(&mut output, &answer).is_ok());
+            let again = read_frame(&mut output.as_slice());
+            assert!(matches!(again, Ok(Some(_))), "{answer:?}");
+        }
+    }
+}
+
 /// The native-messaging manifest of Chromium and Chrome for the host at `program`.
 pub(super) fn manifest(program: &Path) -> Value {
     serde_json::json!({

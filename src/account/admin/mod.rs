@@ -48,6 +48,9 @@ use crate::config::{ConfigError, Loaded};
 use crate::device::DeviceError;
 use crate::telemetry;
 
+#[cfg(fuzzing)]
+pub use transfer::fuzz_export;
+
 use desk::Desk;
 use output::Output;
 

@@ -215,6 +215,26 @@ fn read(text: &str) -> Result<(Head, Vec<Row>), AdminError> {
     Ok((head, rows))
 }
 
+/// For the fuzz target of exports: as they come, and with the right last line.
+#[cfg(fuzzing)]
+pub fn fuzz_export(text: &str) {
+    let _ = read(text);
+    let Some(text) = text.strip_suffix('\n') else {
+        return;
+    };
+    let before = format!("{text}\n");
+    let foot = Foot {
+        lines: text.lines().count().saturating_sub(1),
+        sha256: hex(&sha256(before.as_bytes())),
+    };
+    let Ok(foot) = line(&foot) else {
+        return;
+    };
+    if let Ok((head, rows)) = read(&format!("{before}{foot}\n")) {
+        assert!(head.format == FORMAT && !rows.is_empty());
+    }
+}
+
 /// Refuses certificates that no authority of this service signed.
 async fn check_authority(rows: &[Row], config: &Config) -> Result<(), AdminError> {
     let now = Clock::system().now();

@@ -282,6 +282,29 @@ impl Inner {
     }
 }
 
+/// For the fuzz target of questions: what is read can be answered, in DER.
+#[cfg(fuzzing)]
+pub fn fuzz_question(der: &[u8]) {
+    let Some(question) = Question::parse(der) else {
+        return;
+    };
+    let now = Timestamp::UNIX_EPOCH;
+    let revoked = State::Revoked(now, "key-compromise".into());
+    let responses = question.requests.iter().flat_map(|request| {
+        let id = &request.req_cert;
+        assert!(serial(id).len().is_multiple_of(2), "{id:?}");
+        [&State::Good, &State::Unknown, &revoked]
+            .map(|state| single(id, state, now).expect("an answer is encoded"))
+    });
+    let data = ResponseData {
+        responder_id: wire::by_key(&[0; 20]).expect("a hash is encoded"),
+        produced_at: wire::time(now).expect("a time is encoded"),
+        responses: responses.collect(),
+        extensions: question.nonce.map(|nonce| vec![nonce]),
+    };
+    assert!(data.to_der().is_ok(), "{data:?}");
+}
+
 fn is_sha256(id: &CertId) -> bool {
     id.hash_algorithm.oid == rfc5912::ID_SHA_256
 }
