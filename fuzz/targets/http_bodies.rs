@@ -3,7 +3,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use opcert::account::routes::{enrolment, operations, people, requests, secrets, webhooks};
+use opcert::account::routes::{
+    certificates, enrolment, operations, recovery, secrets, sessions, webhooks,
+};
 use opcert::api::{types, wechatpay};
 use opcert::statement::{Payee, PayeeList};
 use serde::Serialize;
@@ -63,12 +65,12 @@ fuzz_target!(|data: &[u8]| {
     read::<enrolment::CodeRequest>(data);
     read::<enrolment::TicketRequest>(data);
     read::<enrolment::RenewalRequest>(data);
-    read::<requests::NewRequest>(data);
-    read::<requests::DecisionRequest>(data);
+    read::<recovery::NewRequest>(data);
+    read::<recovery::DecisionRequest>(data);
     read::<secrets::SetSecret>(data);
     read::<secrets::PasswordAgain>(data);
-    read::<people::LoginRequest>(data);
-    read::<people::BreakGlassRequest>(data);
+    read::<sessions::LoginRequest>(data);
+    read::<certificates::BreakGlassRequest>(data);
 
     if let Ok(list) = serde_json::from_slice::<Vec<Payee>>(data)
         && let Ok(checked) = PayeeList::new(&list, "CNY")

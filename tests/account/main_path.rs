@@ -852,7 +852,7 @@ fn commands_say_what_is_wrong_and_change_nothing() {
                 "-",
             ],
             PASSWORD,
-            2,
+            64,
             "like +8613800000001",
         ),
         (
