@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 
 use jiff::Timestamp;
 use libfuzzer_sys::fuzz_target;
-use opcert::api::what_if::{Known, explained};
 use opcert::api::types::ExplainPolicy;
+use opcert::api::what_if::{Known, explained};
 use opcert::policy::{PolicySet, Settings, Source, Usage};
 
 static RULES: LazyLock<PolicySet> = LazyLock::new(|| {

@@ -7,8 +7,8 @@ use std::str::FromStr;
 use axum::http::header::{ACCEPT_LANGUAGE, COOKIE, ORIGIN};
 use axum::http::{HeaderMap, HeaderValue};
 use libfuzzer_sys::fuzz_target;
-use opcert::account::portal::{parts, security, web};
-use opcert::account::routes::people;
+use opcert::account::cookies;
+use opcert::account::portal::{security, web};
 use opcert::account::store::accounts::Mobile;
 use opcert::api::language;
 use opcert::base::encoding;
@@ -79,11 +79,10 @@ fuzz_target!(|data: &str| {
     }
     let path = web::local_path(data);
     assert!(path.starts_with('/') && !path.starts_with("//"));
-    assert!(
-        parts::encode(data)
-            .bytes()
-            .all(|byte| byte.is_ascii_graphic())
-    );
+    let escaped = encoding::percent_all(data.as_bytes());
+    assert!(escaped.bytes().all(|byte| byte.is_ascii_graphic()));
+    assert!(encoding::from_percent(&escaped).is_some_and(|again| again == data.as_bytes()));
+    let _ = encoding::from_percent(data);
 
     let mut headers = HeaderMap::new();
     for line in data.lines() {
@@ -94,8 +93,8 @@ fuzz_target!(|data: &str| {
         }
     }
     let _ = language::preferred(&headers);
-    let _ = security::cookie(&headers, "a");
-    let _ = people::token(&headers);
+    let _ = cookies::cookie(&headers, "a");
+    let _ = cookies::session_token(&headers);
     let elsewhere = security::from_elsewhere(&headers, Some("pay.example"));
     let first = headers.get(ORIGIN).and_then(|value| value.to_str().ok());
     assert!(elsewhere || first.is_none_or(|origin| origin == "https://pay.example"));
