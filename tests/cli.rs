@@ -118,26 +118,32 @@ fn a_wrong_command_line_is_a_usage_error() {
 fn without_a_daemon_each_command_says_how_to_start_it() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("control.sock");
+    let config = dir.path().join("opcertd.toml");
+    let missing = dir.path().join("other.toml");
+    std::fs::write(&config, "").unwrap();
+    let start = format!("Start it with `opcertd --config {}`", config.display());
+    let make = "Make its configuration with `opcert init` and start it".to_owned();
     for command in [
         &["list"] as &[&str],
         &["status"],
         &["token", "list"],
         &["client", "list"],
     ] {
-        let mut arguments = vec!["--socket", path(&socket)];
-        arguments.extend(command);
-        let said = opcert(&arguments);
-        assert_eq!(said.code, i32::from(EX_UNAVAILABLE));
-        assert_eq!(
-            said.err,
-            format!(
-                "error: The daemon cannot be reached: cannot connect to {}: No such file or \
-                 directory. [unreachable]\n       Start it with `opcertd --config \
-                 /etc/opcert/opcertd.toml`, or name its socket with --socket; `opcert doctor` \
-                 looks closer.\n",
-                socket.display()
-            )
-        );
+        for (config, first) in [(&config, &start), (&missing, &make)] {
+            let mut arguments = vec!["--socket", path(&socket), "--config", path(config)];
+            arguments.extend(command);
+            let said = opcert(&arguments);
+            assert_eq!(said.code, i32::from(EX_UNAVAILABLE));
+            assert_eq!(
+                said.err,
+                format!(
+                    "error: The daemon cannot be reached: cannot connect to {}: No such file or \
+                     directory. [unreachable]\n       {first}, or name its socket with --socket; \
+                     `opcert doctor` looks closer.\n",
+                    socket.display()
+                )
+            );
+        }
     }
     let said = opcert(&["--socket", path(&socket), "--json", "list"]);
     let error: serde_json::Value = serde_json::from_str(&said.err).unwrap();

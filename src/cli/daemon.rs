@@ -20,10 +20,14 @@ const PEM_LIMIT: u64 = 256 * 1024;
 
 /// The control socket.
 pub(super) async fn control(global: &Global) -> Result<Client, Error> {
-    let action = format!(
-        "Start it with `{}`, or name its socket with --socket; `opcert doctor` looks closer.",
-        start_command(&global.config())
-    );
+    let config = global.config();
+    let first = if config.exists() {
+        format!("Start it with `{}`", start_command(&config))
+    } else {
+        "Make its configuration with `opcert init` and start it".to_owned()
+    };
+    let action =
+        format!("{first}, or name its socket with --socket; `opcert doctor` looks closer.");
     connect("the daemon", action, &Target::Unix(socket(global))).await
 }
 
