@@ -4,6 +4,7 @@
 //! readers have rather than carrying one (ISO 32000-1 section 9.7.5.2, the encoding
 //! UniGB-UTF16-H); the DOCX is a ZIP with stored files (ECMA-376 part 2).
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use crate::http::media_type::{DOCX, PDF};
@@ -219,7 +220,8 @@ pub fn media_type(content: &[u8]) -> Option<&'static str> {
     } else if content.starts_with(b"%PDF-") && holds(tail, b"%%EOF") {
         // A paper is looked at by a person: nothing in it may act by itself.
         let acts = [&b"/JavaScript"[..], b"/JS", b"/Launch", b"/EmbeddedFile"];
-        (!acts.iter().any(|part| holds(content, part))).then_some(PDF)
+        let plain = names_unescaped(content);
+        (!acts.iter().any(|part| holds(&plain, part))).then_some(PDF)
     } else if content.starts_with(b"PK\x03\x04")
         && holds(content, b"word/document.xml")
         && !holds(content, b"vbaProject.bin")
@@ -228,6 +230,33 @@ pub fn media_type(content: &[u8]) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// `content` of a PDF with the `#xx` of its names written out (ISO 32000-1 section 7.3.5), so that no
+/// name hides behind them.
+fn names_unescaped(content: &[u8]) -> Cow<'_, [u8]> {
+    if !content.contains(&b'#') {
+        return Cow::Borrowed(content);
+    }
+    let digit = |byte: u8| {
+        char::from(byte)
+            .to_digit(16)
+            .and_then(|d| u8::try_from(d).ok())
+    };
+    let mut plain = Vec::with_capacity(content.len());
+    let mut rest = content;
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        let escaped = match (byte, after) {
+            (b'#', &[high, low, ..]) => digit(high).zip(digit(low)),
+            _ => None,
+        };
+        plain.push(escaped.map_or(byte, |(high, low)| high << 4 | low));
+        if escaped.is_some() {
+            rest = &after[2..];
+        }
+    }
+    Cow::Owned(plain)
 }
 
 #[cfg(test)]
@@ -258,6 +287,8 @@ mod tests {
         let pdf = form().pdf();
         let mut acting = pdf.clone();
         acting.splice(20..20, *b"/JavaScript");
+        let mut escaped = pdf.clone();
+        escaped.splice(20..20, *b"/#4aava#53cript");
         for bad in [
             &b""[..],
             b"MZ\x90",
@@ -265,6 +296,7 @@ mod tests {
             b"%PDF-1.4 cut",
             b"\xff\xd8\xff cut",
             &acting,
+            &escaped,
         ] {
             assert_eq!(media_type(bad), None);
         }
