@@ -48,7 +48,7 @@ pub(super) async fn request_approval(
         .approve(request)
         .await
         .map_err(|error| Problem::from(error).on_record())?;
-    Ok(Json(view(&answer, language)?))
+    Ok(Json(view(answer, language)?))
 }
 
 /// An approval this caller was given, as long as its challenge could be repeated.
@@ -71,7 +71,7 @@ pub(super) async fn get_approval(
         .find(&identified.caller, identified.page.as_ref(), &challenge_jti)
         .await;
     match found {
-        Some(answer) => Ok(Json(view(&answer, language)?)),
+        Some(answer) => Ok(Json(view(answer, language)?)),
         None => Err(Problem::new(
             Code::ApprovalUnknown,
             format!(
@@ -85,15 +85,16 @@ pub(super) async fn get_approval(
     }
 }
 
-fn view(answer: &ApprovalAnswer, language: Option<Language>) -> Result<Approval, Problem> {
+fn view(answer: ApprovalAnswer, language: Option<Language>) -> Result<Approval, Problem> {
+    let shown = language
+        .map(|language| shown(&answer.approval, language))
+        .transpose()?;
     Ok(Approval {
-        approval: answer.approval.to_string(),
+        approval: answer.approval,
         cms: answer.cms.as_deref().map(base64),
-        jti: answer.jti.clone(),
-        challenge_jti: answer.challenge_jti.clone(),
-        shown: language
-            .map(|language| shown(&answer.approval, language))
-            .transpose()?,
+        jti: answer.jti,
+        challenge_jti: answer.challenge_jti,
+        shown,
     })
 }
 

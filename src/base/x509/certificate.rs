@@ -158,7 +158,7 @@ pub struct CertificateFields {
 
 /// A builder for a certificate with a random 127-bit serial number (RFC 5280 section 4.1.2.2)
 /// and both key identifiers (RFC 7093 is not used: SHA-1 identifiers are what software expects);
-/// the caller adds the other extensions and closes it with [`Draft::new`].
+/// the caller adds the other extensions and closes it with [`super::Draft::new`].
 pub fn certificate_builder(
     fields: CertificateFields,
 ) -> Result<CertificateBuilder<impl BuilderProfile>, X509Error> {
