@@ -177,7 +177,7 @@ impl Operations {
                 approval
                     .origin
                     .as_ref()
-                    .is_none_or(|origin| operation.origin.as_deref() == Some(origin.as_str())),
+                    .is_none_or(|origin| operation.origin.as_ref() == Some(origin)),
             ),
             (
                 "operator",

@@ -10,10 +10,10 @@ use super::{OperationError, Operations, find_at};
 use crate::account::idempotency::{self, Idempotency, kept};
 use crate::account::signer::SignError;
 use crate::account::store::operations::{self, Challenge, Effect, Operation, State};
-use crate::account::store::{StoreError, Tx, certificates};
+use crate::account::store::{Tx, certificates};
 use crate::base::ids::{OperationId, OperatorId, RequestId};
 use crate::policy::Purpose;
-use crate::statement::{ChallengeClaims, Origin};
+use crate::statement::ChallengeClaims;
 
 /// Challenges that one operation may have.
 pub(super) const CHALLENGES: i64 = 100;
@@ -177,19 +177,11 @@ impl Operations {
         operator: &OperatorId,
     ) -> Result<Challenge, OperationError> {
         let now = self.clock.now();
-        let origin = operation
-            .origin
-            .as_deref()
-            .map(str::parse::<Origin>)
-            .transpose()
-            .map_err(|_| StoreError::Malformed {
-                column: "operations.origin",
-            })?;
         let lifetime = self.rules.challenge_lifetime_seconds;
         let claims = ChallengeClaims::new(
             self.challenge_key.origin().clone(),
             &operation.statement.for_operator(operator.clone()),
-            origin,
+            operation.origin.clone(),
             now,
             i64::try_from(lifetime).unwrap_or(i64::MAX),
         );

@@ -137,7 +137,7 @@ impl Operations {
         let mut operation = Operation {
             id: OperationId::random(),
             statement,
-            origin: new.origin.map(|origin| origin.to_string()),
+            origin: new.origin,
             state: State::Created,
             creator: new.creator,
             maker: new.maker,

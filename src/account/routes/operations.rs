@@ -265,7 +265,7 @@ impl OperationView {
             id: operation.id.clone(),
             state: operation.state,
             statement: operation.statement.to_json(),
-            origin: operation.origin.clone(),
+            origin: operation.origin.as_ref().map(ToString::to_string),
             approvals_needed: operation.needed,
             maker: operation.maker.clone(),
             created_at: operation.created_at.to_string(),

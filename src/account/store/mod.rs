@@ -482,6 +482,17 @@ impl Record {
         text.parse().map_err(|_| StoreError::Malformed { column })
     }
 
+    /// The text in column `index`, parsed, where there is one.
+    pub(super) fn optional_parsed<T: std::str::FromStr>(
+        &self,
+        index: usize,
+        column: &'static str,
+    ) -> Result<Option<T>, StoreError> {
+        self.get::<Option<String>>(index)?
+            .map(|text| text.parse().map_err(|_| StoreError::Malformed { column }))
+            .transpose()
+    }
+
     /// The time in column `index`.
     pub(super) fn time(&self, index: usize) -> Result<Timestamp, StoreError> {
         Timestamp::from_millisecond(self.get(index)?)

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Record, StoreError, Tx, millis};
 use crate::base::ids::{AccountId, ComputerId, Jti, OperationId, OperatorId};
-use crate::statement::Statement;
 use crate::statement::strict::Object;
+use crate::statement::{Origin, Statement};
 
 /// Where an operation stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -129,7 +129,7 @@ pub struct Operation {
     /// What is to be approved.
     pub statement: Statement,
     /// The page that may relay the challenge.
-    pub origin: Option<String>,
+    pub origin: Option<Origin>,
     /// Where it stands.
     pub state: State,
     /// Who created it.
@@ -162,7 +162,7 @@ pub async fn insert(tx: &mut Tx<'_>, operation: &Operation) -> Result<(), StoreE
         .bind(operation.statement.account().as_str())
         .bind(operation.statement.operator().as_str())
         .bind(operation.statement.to_json().to_string())
-        .bind(operation.origin.clone())
+        .bind(operation.origin.as_ref().map(ToString::to_string))
         .bind(operation.maker.as_ref().map(ToString::to_string))
         .bind(operation.needed)
         .bind(platform_key)
@@ -343,16 +343,10 @@ fn operation(row: &Record) -> Result<Operation, StoreError> {
     Ok(Operation {
         id: row.parsed(7, "operations.id")?,
         statement,
-        origin: row.get(1)?,
+        origin: row.optional_parsed(1, "operations.origin")?,
         state: row.parsed(2, "operations.state")?,
         creator,
-        maker: row
-            .get::<Option<String>>(8)?
-            .map(|maker| maker.parse())
-            .transpose()
-            .map_err(|_| StoreError::Malformed {
-                column: "operations.maker",
-            })?,
+        maker: row.optional_parsed(8, "operations.maker")?,
         needed: row.get(9)?,
         created_at: row.time(4)?,
         expires_at: row.time(5)?,

@@ -89,7 +89,7 @@ pub async fn show(
 ) -> Answer {
     let t = person.t;
     let (operation, approvals) = find(&service, &person, &id).await?;
-    let ours = service.challenge_key().origin().as_str();
+    let ours = service.challenge_key().origin();
     let me = &person.operator;
     let may_approve = service
         .operations()
@@ -106,7 +106,7 @@ pub async fn show(
         @if operation.state == State::Created {
             @if !may_approve {
                 div.note { p { (t.not_yours_to_approve()) } }
-            } @else if operation.origin.as_deref() == Some(ours) {
+            } @else if operation.origin.as_ref() == Some(ours) {
                 (approver(t, &operation))
             } @else {
                 div.note { p { (daemon::marked(t.not_relayed())) } }
