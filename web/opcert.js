@@ -10,7 +10,9 @@
  * - **loopback**: `fetch` to `https://localhost:7444`, with the client certificate that
  *   `opcert browser setup` put into the browser.
  *
- * Everything that can go wrong is an {@link OpcertError}, told apart by `kind`.
+ * What goes wrong at the daemon, or on the way to it, is an {@link OpcertError}, told apart by `kind`.
+ * Its texts are English, those of a {@link Problem} in the browser's language; a page in another one
+ * has its own words for each `kind`.
  *
  * @module
  */
@@ -20,7 +22,7 @@ export const PORT = 7444;
 
 /** Longest wait for an answer that nobody has to be asked for, in milliseconds. */
 const SOON = 10_000;
-/** Longest wait where a person is asked: twice the daemon's own limit, and some. */
+/** Longest wait where a person is asked: twice what the daemon waits for one by default, and some. */
 const PERSON = 150_000;
 /** Longest wait where a person is asked and a token makes a key. */
 const KEY = 300_000;
@@ -47,10 +49,10 @@ const PROBE = 3_000;
  * The daemon's own words (RFC 9457).
  * @typedef {object} Problem
  * @property {string} code A stable code, such as `consent-denied`.
- * @property {string} title The error in a few words.
+ * @property {string} title The error in a few words, in the browser's language.
  * @property {number} status The HTTP status.
- * @property {string} detail What happened, a sentence.
- * @property {string} action What to do, a sentence.
+ * @property {string} detail What happened, a sentence; always English.
+ * @property {string} action What to do, a sentence, in the browser's language.
  * @property {string} [request_id] Names the request in the daemon's log.
  * @property {string} [rule] The policy rule that refused.
  * @property {number} [retry_after] Seconds after which trying again makes sense.
@@ -75,8 +77,9 @@ export class OpcertError extends Error {
 }
 
 /**
- * Nothing answers: the daemon does not run, or runs without a door for pages. In a browser that does
- * not tell pages about leave to reach this computer (Firefox), it may be that too.
+ * Nothing answers: the daemon does not run, runs without a door for pages, or ended before its answer
+ * was there. In a browser that does not tell pages about leave to reach this computer (Firefox), it
+ * may be that too.
  */
 export class NotRunning extends OpcertError {
   /** @param {unknown} [cause] */
@@ -205,11 +208,18 @@ export class TimedOut extends OpcertError {
 
 /**
  * @typedef {object} Token
- * @property {string} uri PKCS#11 URI (RFC 7512), for {@link Opcert.enrol}.
- * @property {string} state Such as `ready`, `pin-needed`, `absent`.
- * @property {string} [manufacturer]
- * @property {string} [model]
- * @property {string} [reason] Why it is not ready.
+ * @property {{ module: string, label: string, serial: string }} id The token that was found; while
+ *   it is absent, what the configuration says of it.
+ * @property {string} uri The configured PKCS#11 URI (RFC 7512), for {@link Opcert.enrol}. It need not
+ *   name label and serial number: those of the token are in `id`.
+ * @property {"absent" | "locked-out" | "pin-needed" | "final-try" | "ready" | "released" | "degraded" | "respawning" | "down"} state
+ *   Whether it can be used. One that needs its PIN, or was released, may be asked for all the same: the
+ *   daemon asks the person for the PIN, or refuses with `pin-needed`.
+ * @property {string} manufacturer Empty while it is absent, like the next two.
+ * @property {string} model
+ * @property {string} firmware
+ * @property {string} [reason] Why it is not ready, for people.
+ * @property {string[]} generates The kinds of key it can make, as `keyType` of {@link Enrol}.
  */
 
 /**
@@ -237,6 +247,8 @@ export class TimedOut extends OpcertError {
  * @property {string} [cms] Detached CMS signature, base64 of DER, where it was asked for.
  * @property {string} jti
  * @property {string} challenge_jti
+ * @property {{ language: string, title: string, lines: { label: string, value: string }[] }} [shown]
+ *   What it approves, in words, in the browser's language.
  */
 
 /**
@@ -280,7 +292,7 @@ export class TimedOut extends OpcertError {
  */
 
 /**
- * Looks for the daemon. Never throws: what is wrong is in the result.
+ * Looks for the daemon. What keeps the page from it is in the result, not thrown.
  *
  * The first look may have the browser ask the person whether the page may reach programs on this
  * computer, so call it when the person has been told why.
@@ -321,9 +333,14 @@ export async function permission() {
  * A handle on the daemon. Nothing is sent yet.
  * @param {Place} [place]
  * @returns {Opcert}
+ * @throws {RangeError} where `port` is none.
  */
 export function connect(place = {}) {
   const { channel = "auto", port = PORT } = place;
+  // What is no number could name another host than this one.
+  if (!Number.isInteger(port) || port < 1 || port > 65535) {
+    throw new RangeError(`${port} is no port`);
+  }
   const extension = channel === "extension" || (channel === "auto" && hasExtension());
   return new Opcert(extension ? new ExtensionChannel() : new LoopbackChannel(port));
 }
@@ -439,8 +456,9 @@ export class Opcert {
   }
 
   /**
-   * What happens at the daemon: tokens that come and go, certificates, prompts. Ends when the
-   * signal is aborted; a lost connection is an error, and calling again goes on.
+   * What happens at the daemon: tokens that come and go, certificates, prompts. The first event is
+   * `snapshot`. Ends when the signal is aborted, and after `lagged` or `stopping`; a lost connection is
+   * an error. Calling again begins with a snapshot again.
    * @param {{ signal?: AbortSignal }} [options]
    * @returns {AsyncGenerator<{ event: string, data: any, id?: string }, void, void>}
    */
@@ -460,18 +478,34 @@ export class Opcert {
    * @param {Options} [options]
    * @returns {Promise<any>}
    */
-  async #call(method, path, body, longest, options = {}) {
-    const timeout = options.timeout ?? longest;
-    const late = AbortSignal.timeout(timeout);
-    const signal = options.signal ? AbortSignal.any([late, options.signal]) : late;
-    try {
-      signal.throwIfAborted();
-      return read(await this.#channel.send({ method, path, body, signal }));
-    } catch (error) {
-      if (options.signal?.aborted) throw new Cancelled(error);
-      if (late.aborted) throw new TimedOut(timeout);
-      throw error;
-    }
+  async #call(method, path, body, longest, options) {
+    return within(longest, options, async (signal) =>
+      read(await this.#channel.send({ method, path, body, signal })),
+    );
+  }
+}
+
+/**
+ * Does `work` unless the page takes it back, or for no longer than its time.
+ * @template T
+ * @param {number} longest Milliseconds, unless the options say otherwise.
+ * @param {Options | undefined} options
+ * @param {(signal: AbortSignal) => Promise<T>} work
+ * @returns {Promise<T>}
+ */
+async function within(longest, options, work) {
+  const timeout = options?.timeout ?? longest;
+  const late = AbortSignal.timeout(timeout);
+  const signal = options?.signal ? AbortSignal.any([late, options.signal]) : late;
+  try {
+    signal.throwIfAborted();
+    return await work(signal);
+  } catch (error) {
+    if (options?.signal?.aborted) throw new Cancelled(error);
+    // What was found out is worth more than that it took its time.
+    if (error instanceof OpcertError && !(error instanceof Cancelled)) throw error;
+    if (late.aborted) throw new TimedOut(timeout);
+    throw error;
   }
 }
 
@@ -479,30 +513,34 @@ export class Opcert {
  * Finds what the daemon has to know of this page's account service: its keys and authorities.
  * @param {Options} [options]
  * @returns {Promise<Service>}
+ * @throws {TypeError} where the service cannot be reached, or answers something else.
  */
-export async function describeService(options = {}) {
-  const signal = options.signal ?? AbortSignal.timeout(options.timeout ?? SOON);
-  const [keys, authorities] = await Promise.all([
-    fetch("/.well-known/jwks.json", { signal }),
-    fetch("/.well-known/est/cacerts", { signal }),
-  ]);
-  for (const answer of [keys, authorities]) {
-    if (!answer.ok) throw new TypeError(`${answer.url} answered ${answer.status}`);
-  }
-  return {
-    origin: location.origin,
-    keys: await keys.json(),
-    ca: certificatesOf(await authorities.text()),
-  };
+export async function describeService(options) {
+  return within(SOON, options, async (signal) => {
+    /** @param {string} path */
+    const get = async (path) => {
+      const answer = await fetch(path, { signal });
+      if (!answer.ok) throw new TypeError(`${answer.url} answered ${answer.status}`);
+      return answer.text();
+    };
+    const [keys, authorities] = await Promise.all([
+      get("/.well-known/jwks.json"),
+      get("/.well-known/est/cacerts"),
+    ]);
+    const set = parse(keys);
+    if (!Array.isArray(set?.keys)) throw new TypeError("the service's keys are no JWK set");
+    return { origin: location.origin, keys: set, ca: certificatesOf(authorities) };
+  });
 }
 
 /**
  * The certificates of an EST answer: a certs-only CMS SignedData (RFC 7030 section 4.1.3).
  * @param {string} pkcs7 Base64 of DER.
  * @returns {string[]} Each base64 of DER.
+ * @throws {TypeError} where it is something else.
  */
 export function certificatesOf(pkcs7) {
-  const bytes = Uint8Array.from(atob(pkcs7.replace(/\s+/g, "")), (c) => c.charCodeAt(0));
+  const bytes = fromBase64(pkcs7);
   // ContentInfo { OID, [0] { SignedData { version, digestAlgorithms, content, [0] certificates } } }
   const [info] = elements(bytes);
   const explicit = elements(info?.content)[1];
@@ -510,6 +548,15 @@ export function certificatesOf(pkcs7) {
   const set = elements(signed?.content).find((element) => element.tag === 0xa0);
   if (!set) throw new TypeError("the answer holds no certificates");
   return elements(set.content).map(({ whole }) => btoa(String.fromCharCode(...whole)));
+}
+
+/** @param {string} text */
+function fromBase64(text) {
+  try {
+    return Uint8Array.from(atob(text.replace(/\s+/g, "")), (c) => c.charCodeAt(0));
+  } catch (error) {
+    throw new TypeError("the answer is not base64", { cause: error });
+  }
 }
 
 /**
@@ -523,9 +570,10 @@ function elements(bytes) {
     const tag = bytes[at] ?? 0;
     let length = bytes[at + 1] ?? 0;
     let head = 2;
-    if (length > 0x80) {
+    if (length >= 0x80) {
       const digits = length - 0x80;
-      if (digits > 4) throw new TypeError("the answer is not DER");
+      // None is a length that the end of the content tells, which is BER.
+      if (digits === 0 || digits > 4) throw new TypeError("the answer is not DER");
       length = 0;
       for (let i = 0; i < digits; i += 1) length = length * 256 + (bytes[at + 2 + i] ?? 0);
       head += digits;
@@ -588,7 +636,10 @@ class LoopbackChannel {
         ? {}
         : { headers: { "content-type": "application/json" }, body: JSON.stringify(body) }),
     });
-    const text = await answer.text();
+    const text = await answer.text().catch((error) => {
+      if (signal.aborted) throw error;
+      throw new NotRunning(error);
+    });
     return { status: answer.status, body: text === "" ? undefined : parse(text) };
   }
 
@@ -620,6 +671,8 @@ class LoopbackChannel {
       }
     } catch (error) {
       if (signal?.aborted) throw new Cancelled(error);
+      // Of the stream itself: the daemon is gone, or was cut off.
+      if (!(error instanceof OpcertError)) throw new NotRunning(error);
       throw error;
     }
   }
@@ -643,7 +696,7 @@ class LoopbackChannel {
       }));
     } catch (error) {
       if (init.signal?.aborted) throw error;
-      throw await this.#diagnose(error);
+      throw await this.#diagnose(error, init.signal);
     }
   }
 
@@ -652,11 +705,12 @@ class LoopbackChannel {
    * was forbidden; whether the door answers a request that needs no leave to be read; whether it
    * answers one without TLS.
    * @param {unknown} cause
+   * @param {AbortSignal | null | undefined} signal
    * @returns {Promise<OpcertError>}
    */
-  async #diagnose(cause) {
+  async #diagnose(cause, signal) {
     if ((await permission()) === "denied") return new PermissionDenied(cause);
-    if (await answers(`https://localhost:${this.#port}/`)) {
+    if (await answers(`https://localhost:${this.#port}/`, signal)) {
       return new Refused({
         code: "origin-refused",
         title: "Pages of this origin are not served",
@@ -665,7 +719,7 @@ class LoopbackChannel {
         action: "Ask the administrator of this computer to list it under `[browser] origins`.",
       });
     }
-    if (await answers(`http://localhost:${this.#port}/`)) return new Untrusted(cause);
+    if (await answers(`http://localhost:${this.#port}/`, signal)) return new Untrusted(cause);
     // The person may have been asked just now, and have declined.
     if ((await permission()) === "denied") return new PermissionDenied(cause);
     return new NotRunning(cause);
@@ -675,8 +729,10 @@ class LoopbackChannel {
 /**
  * Whether something answers; what, a page cannot see.
  * @param {string} url
+ * @param {AbortSignal | null | undefined} signal Whose abortion is thrown.
  */
-async function answers(url) {
+async function answers(url, signal) {
+  const late = AbortSignal.timeout(PROBE);
   try {
     await fetch(url, /** @type {RequestInit} */ ({
       mode: "no-cors",
@@ -684,10 +740,11 @@ async function answers(url) {
       cache: "no-store",
       referrerPolicy: "no-referrer",
       targetAddressSpace: "loopback",
-      signal: AbortSignal.timeout(PROBE),
+      signal: signal ? AbortSignal.any([late, signal]) : late,
     }));
     return true;
   } catch {
+    signal?.throwIfAborted();
     return false;
   }
 }
@@ -696,7 +753,8 @@ async function answers(url) {
 const MARK = "opcertExtension";
 
 function hasExtension() {
-  return document.documentElement.dataset[MARK] !== undefined;
+  // A worker has no document, and no extension.
+  return globalThis.document?.documentElement.dataset[MARK] !== undefined;
 }
 
 /**
@@ -755,10 +813,21 @@ class ExtensionChannel {
       waiting.push(data);
       wake();
     };
-    const abort = () => wake();
+    let over = false;
+    const end = () => {
+      window.removeEventListener("message", hear);
+      signal?.removeEventListener("abort", abort);
+      if (!over) window.postMessage({ opcert: "abort", id }, location.origin);
+      over = true;
+    };
+    // At once, whether or not somebody waits for the next answer just now.
+    const abort = () => {
+      end();
+      wake();
+    };
+    if (signal?.aborted) throw new Cancelled(signal.reason);
     window.addEventListener("message", hear);
     signal?.addEventListener("abort", abort);
-    let over = false;
     try {
       window.postMessage({ opcert: "request", id, ...request }, location.origin);
       for (;;) {
@@ -771,15 +840,13 @@ class ExtensionChannel {
           });
           continue;
         }
-        over = answer.opcert !== "chunk";
+        over ||= answer.opcert !== "chunk";
         if (answer.opcert === "failure") throw new NotRunning(answer.detail);
         yield answer;
         if (over) return;
       }
     } finally {
-      window.removeEventListener("message", hear);
-      signal?.removeEventListener("abort", abort);
-      if (!over) window.postMessage({ opcert: "abort", id }, location.origin);
+      end();
     }
   }
 }
@@ -792,32 +859,36 @@ class ExtensionChannel {
 async function* parseEvents(pieces) {
   let buffer = "";
   for await (const piece of pieces) {
-    buffer += piece.replaceAll("\r\n", "\n");
+    // The daemon ends lines with a line feed alone.
+    buffer += piece;
     for (;;) {
       const end = buffer.indexOf("\n\n");
       if (end < 0) break;
       const block = buffer.slice(0, end);
       buffer = buffer.slice(end + 2);
-      /** @type {Record<string, string>} */
-      const fields = {};
+      /** @type {Map<string, string>} */
+      const fields = new Map();
       for (const line of block.split("\n")) {
         const colon = line.indexOf(":");
         if (colon <= 0) continue;
         const name = line.slice(0, colon);
         const value = line.slice(colon + 1).replace(/^ /, "");
-        fields[name] = name in fields && name === "data" ? `${fields[name]}\n${value}` : value;
+        const before = name === "data" ? fields.get(name) : undefined;
+        fields.set(name, before === undefined ? value : `${before}\n${value}`);
       }
-      if (fields["data"] === undefined) continue;
-      yield {
-        event: fields["event"] ?? "message",
-        data: parse(fields["data"]),
-        ...(fields["id"] === undefined ? {} : { id: fields["id"] }),
-      };
+      const [data, id] = [fields.get("data"), fields.get("id")];
+      if (data === undefined) continue;
+      const event = fields.get("event") ?? "message";
+      yield { event, data: parse(data), ...(id === undefined ? {} : { id }) };
     }
   }
 }
 
-/** @param {string} text */
+/**
+ * JSON, or what else it is.
+ * @param {string} text
+ * @returns {any}
+ */
 function parse(text) {
   try {
     return JSON.parse(text);

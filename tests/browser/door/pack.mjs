@@ -26,11 +26,18 @@ try {
   execFileSync("tar", ["-xzf", tarball, "-C", installed, "--strip-components=1"]);
   writeFileSync(
     join(place, "user.ts"),
-    `import { detect, Opcert, Refused, type Kind, type Certificate } from "opcert-web";
+    `import { detect, describeService, Opcert, Refused } from "opcert-web";
+import type { Certificate, Kind, Service, Token } from "opcert-web";
 const found = await detect({ port: 7444, timeout: 1000 });
 if (found.ready) {
   const opcert: Opcert = found.opcert;
   const list: Certificate[] = await opcert.list();
+  const [token]: Token[] = await opcert.tokens();
+  token?.id.serial satisfies string | undefined;
+  // @ts-expect-error there is no such state
+  if (token?.state === "unplugged") console.log(token.uri);
+  const service: Service = await describeService({ timeout: 1000 });
+  await opcert.enrol({ ticket: "t", service, certify: async (csr, { id }) => [csr, id] });
   const { approval }: { approval: string } = await opcert.approve("a.b.c", { cms: true });
   for await (const { event } of opcert.events()) event satisfies string;
   console.log(list, approval);
@@ -71,8 +78,10 @@ if (found.ready) {
       Buffer.from(der).toString("base64"),
     ),
   );
-  for (const wrong of [text.slice(0, 12), "", "MAA="]) {
-    assert.throws(() => opcert.certificatesOf(wrong), TypeError);
+  // Cut off, nothing, no certificates, no base64, lengths of BER (X.690 section 8.1.3.6).
+  const endless = Buffer.from([0x30, 0x80, ...info.slice(2), 0, 0]).toString("base64");
+  for (const wrong of [text.slice(0, 12), "", "MAA=", '{"code":"forbidden"}', endless]) {
+    assert.throws(() => opcert.certificatesOf(wrong), TypeError, wrong);
   }
   console.log("the package is as it should be");
 } finally {
