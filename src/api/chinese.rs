@@ -116,7 +116,10 @@ pub(super) fn texts(code: Code) -> (&'static str, &'static str) {
         Code::Internal => ("程序出错", "请在日志中按请求编号查找；若再次发生，请报告。"),
 
         // Doors and callers.
-        Code::ClientUnknown => ("客户端未登记", "请用 `opcert client add` 登记。"),
+        Code::ClientUnknown => (
+            "客户端未登记",
+            "程序请用 `opcert client add` 登记；浏览器请依次运行 `opcert browser remove` 和 `opcert browser setup`，然后重新打开。",
+        ),
         Code::ClientCertificateMissing => (
             "未出示客户端证书",
             "请使用 `opcert client add` 生成的证书连接；浏览器请运行 `opcert browser setup` 后重新启动。",

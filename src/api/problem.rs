@@ -114,7 +114,7 @@ codes! {
     Internal "internal" 500 "The program failed" "See its log for the request id; report it if it happens again.";
 
     // Doors and callers.
-    ClientUnknown "client-unknown" 403 "The client is not registered" "Register it with `opcert client add`.";
+    ClientUnknown "client-unknown" 403 "The client is not registered" "Register programs with `opcert client add`; for browsers run `opcert browser remove`, then `opcert browser setup`, and start them again.";
     ClientCertificateMissing "client-certificate-missing" 401 "No client certificate was presented" "Connect with the certificate that `opcert client add` made; for a browser, run `opcert browser setup` and start it again.";
     BrowserRefused "browser-refused" 403 "Browsers are not served at this door" "Send no `origin` and no `sec-fetch-*` header; a page needs the browser door.";
     HostRefused "host-refused" 421 "The host name is not one of this door" "Connect to localhost, 127.0.0.1 or [::1] with the door's own port.";
