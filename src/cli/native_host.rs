@@ -8,9 +8,11 @@
 //!
 //! | from the browser | to the browser |
 //! | --- | --- |
-//! | `request`: `id`, `origin`, `method`, `path`, `body`, `stream` | `answer`: `id`, `status`, `body` |
+//! | `request`: `id`, `origin`, `language`, `method`, `path`, `body`, `stream` | `answer`: `id`, `status`, `body` |
 //! | `abort`: `id` | `failure`: `id`, `detail`; there is no answer |
 //! | | `chunk`: `id`, `chunk`; then `end`, for a stream |
+//!
+//! Bodies are handed on as they are written, in either direction; they are the daemon's to read.
 //!
 //! An aborted request closes its connection, by which the daemon takes a question off the screen.
 //! The end of input ends the program, and all its requests with it. Standard output belongs to the
@@ -21,12 +23,14 @@ use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::header::CONTENT_TYPE;
+use http::header::{ACCEPT_LANGUAGE, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request};
 use hyper::body::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
@@ -34,10 +38,12 @@ use super::client::{CA_FILE, CERTIFICATE_FILE, KEY_FILE};
 use super::daemon::{Credentials, native_target};
 use super::error::Error;
 use crate::api::caller::PAGE_ORIGIN;
-use crate::api::client::PATIENT;
+use crate::api::problem::{Code, Problem};
+use crate::base::ids::RequestId;
 use crate::base::sysexits::EX_OK;
-use crate::http::client::{Client, Target};
+use crate::http::client::{Client, ClientLimits, Target};
 use crate::http::media_type;
+use crate::statement::Language;
 
 /// The extension in `web/extension`: the first half of the SHA-256 of the `key` in its manifest, in
 /// the letters a to p.
@@ -48,6 +54,14 @@ const LARGEST: u32 = 1024 * 1024;
 
 /// Requests of one page that may be under way.
 const MOST: usize = 16;
+
+/// How long a request may take is the page's to say, which aborts it. Ours only ends what a page
+/// forgot, and is longer than any wait of `web/opcert.js`.
+const LIMITS: ClientLimits = ClientLimits {
+    connect: Duration::from_secs(10),
+    request: Duration::from_secs(15 * 60),
+    body_bytes: 4 * 1024 * 1024,
+};
 
 /// Messages that wait for the browser to read them, or for us.
 const WAITING: usize = 16;
@@ -123,12 +137,15 @@ struct Incoming {
     id: String,
     #[serde(default)]
     origin: String,
+    /// As in `accept-language`.
+    #[serde(default)]
+    language: String,
     #[serde(default)]
     method: String,
     #[serde(default)]
     path: String,
     #[serde(default)]
-    body: Option<Value>,
+    body: Option<Box<RawValue>>,
     #[serde(default)]
     stream: bool,
 }
@@ -140,7 +157,8 @@ enum Outgoing {
     Answer {
         id: String,
         status: u16,
-        body: Value,
+        /// JSON; null where there is none.
+        body: Option<Box<RawValue>>,
     },
     Failure {
         id: String,
@@ -182,11 +200,18 @@ async fn serve(
             }
             continue;
         }
-        if under_way.len() >= MOST || under_way.contains_key(&message.id) {
-            let detail = format!("{MOST} requests of this page are under way, which is the limit");
-            let id = message.id;
+        let refused = if under_way.contains_key(&message.id) {
+            let id = message.id.clone();
+            let detail = "a request of this id is under way".into();
+            Some(Outgoing::Failure { id, detail })
+        } else if under_way.len() >= MOST {
+            Some(busy(&message.id))
+        } else {
+            None
+        };
+        if let Some(refused) = refused {
             // A browser that no longer reads is noticed above.
-            let _ = outgoing.send(Outgoing::Failure { id, detail }).await;
+            let _ = outgoing.send(refused).await;
             continue;
         }
         let id = message.id.clone();
@@ -197,6 +222,18 @@ async fn serve(
         task.abort();
     }
     outcome
+}
+
+/// As the daemon says it where it is itself busy.
+fn busy(id: &str) -> Outgoing {
+    let detail = format!("{MOST} requests of this page are under way, which is the limit");
+    let problem = Problem::new(Code::Busy, detail).with_retry_after(1);
+    let document = problem.document(&RequestId::random(), Language::English);
+    Outgoing::Answer {
+        id: id.to_owned(),
+        status: document.status,
+        body: serde_json::value::to_raw_value(&document).ok(),
+    }
 }
 
 fn wrong(problem: &dyn std::fmt::Display) -> Error {
@@ -221,11 +258,9 @@ async fn exchange(
     message: Incoming,
     outgoing: &mpsc::Sender<Outgoing>,
 ) -> Result<Outgoing, String> {
-    let Incoming {
-        id, body, stream, ..
-    } = &message;
-    let request = request(&message, body.as_ref())?;
-    let mut client = Client::connect(target, PATIENT).await.map_err(chain)?;
+    let Incoming { id, stream, .. } = &message;
+    let request = request(&message)?;
+    let mut client = Client::connect(target, LIMITS).await.map_err(chain)?;
     if !stream {
         let answer = client.send(request).await.map_err(chain)?;
         return complete(id, answer.status().as_u16(), answer.body());
@@ -259,7 +294,7 @@ async fn exchange(
     Ok(Outgoing::End { id: id.clone() })
 }
 
-fn request(message: &Incoming, body: Option<&Value>) -> Result<Request<Bytes>, String> {
+fn request(message: &Incoming) -> Result<Request<Bytes>, String> {
     let method = [Method::GET, Method::POST, Method::PUT, Method::DELETE]
         .into_iter()
         .find(|known| known.as_str() == message.method)
@@ -271,21 +306,24 @@ fn request(message: &Incoming, body: Option<&Value>) -> Result<Request<Bytes>, S
     let mut request = Request::new(Bytes::new());
     *request.method_mut() = method;
     *request.uri_mut() = message.path.parse().map_err(|_| "the path is no path")?;
-    request.headers_mut().insert(PAGE_ORIGIN, origin);
-    if let Some(body) = body {
-        request
-            .headers_mut()
-            .insert(CONTENT_TYPE, HeaderValue::from_static(media_type::JSON));
-        *request.body_mut() = serde_json::to_vec(body)
-            .map_err(|error| error.to_string())?
-            .into();
+    let headers = request.headers_mut();
+    headers.insert(PAGE_ORIGIN, origin);
+    // One that is no header's value says nothing; the daemon has a language of its own.
+    if let Ok(language) = HeaderValue::from_str(&message.language)
+        && !language.is_empty()
+    {
+        headers.insert(ACCEPT_LANGUAGE, language);
+    }
+    if let Some(body) = &message.body {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type::JSON));
+        *request.body_mut() = Bytes::copy_from_slice(body.get().as_bytes());
     }
     Ok(request)
 }
 
 fn complete(id: &str, status: u16, body: &[u8]) -> Result<Outgoing, String> {
     let body = if body.is_empty() {
-        Value::Null
+        None
     } else {
         serde_json::from_slice(body).map_err(|_| "the daemon's answer is not JSON".to_owned())?
     };
@@ -386,7 +424,7 @@ pub fn fuzz_messages(mut input: &[u8]) {
         let Ok(message) = serde_json::from_slice::<Incoming>(&frame) else {
             continue;
         };
-        if let Ok(request) = request(&message, message.body.as_ref()) {
+        if let Ok(request) = request(&message) {
             assert!(request.uri().path().starts_with("/v1/"), "{message:?}");
             assert!(request.uri().host().is_none(), "{message:?}");
             assert_eq!(request.body().is_empty(), message.body.is_none());
@@ -456,18 +494,45 @@ mod tests {
     }
 
     #[test]
+    fn bodies_pass_as_they_are_written() {
+        // Not one of these survives being read into a `Value` and written again.
+        let body = r#"{ "n": 1.0E+2, "n": 12345678901234567890123,  "s": "\u0041\/" }"#;
+        let message = format!(
+            r#"{{"opcert":"request","id":"1","origin":"https://a.example","language":"zh",
+                "method":"POST","path":"/v1/approvals","body":{body}}}"#
+        );
+        let message: Incoming = serde_json::from_str(&message).unwrap();
+        let request = request(&message).unwrap();
+        assert_eq!(request.body(), body.as_bytes());
+        assert_eq!(request.headers()[ACCEPT_LANGUAGE], "zh");
+        let mut output = Vec::new();
+        let answer = complete("1", 200, body.as_bytes()).unwrap();
+        write_frame(&mut output, &answer).unwrap();
+        let text = String::from_utf8(read_frame(&mut &output[..]).unwrap().unwrap()).unwrap();
+        assert_eq!(
+            text,
+            format!(r#"{{"opcert":"answer","id":"1","status":200,"body":{body}}}"#)
+        );
+        assert!(complete("1", 200, b"{").is_err());
+        let nothing = complete("1", 204, b"").unwrap();
+        let nothing = serde_json::to_value(&nothing).unwrap();
+        assert_eq!(nothing["body"], Value::Null);
+    }
+
+    #[test]
     fn requests_stay_within_the_daemons_interface() {
         let message = |method: &str, path: &str, origin: &str| Incoming {
             opcert: Kind::Request,
             id: "1".into(),
             origin: origin.into(),
+            language: "zh-CN,en".into(),
             method: method.into(),
             path: path.into(),
             body: None,
             stream: false,
         };
         let page = "https://accounts.example";
-        assert!(request(&message("GET", "/v1/status", page), None).is_ok());
+        assert!(request(&message("GET", "/v1/status", page)).is_ok());
         for (method, path, origin) in [
             ("CONNECT", "/v1/status", page),
             ("get", "/v1/status", page),
@@ -476,7 +541,7 @@ mod tests {
             ("GET", "/v1/ HTTP/1.1\r\nx: y", page),
             ("GET", "/v1/status", "https://a\r\nx: y"),
         ] {
-            let refused = request(&message(method, path, origin), None);
+            let refused = request(&message(method, path, origin));
             assert!(refused.is_err(), "{method} {path} {origin}");
         }
     }
