@@ -1,7 +1,8 @@
 // Joins each page to a native-messaging host of its own, `opcert native-host`.
 //
 // The page's origin is the browser's own word (`sender.origin`), put into every message here; what
-// a page says about itself is never read. The daemon decides which origins it serves.
+// a page says about itself is never read. The daemon decides which origins it serves. The browser's
+// languages are put in as well, as they are into the requests that a page makes itself.
 
 "use strict";
 
@@ -33,7 +34,8 @@ chrome.runtime.onConnect.addListener((page) => {
   page.onMessage.addListener(({ opcert, id, method, path, body, stream }) => {
     if (opcert === "request") {
       open.add(id);
-      host.postMessage({ opcert, id, origin, method, path, body, stream: stream === true });
+      const language = navigator.languages.join(",");
+      host.postMessage({ opcert, id, origin, language, method, path, body, stream: stream === true });
     } else if (opcert === "abort" && open.delete(id)) {
       host.postMessage({ opcert, id });
     }

@@ -6,8 +6,12 @@
 // The page's module looks for this mark before it chooses the extension.
 document.documentElement.dataset.opcertExtension = chrome.runtime.getManifest().version;
 
-// Opened by the first request and kept while requests are under way: closing it ends the host.
+// After so many milliseconds without a request the host is let go; the next one starts another.
+const IDLE = 5_000;
+
+// Opened by a request: closing it ends the host, and all its requests with it.
 let port = null;
+let idle;
 const open = new Set();
 
 function tell(message) {
@@ -17,16 +21,25 @@ function tell(message) {
 function connect() {
   port = chrome.runtime.connect({ name: "opcert" });
   port.onMessage.addListener((message) => {
-    if (message.opcert !== "chunk") open.delete(message.id);
+    if (message.opcert !== "chunk") done(message.id);
     tell(message);
   });
-  port.onDisconnect.addListener(() => {
-    port = null;
-    for (const id of open) {
-      tell({ opcert: "failure", id, detail: "the browser extension was stopped" });
-    }
-    open.clear();
-  });
+  port.onDisconnect.addListener(() => leave("the browser extension was stopped"));
+}
+
+function done(id) {
+  open.delete(id);
+  clearTimeout(idle);
+  if (open.size === 0) idle = setTimeout(leave, IDLE, "nobody asked for anything");
+}
+
+function leave(why) {
+  clearTimeout(idle);
+  const left = port;
+  port = null;
+  left?.disconnect();
+  for (const id of open) tell({ opcert: "failure", id, detail: why });
+  open.clear();
 }
 
 window.addEventListener("message", (event) => {
@@ -34,15 +47,21 @@ window.addEventListener("message", (event) => {
   const { opcert, id, method, path, body, stream } = event.data ?? {};
   if (typeof id !== "string" || id.length > 64) return;
   if (opcert === "request") {
+    clearTimeout(idle);
     try {
       if (port === null) connect();
-      open.add(id);
       port.postMessage({ opcert, id, method, path, body, stream });
+      open.add(id);
     } catch (error) {
-      open.delete(id);
+      // So it is after an update of the extension, until the page is loaded again.
+      leave("the browser extension was stopped");
       tell({ opcert: "failure", id, detail: `the browser extension cannot be reached: ${error}` });
     }
-  } else if (opcert === "abort" && open.delete(id)) {
-    port?.postMessage({ opcert, id });
+  } else if (opcert === "abort" && open.has(id)) {
+    port.postMessage({ opcert, id });
+    done(id);
   }
 });
+
+// The browser may keep a page that was left, and show it again; the port it closes without a word.
+window.addEventListener("pagehide", () => leave("the page was left"));

@@ -1,6 +1,7 @@
 // The browser door and the extension in real Chromium.
 import assert from "node:assert/strict";
-import { cpSync, mkdtempSync, mkdirSync, rmSync, writeFileSync, readFileSync, existsSync } from "node:fs";
+import { cpSync, mkdtempSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { readFileSync, readdirSync, existsSync } from "node:fs";
 import { execFileSync } from "node:child_process";
 import { join } from "node:path";
 import { chromium } from "playwright-core";
@@ -13,13 +14,14 @@ const MODES = [
 ];
 
 /** Chromium with a profile of its own, or that of `home` where the extension's host is looked for. */
-async function launch({ home = place.homes.full, args = [], granted = true, profile } = {}) {
+async function launch({ home = place.homes.full, args = [], granted = true, profile, languages, ...more } = {}) {
   const folder = profile ?? mkdtempSync(join(place.directory, "chromium-"));
   mkdirSync(join(folder, "Default"), { recursive: true });
   // As the policy AutoSelectCertificateForUrls, for a machine that nobody manages.
   writeFileSync(
     join(folder, "Default/Preferences"),
     JSON.stringify({
+      ...(languages ? { intl: { accept_languages: languages, selected_languages: languages } } : {}),
       profile: {
         content_settings: {
           exceptions: {
@@ -38,6 +40,7 @@ async function launch({ home = place.homes.full, args = [], granted = true, prof
     timeout: PATIENCE,
     viewport: { width: 900, height: 500 },
     env: { ...process.env, HOME: home },
+    ...more,
     args: [
       "--disable-gpu",
       "--disable-quic",
@@ -100,6 +103,17 @@ function inPage(page, work, argument) {
 
 const status = (opcert, options) => opcert.connect(options).status(options);
 const there = { channel: "loopback", port: place.port };
+
+/** How a request that waits for a person comes to its end, and what the page is told of it. */
+const ENDS = {
+  "when the page takes it back": {
+    act: (page) => page.evaluate(() => globalThis.stop.abort()),
+    kind: "cancelled",
+  },
+  "when its time is over": { timeout: 3_000, kind: "timed-out" },
+  "when the page is left": { act: (page) => page.goto("about:blank"), kind: "gone" },
+  "when the page is closed": { act: (page) => page.close(), kind: "gone" },
+};
 
 for (const [mode, args] of MODES) {
   const name = args.length === 0 ? "default" : "omit";
@@ -164,19 +178,21 @@ for (const [mode, args] of MODES) {
         form.submit();
       }, place.port);
       assert.equal((await answer).status(), 403);
-      assert.deepEqual([...new Set(seen())].filter((one) => one !== "host-refused"), [code]);
+      assert.deepEqual([...new Set(seen())], [code]);
       await page.close();
     });
   }
 
-  await check(`${mode}: a request that waits for a person can be taken back`, async () => {
-    const page = await browser.open(place.portal);
-    await waiting(page, { channel: "loopback", port: place.port });
-    await page.close();
-  });
+  for (const [what, end] of Object.entries(ENDS)) {
+    await check(`${mode}: a request that waits for a person ends ${what}`, async () => {
+      const page = await browser.open(place.portal);
+      await waiting(page, there, end);
+      if (!page.isClosed()) await page.close();
+    });
+  }
   await check(`${mode}: a page hears that a person is asked`, async () => {
     const page = await browser.open(place.portal);
-    await hears(page, { channel: "loopback", port: place.port });
+    await hears(page, there);
     await page.close();
   });
   await browser.close();
@@ -204,7 +220,7 @@ async function hears(page, where) {
       [event, waiting],
     );
   await told("snapshot");
-  await waiting(page, where);
+  await waiting(page, where, ENDS["when the page takes it back"]);
   await told("prompts", 1);
   await told("prompts", 0);
   const events = await page.evaluate(() => (listening.abort(), told));
@@ -215,24 +231,25 @@ async function hears(page, where) {
   await told("ended");
 }
 
-/** Has the page ask for an approval, waits for the prompt, aborts, and waits for its end. */
-async function waiting(page, where) {
+/** Has the page ask for an approval, waits for the prompt, ends it so, and waits for its end. */
+async function waiting(page, where, { timeout, act, kind }) {
   execFileSync("mkfifo", [place.wait]);
   try {
     const result = inPage(
       page,
-      async (opcert, where) => {
+      async (opcert, [where, timeout]) => {
         globalThis.stop = new AbortController();
         const challenge = await fetch("/challenge", { method: "POST" }).then((a) => a.json());
-        return opcert.connect(where).approve(challenge.challenge, { signal: stop.signal });
+        const options = { signal: stop.signal, ...(timeout ? { timeout } : {}) };
+        return opcert.connect(where).approve(challenge.challenge, options);
       },
-      where,
-    );
+      [where, timeout],
+    ).catch(() => ({ kind: "gone" }));
     const pid = await eventually("the prompt", () =>
       existsSync(place.asking) ? readFileSync(place.asking, "utf8").trim() : "",
     );
-    await page.evaluate(() => globalThis.stop.abort());
-    assert.equal((await result).kind, "cancelled");
+    await act?.(page);
+    assert.equal((await result).kind, kind);
     await eventually("the prompt's end", () => !existsSync(`/proc/${pid}`));
   } finally {
     rmSync(place.wait, { force: true });
@@ -280,6 +297,9 @@ await check("the extension is chosen where it is there, and names the page itsel
     profile,
     granted: false,
     args: [`--disable-extensions-except=${extension}`, `--load-extension=${extension}`],
+    languages: "zh-CN,en",
+    // A page that was left is kept and shown again, as it is where nobody drives the browser.
+    ignoreDefaultArgs: ["--disable-back-forward-cache"],
   });
   try {
     const page = await browser.open(place.portal);
@@ -288,7 +308,13 @@ await check("the extension is chosen where it is there, and names the page itsel
     assert.match(await click(page, "list"), /alice: active/);
     assert.match(await click(page, "approve"), new RegExp(`^Approved for ${place.portal} by `));
     await page.screenshot({ path: screenshot("chromium-extension") });
-    await waiting(page, { channel: "extension" });
+    for (const [what, end] of Object.entries(ENDS)) {
+      const asking = await browser.open(place.portal);
+      await waiting(asking, { channel: "extension" }, end).catch((error) => {
+        throw new Error(what, { cause: error });
+      });
+      if (!asking.isClosed()) await asking.close();
+    }
     await hears(page, { channel: "extension" });
     // A page cannot name another: what it says about its origin is not read.
     const claimed = await page.evaluate(
@@ -306,13 +332,100 @@ await check("the extension is chosen where it is there, and names the page itsel
     );
     assert.equal(claimed.status, 200, JSON.stringify(claimed));
 
+    // Nor does a frame get at it, by itself or through the page it is in.
+    const framed = await page.evaluate(async () => {
+      const heard = [];
+      addEventListener("message", ({ data }) => heard.push(data?.id));
+      const frame = document.createElement("iframe");
+      frame.src = location.href;
+      await new Promise((resolve) => {
+        frame.onload = resolve;
+        document.body.append(frame);
+      });
+      const inside = frame.contentWindow;
+      inside.addEventListener("message", ({ data }) => heard.push(data?.id));
+      const request = { opcert: "request", id: "framed", method: "GET", path: "/v1/status" };
+      // As scripts of the frame send it: to their own window, and to the one around it.
+      for (const target of ["window", "parent"]) {
+        const script = inside.document.createElement("script");
+        script.textContent = `${target}.postMessage(${JSON.stringify(request)}, location.origin)`;
+        inside.document.body.append(script);
+      }
+      const { connect } = await import("/opcert.js");
+      await connect({ channel: "extension" }).status();
+      frame.remove();
+      return { heard, marked: inside.document?.documentElement.dataset.opcertExtension };
+    });
+    assert.equal(framed.marked, undefined);
+    // Its own words, and no answer.
+    assert.equal(framed.heard.filter((id) => id === "framed").length, 2, JSON.stringify(framed));
+
+    // Past the limit a page is told to wait, as the daemon itself would tell it.
+    const crowd = await inPage(page, async (opcert) => {
+      const stop = new AbortController();
+      const daemon = opcert.connect({ channel: "extension" });
+      const listeners = Array.from({ length: 16 }, () => daemon.events({ signal: stop.signal }));
+      try {
+        await Promise.all(listeners.map((listener) => listener.next()));
+        return await daemon.status();
+      } finally {
+        stop.abort();
+      }
+    });
+    assert.equal(crowd.kind, "busy", JSON.stringify(crowd));
+    assert.match((await inPage(page, status, { channel: "extension" })).value.version, /^\d/);
+
+    // The daemon's problems are in the browser's language.
+    const chinese = await inPage(page, async (opcert) => {
+      const daemon = opcert.connect({ channel: "extension" });
+      return daemon.cancelEnrolment("none").catch(({ problem }) => problem);
+    });
+    assert.equal(chinese.value.code, "enrolment-unknown");
+    assert.equal(chinese.value.title, "没有该安装流程");
+
+    // Where the browser shows a page again that was left, it is told what became of its requests, and
+    // goes on.
+    await inPage(page, async (opcert) => {
+      globalThis.told = [];
+      const events = opcert.connect({ channel: "extension" }).events();
+      await events.next();
+      events.next().catch(({ kind }) => told.push(kind));
+    });
+    await page.goto(place.evil);
+    await page.evaluate(() => void setTimeout(() => history.back()));
+    await page.waitForURL(`${place.portal}/**`, { waitUntil: "commit" });
+    await page.waitForFunction(() => globalThis.told?.length > 0);
+    assert.deepEqual(await page.evaluate(() => told), ["not-running"]);
+    assert.equal((await inPage(page, status, { channel: "extension" })).value.tokens, 1);
+
     const evil = await browser.open(place.evil);
     await evil.waitForFunction(() => document.documentElement.dataset.opcertExtension);
     const result = await inPage(evil, status, { channel: "extension" });
     assert.equal(result.code, "origin-refused", JSON.stringify(result));
+    await evil.close();
+
+    // A host goes when nobody needs it, and another comes when somebody does.
+    assert.equal((await inPage(page, status, { channel: "extension" })).value.tokens, 1);
+    await eventually("the other pages' hosts' end", () => hosts().length === 1);
+    await eventually("the host's end", () => hosts().length === 0);
+    assert.equal((await inPage(page, status, { channel: "extension" })).value.tokens, 1);
+    await page.goto("about:blank");
+    await eventually("the host's end", () => hosts().length === 0);
   } finally {
     await browser.close();
   }
 });
+
+/** Native-messaging hosts of this test that run. */
+function hosts() {
+  return readdirSync("/proc").filter((name) => {
+    try {
+      const words = readFileSync(`/proc/${name}/cmdline`, "utf8").split("\0");
+      return words.includes("native-host") && words.some((word) => word.includes(place.directory));
+    } catch {
+      return false;
+    }
+  });
+}
 
 finish();

@@ -1,11 +1,11 @@
 // The browser door in Firefox ESR, driven by WebDriver BiDi as Debian ships it.
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
-import { appendFileSync, rmSync, writeFileSync } from "node:fs";
+import { execFileSync, spawn } from "node:child_process";
+import { appendFileSync, existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import WebSocket from "ws";
-import { check, finish, PATIENCE, place, refusals, screenshot } from "./support.mjs";
+import { check, eventually, finish, PATIENCE, place, refusals, screenshot } from "./support.mjs";
 
 /** What the harness's own machine needs; the certificate choice is from `opcert browser setup`. */
 const PREFERENCES = {
@@ -185,6 +185,39 @@ await using({ ...place.firefox.full, leave: ALLOW }, async (firefox) => {
     );
     await firefox.screenshot("firefox-approved");
   });
+
+  for (const [what, options, kind] of [
+    ["when the page takes it back", {}, "cancelled"],
+    ["when its time is over", { timeout: 3_000 }, "timed-out"],
+  ]) {
+    await check(`a request that waits for a person ends ${what}`, async () => {
+      await firefox.open(place.portal);
+      execFileSync("mkfifo", [place.wait]);
+      try {
+        const result = firefox.run(
+          async ([port, options]) => {
+            const { connect } = await import("/opcert.js");
+            globalThis.stop = new AbortController();
+            const { challenge } = await fetch("/challenge", { method: "POST" }).then((a) => a.json());
+            const daemon = connect({ channel: "loopback", port });
+            return daemon
+              .approve(challenge, { signal: stop.signal, ...options })
+              .then(String, ({ kind }) => kind);
+          },
+          [place.port, options],
+        );
+        const pid = await eventually("the prompt", () =>
+          existsSync(place.asking) ? readFileSync(place.asking, "utf8").trim() : "",
+        );
+        if (kind === "cancelled") await firefox.run(async () => void globalThis.stop.abort());
+        assert.equal(await result, kind);
+        await eventually("the prompt's end", () => !existsSync(`/proc/${pid}`));
+      } finally {
+        rmSync(place.wait, { force: true });
+        rmSync(place.asking, { force: true });
+      }
+    });
+  }
 
   await check("a page of another origin is refused", async () => {
     await firefox.open(place.evil);

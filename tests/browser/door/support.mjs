@@ -46,7 +46,7 @@ export async function check(name, run) {
     console.log(`ok    ${name} (${Date.now() - begun} ms)`);
   } catch (error) {
     failed += 1;
-    console.log(`FAIL  ${name}\n${error.stack}`);
+    console.log(`FAIL  ${name}`, error);
   }
 }
 
