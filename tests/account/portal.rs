@@ -52,6 +52,28 @@ impl Answer {
         rest.split_once('"').unwrap().0.to_owned()
     }
 
+    /// The ids of the fields that say they are wrong; the first of them has the focus.
+    fn invalid(&self) -> Vec<&str> {
+        let fields: Vec<&str> = self
+            .body
+            .split('<')
+            .filter(|tag| tag.contains("aria-invalid=\"true\""))
+            .collect();
+        let begins = fields.iter().filter(|tag| tag.contains(" autofocus"));
+        assert_eq!(begins.count(), usize::from(!fields.is_empty()));
+        fields
+            .into_iter()
+            .map(|tag| {
+                tag.split_once("id=\"")
+                    .unwrap()
+                    .1
+                    .split_once('"')
+                    .unwrap()
+                    .0
+            })
+            .collect()
+    }
+
     #[track_caller]
     fn goes_to(&self, path: &str) {
         assert_eq!(self.status, StatusCode::SEE_OTHER, "{}", self.body);
@@ -326,10 +348,13 @@ async fn what_other_sites_and_strangers_try_is_refused() {
     );
     assert_eq!(bob.get("/").await.status, StatusCode::OK, "still logged in");
 
-    // A session ends by itself, and by logging out; the old cookie is worth nothing then.
+    // A session ends by itself, and by logging out; the old cookie is worth nothing then. Whose it was
+    // is told so, also where a form came too late, and goes back to where he was.
+    let over = "Your session is over. Log in again to go on.";
     let old = bob.cookies.clone();
     bob.submit("/", "/logout", &[]).await.goes_to("/login");
-    assert!(bob.get("/login").await.body.contains("You are logged out."));
+    let page = bob.get("/login").await.body;
+    assert!(page.contains("You are logged out.") && !page.contains(over));
     bob.cookies = old;
     bob.get("/operations")
         .await
@@ -339,11 +364,42 @@ async fn what_other_sites_and_strangers_try_is_refused() {
         .get("/operations")
         .await
         .goes_to("/login?next=/operations");
+    assert!(alice.get("/login").await.body.contains(over));
+    assert!(!alice.get("/login").await.body.contains(over), "once");
+    for (referer, path) in [
+        (
+            Some("https://127.0.0.1/certificates?q=x"),
+            "/login?next=/certificates%3Fq%3Dx",
+        ),
+        (Some("https://evil.example/certificates"), "/login?next=/"),
+        (Some("https://127.0.0.1.evil.example/"), "/login?next=/"),
+        (None, "/login?next=/"),
+    ] {
+        let mut request = Request::post("/operations/new").header("content-type", FORM);
+        if let Some(referer) = referer {
+            request = request.header("referer", referer);
+        }
+        alice.send(request, "").await.goes_to(path);
+        assert!(alice.get("/login").await.body.contains(over));
+    }
+    stranger
+        .get("/requests/x")
+        .await
+        .goes_to("/login?next=/requests/x");
+    stranger
+        .get("/requests")
+        .await
+        .goes_to("/login/representative?next=/requests");
+    let page = stranger.get("/login?next=/requests/x").await.body;
+    assert!(page.contains("href=\"/login/representative?next=/requests/x\""));
 
     // People get pages, programs problems.
     let nowhere = stranger.get("/nowhere").await;
     assert_eq!(nowhere.status, StatusCode::NOT_FOUND);
     assert!(nowhere.body.contains("There is no such page."));
+    let method = stranger.get("/logout").await;
+    assert_eq!(method.status, StatusCode::METHOD_NOT_ALLOWED);
+    assert!(method.body.contains("The page cannot be used that way."));
     let target = &scene.target;
     let mut client = Client::connect(target, ClientLimits::default())
         .await
@@ -380,6 +436,16 @@ async fn pages_speak_the_visitors_language_and_know_his_role() {
         .submit("/login", "/language", &elsewhere)
         .await
         .goes_to("/");
+    // What a form is answered with cannot be had again: from there it is back to the form.
+    let csrf = visitor.get("/login?next=/trail").await.csrf();
+    let request = Request::post("/login")
+        .header("content-type", FORM)
+        .header("referer", "https://127.0.0.1/login?next=/trail");
+    let fields = encode(&[("csrf", &csrf), ("operator", "x"), ("password", "x")]);
+    let answer = visitor.send(request, fields).await;
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+    let back = "name=\"back\" value=\"/login?next=/trail\"";
+    assert!(answer.body.contains(back), "{}", answer.body);
 
     // What each role may see.
     let mut alice = Browser::logged_in(&scene, "alice").await;
@@ -443,6 +509,26 @@ async fn pages_speak_the_visitors_language_and_know_his_role() {
         .await;
     assert_eq!(refused.status, StatusCode::BAD_REQUEST);
     assert!(refused.body.contains("role=\"alert\"") && refused.body.contains("value=\"1.005\""));
+    assert_eq!(refused.invalid(), ["amount"]);
+    for (name, value, field) in [
+        ("currency", "ZZZ", "currency"),
+        ("count", "many", "count"),
+        ("payee", "\u{202e}evil", "payee"),
+        ("operator", "nobody", "operator"),
+    ] {
+        let mut fields: Vec<_> = fields("10").into_iter().collect();
+        fields.retain(|(known, _)| *known != name);
+        fields.push((name, value));
+        let refused = bob
+            .submit("/operations/new", "/operations/new", &fields)
+            .await;
+        assert!(refused.status.is_client_error(), "{name}");
+        assert_eq!(refused.invalid(), [field], "{}", refused.body);
+        assert!(
+            refused.body.contains("aria-describedby=\"problem"),
+            "it refers to what is said"
+        );
+    }
     let created = bob
         .submit("/operations/new", "/operations/new", &fields("1,000.50"))
         .await;
@@ -515,6 +601,19 @@ async fn a_lost_number_is_replaced_on_paper_and_papers_are_never_shown_inline() 
     };
     let refused = bob.submit("/number", "/number", &ask("wrong horse")).await;
     assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
+    assert!(refused.body.contains("The login password is wrong."));
+    assert!(refused.body.contains("value=\"+8613800000099\""));
+    assert_eq!(refused.invalid(), ["password"]);
+    let kind = [
+        ("kind", "mobile-change"),
+        ("mobile", "12"),
+        ("password", "x"),
+    ];
+    let refused = bob.submit("/number", "/number", &kind).await;
+    assert_eq!(refused.invalid(), ["mobile"]);
+    let kind = [("kind", "computer-recovery"), ("password", "wrong horse")];
+    let refused = alice.submit("/number", "/number", &kind).await;
+    assert_eq!(refused.invalid(), ["recovery-password"]);
     let made = bob.submit("/number", "/number", &ask(PASSWORD)).await;
     assert_eq!(made.status, StatusCode::SEE_OTHER, "{}", made.body);
     let path = made.header("location").to_owned();
@@ -565,6 +664,10 @@ async fn a_lost_number_is_replaced_on_paper_and_papers_are_never_shown_inline() 
             .starts_with("attachment")
     );
     assert_eq!(paper.header("x-content-type-options"), "nosniff");
+    let unfit = [("decision", "grant"), ("reason", "\u{202e}")];
+    let refused = carol.submit(&path, &format!("{path}/decide"), &unfit).await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    assert_eq!(refused.invalid(), ["reason"]);
     let grant = [("decision", "grant"), ("reason", "papers are in order")];
     carol
         .submit(&path, &format!("{path}/decide"), &grant)
@@ -626,21 +729,24 @@ async fn a_secret_is_set_on_its_page_and_never_shown() {
             ("password", password.to_owned()),
         ]
     };
-    for (fields, status, said) in [
+    for (fields, status, said, wrong) in [
         (
             typed(SECRET, &SECRET.to_lowercase(), PASSWORD),
             StatusCode::BAD_REQUEST,
             "The two fields differ.",
+            &["secret", "again"][..],
         ),
         (
             typed(&SECRET[1..], &SECRET[1..], PASSWORD),
             StatusCode::UNPROCESSABLE_ENTITY,
             "The new secret is not allowed.",
+            &["secret"],
         ),
         (
             typed(SECRET, SECRET, "wrong horse"),
             StatusCode::UNAUTHORIZED,
-            "password is wrong",
+            "The login password is wrong.",
+            &["password"],
         ),
     ] {
         let fields: Vec<_> = fields
@@ -650,6 +756,7 @@ async fn a_secret_is_set_on_its_page_and_never_shown() {
         let answer = alice.submit(&form, draft, &fields).await;
         assert_eq!(answer.status, status, "{}", answer.body);
         assert!(answer.body.contains(said), "{}", answer.body);
+        assert_eq!(answer.invalid(), wrong);
         assert!(answer.body.contains(&format!("value=\"{code_id}\"")));
         assert!(!answer.body.contains(&SECRET[1..]) && !answer.body.contains("horse"));
     }
@@ -682,5 +789,80 @@ async fn a_secret_is_set_on_its_page_and_never_shown() {
     assert!(page.body.contains("API 安全") && page.body.contains("已设置"));
     let missing = alice.get("/security/computers/none").await;
     assert_eq!(missing.status, StatusCode::NOT_FOUND);
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_database_the_portal_says_so_on_a_page() {
+    let scene = portal().await;
+    let mut alice = Browser::logged_in(&scene, "alice").await;
+    let csrf = alice.get("/").await.csrf();
+    let config = opcert::account::config::Config::load(&scene.made.config).unwrap();
+    let url = config.database().unwrap();
+    tokio::task::spawn_blocking(move || {
+        super::upkeep::sql(&url, "ALTER TABLE sessions RENAME TO away;");
+    })
+    .await
+    .unwrap();
+    let page = alice.get("/operations").await;
+    assert!(page.status.is_server_error());
+    assert!(page.header("content-type").starts_with("text/html"));
+    assert!(page.body.contains("<html lang=\"en\">"), "{}", page.body);
+    assert!(!page.header("content-security-policy").is_empty());
+    let request = Request::post("/certificates/install/code")
+        .header("content-type", "application/json")
+        .header("x-csrf-token", csrf);
+    let answer = alice.send(request, "{}").await;
+    assert!(answer.status.is_server_error());
+    let answer: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+    assert!(answer["action"].is_string() && answer["request_id"].is_string());
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_approval_of_two_is_not_called_the_approval_of_the_operation() {
+    let scene = portal().await;
+    let mut create = scene.made.command();
+    create
+        .args(["operator", "create", "dave", "--account", "acme"])
+        .args(["--mobile", "+8613800000004", "--password-file", "-"]);
+    succeed_with(&mut create, PASSWORD);
+    let more = ["--currency", "CNY", "--from", "0"];
+    succeed(&mut scene.made.approval_rule("withdrawal", "2", &more));
+    let mut dave = Browser::logged_in(&scene, "dave").await;
+    let fields = [
+        ("kind", "withdrawal"),
+        ("amount", "10"),
+        ("currency", "CNY"),
+        ("payee", "Acme Ltd"),
+        ("reference", "W-2"),
+        ("operator", "alice"),
+    ];
+    let created = dave
+        .submit("/operations/new", "/operations/new", &fields)
+        .await;
+    assert_eq!(created.status, StatusCode::SEE_OTHER, "{}", created.body);
+    let path = created.header("location").to_owned();
+    for (who, computer, said) in [
+        ("alice", "c-1", "Your approval is taken."),
+        ("bob", "c-2", "The operation is approved."),
+    ] {
+        let installed = scene.installed(who, computer).await;
+        let mut browser = Browser::logged_in(&scene, who).await;
+        let csrf = browser.get(&path).await.csrf();
+        let script = |what: &str| {
+            Request::post(format!("{path}/{what}"))
+                .header("content-type", "application/json")
+                .header("x-csrf-token", csrf.as_str())
+        };
+        let made = browser.send(script("challenge"), "{}").await;
+        let made: serde_json::Value = serde_json::from_str(&made.body).unwrap();
+        let approval = scene.approval(&installed, made["challenge"].as_str().unwrap());
+        let body = serde_json::json!({ "approval": approval }).to_string();
+        let taken = browser.send(script("approval"), body).await;
+        assert_eq!(taken.status, StatusCode::OK, "{}", taken.body);
+        let page = browser.get(&path).await.body;
+        assert!(page.contains(said), "{page}");
+    }
     scene.end().await;
 }

@@ -190,7 +190,7 @@ fn the_doctor_names_what_is_broken_and_the_command_that_mends_it() {
 }
 
 /// Runs SQL on the database at `url` by the database's own program.
-fn sql(url: &str, text: &str) {
+pub(super) fn sql(url: &str, text: &str) {
     let mut program = match url.strip_prefix("sqlite:") {
         Some(path) => {
             let mut python = Command::new("python3");

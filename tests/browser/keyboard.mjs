@@ -7,7 +7,7 @@ import assert from "node:assert/strict";
 import { mkdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 
-import { browser, logOut, scene } from "./support.mjs";
+import { audit, browser, logOut, scene } from "./support.mjs";
 
 const { directory, portal } = scene(process.argv[2]);
 const pictures = join(directory, "pictures");
@@ -25,18 +25,37 @@ async function tabTo(selector) {
   assert.fail(`Tab does not lead to ${selector} on ${page.url()}`);
 }
 
-// Logging in: fields, then Enter.
+/** Types into fields, one after the other. */
+async function type(fields) {
+  for (const [field, text] of fields) {
+    if (!(await page.evaluate((field) => document.activeElement.matches(field), field))) {
+      await tabTo(field);
+    }
+    await page.keyboard.type(text);
+  }
+}
+
+// Logging in: fields, then Enter. After a wrong password the focus is where it is to be typed again, and
+// the field says what is wrong with it.
 await page.goto(`${portal}/login`);
-for (const [field, text] of [
+await type([
   ["#account", "acme"],
   ["#operator", "alice"],
-  ["#password", readFileSync(join(directory, "password"), "utf8").trim()],
-]) {
-  if (!(await page.evaluate((field) => document.activeElement.matches(field), field))) {
-    await tabTo(field);
-  }
-  await page.keyboard.type(text);
-}
+  ["#password", "wrong horse"],
+]);
+await page.keyboard.press("Enter");
+await page.locator("#problem[role=alert]").waitFor();
+const field = await page.evaluate(() => {
+  const { id, value, ariaInvalid } = document.activeElement;
+  const described = document.activeElement.getAttribute("aria-describedby");
+  return { id, value, ariaInvalid, described };
+});
+const expected = { id: "password", value: "", ariaInvalid: "true", described: "problem" };
+assert.deepEqual(field, expected);
+assert.equal(await page.inputValue("#operator"), "alice");
+assert.deepEqual(await audit(page), []);
+await page.screenshot({ path: join(pictures, "keyboard-wrong-password.png") });
+await type([["#password", readFileSync(join(directory, "password"), "utf8").trim()]]);
 await page.keyboard.press("Enter");
 await page.locator("form[action='/logout']").waitFor();
 

@@ -32,7 +32,7 @@ const picture = (name) =>
   page.screenshot({ path: join(pictures, `secret-${name}.png`), fullPage: true });
 await logIn(page, portal, directory, "alice");
 await page.goto(`${portal}/security`);
-await page.getByText("Waits for you").waitFor();
+await page.getByText("Waits to be let in").waitFor();
 await page.getByRole("link", { name: "Set APIv3 secret" }).click();
 await picture("1-code");
 const texts = () => readFileSync(join(work, "service/output.log"), "utf8");

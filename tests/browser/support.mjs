@@ -1,11 +1,28 @@
 // A browser as an operator has it, and where things are.
 
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
 import { join } from "node:path";
 
 import { chromium } from "playwright-core";
 
-/** What tests/browser/scene wrote. */
+const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+
+/** What axe-core finds wrong with the page as it is now. */
+export async function audit(page) {
+  // Through the debugger, which the content policy does not concern.
+  await page.evaluate(axe);
+  const { violations } = await page.evaluate(() =>
+    window.axe.run(document, {
+      runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"],
+    }),
+  );
+  return violations.map(
+    ({ id, help, nodes }) => `${id}: ${help} (${nodes.map(({ target }) => target).join(", ")})`,
+  );
+}
+
+/** What tests/browser/portal wrote. */
 export function scene(directory) {
   const text = readFileSync(join(directory, "scene.json"), "utf8");
   return { directory, ...JSON.parse(text) };

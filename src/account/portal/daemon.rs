@@ -8,9 +8,10 @@
 use maud::{Markup, html};
 
 use super::i18n::Texts;
+use super::parts::marked;
 
 /// What can stand in the way: the name scripts use, what it is, what to do.
-fn problems(t: Texts) -> [(&'static str, &'static str, &'static str); 15] {
+fn problems(t: Texts) -> [(&'static str, &'static str, &'static str); 20] {
     [
         (
             "not-running",
@@ -36,7 +37,16 @@ fn problems(t: Texts) -> [(&'static str, &'static str, &'static str); 15] {
             t.daemon_cancelled(),
             t.daemon_cancelled_remedy(),
         ),
+        (
+            "unanswered",
+            t.daemon_unanswered(),
+            t.daemon_unanswered_remedy(),
+        ),
+        ("stranger", t.daemon_stranger(), t.daemon_stranger_remedy()),
+        ("absent", t.daemon_absent(), t.daemon_absent_remedy()),
         ("pin", t.daemon_pin(), t.daemon_pin_remedy()),
+        ("locked", t.daemon_locked(), t.daemon_locked_remedy()),
+        ("last-try", t.daemon_last_try(), t.daemon_last_try_remedy()),
         (
             "no-operating-certificate",
             t.daemon_no_operating(),
@@ -62,7 +72,7 @@ fn problems(t: Texts) -> [(&'static str, &'static str, &'static str); 15] {
 pub fn states(t: Texts) -> Markup {
     html! {
         div data-daemon-states {
-            noscript { p { (t.without_script()) } }
+            noscript { p { (marked(t.without_script())) } }
             p.muted data-show="looking" hidden { (t.looking_for_daemon()) }
             p data-show="found" hidden { (t.daemon_found()) }
             (entries(t))
@@ -84,14 +94,24 @@ fn entries(t: Texts) -> Markup {
             }
         }
         p.small hidden data-detail {}
+        p.small hidden lang="en" data-english {}
     }
 }
 
-/// Text whose parts between backquotes are commands and keys.
-pub fn marked(text: &str) -> Markup {
+/// What stands beside a token that is not ready; the script shows the one that holds.
+pub fn token_states(t: Texts) -> Markup {
     html! {
-        @for (index, part) in text.split('`').enumerate() {
-            @if index % 2 == 1 { code { (part) } } @else { (part) }
+        @for (name, text) in [
+            ("absent", t.token_absent()),
+            ("locked-out", t.token_locked_out()),
+            ("pin-needed", t.token_pin_needed()),
+            ("final-try", t.token_final_try()),
+            ("released", t.token_released()),
+            ("degraded", t.token_unusable()),
+            ("respawning", t.token_respawning()),
+            ("down", t.token_unusable()),
+        ] {
+            span.sub.small hidden data-token-state=(name) { (marked(text)) }
         }
     }
 }

@@ -4,6 +4,7 @@ use maud::{DOCTYPE, Markup, html};
 
 use super::assets;
 use super::i18n::Texts;
+use super::parts::{self, Tone};
 use crate::account::store::accounts::Role;
 
 /// Where a page stands in the navigation.
@@ -67,7 +68,7 @@ pub struct Frame<'f> {
     /// The path to come back to after the language was switched.
     pub path: &'f str,
     /// What the page says first, about what was just done.
-    pub flash: Option<&'static str>,
+    pub flash: Option<(Tone, &'static str)>,
     /// The address of the daemon's browser door.
     pub daemon: &'f str,
 }
@@ -96,8 +97,10 @@ impl Frame<'_> {
                             (navigation(t, identity, here))
                         }
                         main #content tabindex="-1" {
-                            @if let Some(flash) = self.flash {
-                                div.note.good role="status" { p { (flash) } }
+                            @if let Some((tone, flash)) = self.flash {
+                                div class={ "note " (tone) } role="status" {
+                                    p { (parts::marked(flash)) }
+                                }
                             }
                             (content)
                         }

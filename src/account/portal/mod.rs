@@ -48,7 +48,7 @@ use self::pages::{
 };
 use super::config::host_and_port;
 use super::service::Service;
-use crate::api::problem::not_found;
+use crate::api::problem::{method_not_allowed, not_found};
 
 /// Every page and asset, over `service`.
 pub fn router(service: &Service) -> Router<Service> {
@@ -112,6 +112,7 @@ pub fn router(service: &Service) -> Router<Service> {
             // Past the limit of the door nothing arrives; the framework's own is lower.
             post(recovery::attach).layer(DefaultBodyLimit::disable()),
         )
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(service.clone(), web::dress));
     Router::new()
         .merge(pages)

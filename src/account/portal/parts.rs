@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use maud::{Markup, Render, html};
 
 use super::i18n::Texts;
+use super::problems::{Begins, Fault, NOTE};
 use crate::base::encoding::{URI_PATH, percent};
 
 /// The colour of a badge or note; the words beside it say the same.
@@ -30,13 +31,22 @@ impl Render for Tone {
     }
 }
 
+/// Text whose parts between backquotes are commands and keys.
+pub fn marked(text: &str) -> Markup {
+    html! {
+        @for (index, part) in text.split('`').enumerate() {
+            @if index % 2 == 1 { code { (part) } } @else { (part) }
+        }
+    }
+}
+
 /// The heading of a page, a sentence about it, and what can be begun from it.
 pub fn heading(title: &str, lead: &str, actions: &Markup) -> Markup {
     html! {
         div.heading-row {
             div {
                 h1 { (title) }
-                @if !lead.is_empty() { p.lead { (lead) } }
+                @if !lead.is_empty() { p.lead { (marked(lead)) } }
             }
             @if !actions.0.is_empty() { div.buttons { (actions) } }
         }
@@ -88,6 +98,8 @@ pub struct Field<'f> {
     pub autocomplete: &'f str,
     /// The longest value, in characters.
     pub max: u32,
+    /// What is wrong with the form, if it was sent before.
+    pub fault: Option<&'f Fault>,
 }
 
 impl Default for Field<'_> {
@@ -101,6 +113,7 @@ impl Default for Field<'_> {
             required: true,
             autocomplete: "off",
             max: 200,
+            fault: None,
         }
     }
 }
@@ -108,16 +121,40 @@ impl Default for Field<'_> {
 impl Field<'_> {
     /// The field in the language of `t`.
     pub fn show(&self, t: Texts) -> Markup {
-        let hint = format!("{}-hint", self.name);
+        let hint = self.hint.map(|_| format!("{}-hint", self.name));
+        let standing = Standing::of(self.name, hint.as_deref(), self.fault);
         html! {
             div.field {
                 (label(t, self.name, self.label, self.required))
-                @if let Some(text) = self.hint { p.hint id=(hint) { (text) } }
+                @if let Some(text) = self.hint { p.hint id=[&hint] { (text) } }
                 input id=(self.name) name=(self.name) type=(self.kind) value=(self.value)
                     required[self.required] autocomplete=(self.autocomplete) maxlength=(self.max)
-                    aria-describedby=[self.hint.map(|_| &hint)]
-                    autocapitalize="none" spellcheck="false";
+                    aria-describedby=[&standing.described_by] aria-invalid=[standing.invalid]
+                    autofocus[standing.begins] autocapitalize="none" spellcheck="false";
             }
+        }
+    }
+}
+
+/// Whether a field is wrong, and what describes it (WCAG 2.2 criterion 3.3.1).
+pub struct Standing {
+    /// The ids of its hint and of the problem it has.
+    pub described_by: Option<String>,
+    /// Whether it has one.
+    pub invalid: Option<&'static str>,
+    /// Whether to begin there.
+    pub begins: bool,
+}
+
+impl Standing {
+    /// Of the field `name`, whose hint has the id `hint`.
+    pub fn of(name: &str, hint: Option<&str>, fault: Option<&Fault>) -> Self {
+        let wrong = fault.and_then(|fault| fault.concerns(name));
+        let ids: Vec<&str> = wrong.map(|_| NOTE).into_iter().chain(hint).collect();
+        Self {
+            described_by: (!ids.is_empty()).then(|| ids.join(" ")),
+            invalid: wrong.map(|_| "true"),
+            begins: wrong == Some(Begins::Here),
         }
     }
 }
@@ -143,11 +180,14 @@ pub fn select(
     required: bool,
     chosen: &str,
     options: &[(&str, &str)],
+    fault: Option<&Fault>,
 ) -> Markup {
+    let standing = Standing::of(name, None, fault);
     html! {
         div.field {
             (label(t, name, text, required))
-            select id=(name) name=(name) {
+            select id=(name) name=(name) aria-describedby=[&standing.described_by]
+                aria-invalid=[standing.invalid] autofocus[standing.begins] {
                 @for (value, shown) in options {
                     option value=(value) selected[*value == chosen] { (shown) }
                 }
@@ -157,13 +197,16 @@ pub fn select(
 }
 
 /// The six digits of an SMS code.
-pub fn code_field(t: Texts) -> Markup {
+pub fn code_field(t: Texts, fault: Option<&Fault>) -> Markup {
+    let standing = Standing::of("code", Some("code-hint"), fault);
     html! {
         div.field {
             (label(t, "code", t.code_label(), true))
             p.hint #code-hint { (t.code_hint()) }
             input.code #code name="code" type="text" inputmode="numeric" pattern="[0-9]{6}"
-                maxlength="6" required autocomplete="one-time-code" aria-describedby="code-hint";
+                maxlength="6" required autocomplete="one-time-code"
+                aria-describedby=[&standing.described_by] aria-invalid=[standing.invalid]
+                autofocus[standing.begins];
         }
     }
 }

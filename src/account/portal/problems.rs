@@ -3,11 +3,105 @@
 //! The sentences beside each code in `api::problem` speak to programs and to people at a command
 //! line; these speak to somebody who filled in a form. A code that no page can meet falls back to
 //! those.
+//!
+//! A [`Fault`] is a problem with a form that was sent: the form is shown again, begins with the
+//! problem, and its fields that are wrong say so and refer to it.
 
 use maud::{Markup, html};
 
 use super::i18n::Texts;
+use super::parts::marked;
 use crate::api::problem::{Code, Problem};
+use crate::base::ids::RequestId;
+
+/// What is wrong with a form that was sent.
+#[derive(Debug)]
+pub struct Fault {
+    problem: Problem,
+    /// The fields it is about, by name; the first gets the focus.
+    fields: Vec<String>,
+    /// What happened and what to do, where the code says less.
+    words: Option<(&'static str, &'static str)>,
+}
+
+impl From<Problem> for Fault {
+    fn from(problem: Problem) -> Self {
+        let field = match problem.code() {
+            Code::SmsCodeWrong => Some("code"),
+            Code::SecretInvalid => Some("secret"),
+            _ => None,
+        };
+        Self {
+            problem,
+            fields: field.into_iter().map(str::to_owned).collect(),
+            words: None,
+        }
+    }
+}
+
+impl Fault {
+    /// A problem with these fields.
+    pub fn in_fields(problem: Problem, fields: &[&str]) -> Self {
+        Self {
+            fields: owned(fields),
+            words: None,
+            problem,
+        }
+    }
+
+    /// A form that cannot have been meant so: what is wrong with it, and what to do.
+    pub fn of_form(what: &'static str, remedy: &'static str, fields: &[&str]) -> Self {
+        Self {
+            problem: Problem::new(Code::Malformed, "the form was not filled in as it asks"),
+            fields: owned(fields),
+            words: Some((what, remedy)),
+        }
+    }
+
+    /// What came of asking somebody who is logged in for the password once more.
+    pub fn of_password(t: Texts, problem: Problem) -> Self {
+        let fault = Self::from(problem);
+        if fault.problem.code() != Code::LoginFailed {
+            return fault;
+        }
+        Self {
+            fields: owned(&["password"]),
+            words: Some((t.error_password(), t.error_password_remedy())),
+            ..fault
+        }
+    }
+
+    /// The problem.
+    pub fn problem(&self) -> &Problem {
+        &self.problem
+    }
+
+    /// Whether it is about the field `name`, and if so, whether that is where to begin.
+    pub fn concerns(&self, name: &str) -> Option<Begins> {
+        let place = self.fields.iter().position(|field| *field == name)?;
+        Some(if place == 0 {
+            Begins::Here
+        } else {
+            Begins::Elsewhere
+        })
+    }
+}
+
+fn owned(fields: &[&str]) -> Vec<String> {
+    fields.iter().map(|&field| field.to_owned()).collect()
+}
+
+/// Which field of several wrong ones gets the focus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begins {
+    /// This one.
+    Here,
+    /// Another one.
+    Elsewhere,
+}
+
+/// The id of what [`note`] shows.
+pub const NOTE: &str = "problem";
 
 /// What happened, and what to do.
 pub fn explain(t: Texts, code: Code) -> (&'static str, &'static str) {
@@ -49,6 +143,7 @@ pub fn explain(t: Texts, code: Code) -> (&'static str, &'static str) {
         Code::CertificateExpired | Code::CertificateRevoked => {
             (t.error_certificate(), t.error_certificate_remedy())
         }
+        Code::DatabaseUnavailable => (t.error_database(), t.error_database_remedy()),
         Code::Internal | Code::AuditUnavailable => (t.error_internal(), t.error_internal_remedy()),
         other => other.texts(t.0),
     }
@@ -64,17 +159,22 @@ pub fn detail_helps(code: Code) -> bool {
 }
 
 /// A problem on a page.
-pub fn note(t: Texts, problem: &Problem) -> Markup {
-    let (what, remedy) = explain(t, problem.code());
+pub fn note(t: Texts, fault: &Fault, request: &RequestId) -> Markup {
+    let problem = &fault.problem;
+    let (what, remedy) = fault.words.unwrap_or_else(|| explain(t, problem.code()));
     html! {
-        div.note.bad role="alert" {
-            p { strong { (what) } }
-            @if detail_helps(problem.code()) {
+        div.note.bad id=(NOTE) role="alert" {
+            p { strong { (marked(what)) } }
+            @if fault.words.is_none() && detail_helps(problem.code()) {
                 p lang="en" { (problem.detail()) }
             }
-            p { (remedy) }
+            p { (marked(remedy)) }
             @if let Some(seconds) = problem.retry_after() {
                 p { (t.error_wait(seconds)) }
+            }
+            // For whoever looks into the service's log.
+            @if problem.code().status() >= 500 {
+                p.small { (t.request_id()) " " code { (request) } }
             }
         }
     }

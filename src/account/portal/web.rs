@@ -10,7 +10,7 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Request, State};
-use axum::http::header::{ACCEPT, CONTENT_TYPE, HOST, LOCATION, SET_COOKIE};
+use axum::http::header::{ACCEPT, CONTENT_TYPE, HOST, LOCATION, REFERER, SET_COOKIE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use super::i18n::{self, Texts};
 use super::layout::{Frame, Here, Identity};
-use super::parts;
-use super::problems;
+use super::parts::{self, Tone};
+use super::problems::{self, Fault};
 use super::security;
 use crate::account::cookies::{self, SameSite, Stay};
 use crate::account::routes::sessions::source;
@@ -31,7 +31,7 @@ use crate::account::sessions::{Person, Session, SessionError, same_csrf};
 use crate::account::store::accounts::Operator;
 use crate::api::extract::read;
 use crate::api::problem::{Code, Problem};
-use crate::base::ids::{AccountId, RequestId};
+use crate::base::ids::{AccountId, OperatorId, RequestId};
 use crate::base::secret::SecretText;
 use crate::http::Peer;
 
@@ -60,12 +60,24 @@ macro_rules! flashes {
     };
 }
 
+impl Flash {
+    /// All but one say that something was done as it was asked.
+    fn tone(self) -> Tone {
+        match self {
+            Self::SessionOver => Tone::Warn,
+            _ => Tone::Good,
+        }
+    }
+}
+
 flashes! {
     LoggedOut "logged-out" logged_out;
+    SessionOver "session-over" session_over;
     CertificateDeleted "certificate-deleted" flash_certificate_deleted;
     OperationCreated "operation-created" flash_operation_created;
     OperationCancelled "operation-cancelled" flash_operation_cancelled;
     OperationApproved "operation-approved" flash_operation_approved;
+    ApprovalTaken "approval-taken" flash_approval_taken;
     RequestBegun "request-begun" flash_request_begun;
     Uploaded "uploaded" flash_uploaded;
     RequestSubmitted "request-submitted" flash_request_submitted;
@@ -104,7 +116,7 @@ impl Visitor {
             csrf: &self.csrf,
             identity: self.identity.as_ref(),
             path: &self.path,
-            flash: self.flash.map(|flash| flash.text(self.t)),
+            flash: self.flash.map(|flash| (flash.tone(), flash.text(self.t))),
             daemon: &self.daemon,
         };
         let page = frame.page(title, here, content).into_string();
@@ -116,33 +128,22 @@ impl Visitor {
         response
     }
 
-    /// A page that says what is wrong with what was sent, with the problem's status.
-    pub fn refused(
-        &self,
-        title: &str,
-        here: Here,
-        problem: &Problem,
-        content: &Markup,
-    ) -> Response {
-        let t = self.t;
-        let content = html! { (problems::note(t, problem)) (content) };
-        let mut response = self.page(title, here, &content);
-        *response.status_mut() = status(problem);
-        response
-    }
-
-    /// As [`Visitor::page`], or as [`Visitor::refused`] where there is a problem.
+    /// A page with a form. Where one was sent that cannot be taken, it begins with what is wrong with
+    /// it, and has the problem's status.
     pub fn answer(
         &self,
         title: &str,
         here: Here,
-        problem: Option<&Problem>,
+        fault: Option<&Fault>,
         content: &Markup,
     ) -> Response {
-        match problem {
-            Some(problem) => self.refused(title, here, problem, content),
-            None => self.page(title, here, content),
-        }
+        let Some(fault) = fault else {
+            return self.page(title, here, content);
+        };
+        let content = html! { (problems::note(self.t, fault, &self.request)) (content) };
+        let mut response = self.page(title, here, &content);
+        *response.status_mut() = status(fault.problem());
+        response
     }
 
     /// The hidden field every form begins with.
@@ -169,6 +170,9 @@ impl Visitor {
             code: problem.code(),
             title,
             action,
+            wait: problem
+                .retry_after()
+                .map(|seconds| self.t.error_wait(seconds)),
             detail: problems::detail_helps(problem.code()).then(|| problem.detail()),
             retry_after: problem.retry_after(),
             request_id: self.request.as_str(),
@@ -184,6 +188,7 @@ impl Visitor {
         let content = html! {
             (parts::heading(what, remedy, &html! {}))
             div.card {
+                @if let Some(seconds) = problem.retry_after() { p { (t.error_wait(seconds)) } }
                 (parts::facts(&[
                     (t.error_code(), html! { code { (problem.code()) } }),
                     (t.request_id(), html! { code { (self.request) } }),
@@ -204,6 +209,9 @@ struct ScriptProblem<'p> {
     title: &'static str,
     action: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    wait: Option<String>,
+    /// In English.
+    #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<&'p str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after: Option<u32>,
@@ -222,13 +230,16 @@ pub async fn dress(State(service): State<Service>, request: Request, next: Next)
     let fresh = visit.is_none().then(security::new_visit);
     let wants_page = header(headers, ACCEPT.as_str()).is_some_and(|it| it.contains("text/html"));
     let had_flash = cookies::cookie(headers, security::FLASH).is_some();
-    let visitor = match Visitor::of(&service, &parts, visit.or(fresh.clone())).await {
-        Ok(visitor) => Arc::new(visitor),
-        Err(problem) => return problem.into_response(),
-    };
+    let (visitor, known) = Visitor::of(&service, &parts, visit.or(fresh.clone())).await;
+    let visitor = Arc::new(visitor);
     parts.extensions.insert(visitor.clone());
 
-    let mut response = next.run(Request::from_parts(parts, body)).await;
+    let mut response = match known {
+        Ok(()) => next.run(Request::from_parts(parts, body)).await,
+        // Who is there cannot be said now, so nothing else is.
+        Err(problem) if for_scripts(&parts.headers) => script_problem(problem),
+        Err(problem) => problem.into_response(),
+    };
     let for_script = response.extensions().get::<ForScripts>().is_some();
     // Programs that came to a path of the portal get the problem document of the interface.
     if (for_script || wants_page)
@@ -267,19 +278,31 @@ pub async fn dress(State(service): State<Service>, request: Request, next: Next)
 }
 
 impl Visitor {
-    async fn of(service: &Service, parts: &Parts, visit: Option<String>) -> Result<Self, Problem> {
+    /// The visitor, as far as he can be known, and what stood in the way of knowing who he is.
+    async fn of(
+        service: &Service,
+        parts: &Parts,
+        visit: Option<String>,
+    ) -> (Self, Result<(), Problem>) {
         let headers = &parts.headers;
         let language = cookies::cookie(headers, security::LANGUAGE)
             .and_then(i18n::parse)
             .unwrap_or_else(|| i18n::preferred(headers));
         let token = cookies::session_token(headers);
-        let session = match &token {
-            Some(token) => find_session(service, token).await?,
-            None => None,
+        let found = async {
+            let session = match &token {
+                Some(token) => find_session(service, token).await?,
+                None => None,
+            };
+            let identity = match &session {
+                Some(session) => Some(identity(service, session).await?),
+                None => None,
+            };
+            Ok((session, identity))
         };
-        let identity = match &session {
-            Some(session) => Some(identity(service, session).await?),
-            None => None,
+        let ((session, identity), known) = match found.await {
+            Ok(found) => (found, Ok(())),
+            Err(problem) => ((None, None), Err(problem)),
         };
         let csrf = match (&session, &token) {
             (Some(_), Some(token)) => service.sessions().csrf(token),
@@ -296,22 +319,34 @@ impl Visitor {
             .get::<RequestId>()
             .cloned()
             .unwrap_or_else(RequestId::random);
-        Ok(Self {
+        let visitor = Self {
             t: Texts(language),
             session,
             request: request_id,
             source,
             identity,
             csrf,
-            path: parts
-                .uri
-                .path_and_query()
-                .map_or("/", |path| path.as_str())
-                .to_owned(),
+            path: page_of(parts),
             flash: cookies::cookie(headers, security::FLASH).and_then(Flash::of),
             daemon: service.portal().daemon().into(),
-        })
+        };
+        (visitor, known)
     }
+}
+
+/// The path of the page that the browser shows: of what a form is answered with, the page that the
+/// form stood on, as nothing else can be had again.
+fn page_of(parts: &Parts) -> String {
+    if [Method::GET, Method::HEAD].contains(&parts.method) {
+        let path = parts.uri.path_and_query();
+        return path.map_or("/", |path| path.as_str()).to_owned();
+    }
+    let host = parts.uri.authority().map(|authority| authority.as_str());
+    let host = host.or_else(|| header(&parts.headers, HOST.as_str()));
+    let before = header(&parts.headers, REFERER.as_str())
+        .and_then(|url| url.strip_prefix("https://")?.strip_prefix(host?))
+        .filter(|path| path.starts_with('/'));
+    local_path(before.unwrap_or("/")).to_owned()
 }
 
 async fn find_session(service: &Service, token: &SecretText) -> Result<Option<Session>, Problem> {
@@ -391,7 +426,37 @@ impl<S: Send + Sync> FromRequestParts<S> for SignedIn {
                 "this page is for operators of an account",
             )
             .into()),
-            None => Err(Halt::Answer(to_login(parts))),
+            None => Err(Halt::Answer(to_login(parts, "/login"))),
+        }
+    }
+}
+
+/// Whoever is logged in, operator or business representative.
+pub struct LoggedIn {
+    /// The visitor.
+    pub visitor: Arc<Visitor>,
+    /// Who it is.
+    pub person: Person,
+}
+
+impl std::ops::Deref for LoggedIn {
+    type Target = Visitor;
+    fn deref(&self) -> &Visitor {
+        &self.visitor
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for LoggedIn {
+    type Rejection = Halt;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Halt> {
+        let visitor = visitor(&parts.extensions)?;
+        match visitor.session.as_ref().map(|session| &session.person) {
+            Some(person) => Ok(Self {
+                person: person.clone(),
+                visitor,
+            }),
+            None => Err(Halt::Answer(to_login(parts, "/login"))),
         }
     }
 }
@@ -400,6 +465,8 @@ impl<S: Send + Sync> FromRequestParts<S> for SignedIn {
 pub struct Representative {
     /// The visitor.
     pub visitor: Arc<Visitor>,
+    /// The representative's id.
+    pub id: OperatorId,
 }
 
 impl std::ops::Deref for Representative {
@@ -415,13 +482,16 @@ impl<S: Send + Sync> FromRequestParts<S> for Representative {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Halt> {
         let visitor = visitor(&parts.extensions)?;
         match visitor.session.as_ref().map(|session| &session.person) {
-            Some(Person::Representative(_)) => Ok(Self { visitor }),
+            Some(Person::Representative(known)) => Ok(Self {
+                id: known.id.clone(),
+                visitor,
+            }),
             Some(Person::Operator(_)) => Err(Problem::new(
                 Code::Forbidden,
                 "this page is for business representatives",
             )
             .into()),
-            None => Err(Halt::Answer(to_login(parts))),
+            None => Err(Halt::Answer(to_login(parts, "/login/representative"))),
         }
     }
 }
@@ -437,16 +507,18 @@ fn unauthenticated() -> Problem {
     Problem::new(Code::SessionEnded, "nobody is logged in")
 }
 
-/// Scripts get a problem; people are sent to the log-in, and from there to where they wanted.
-fn to_login(parts: &Parts) -> Response {
+/// Scripts get a problem; people are sent to the log-in, and from there to where they wanted. Who
+/// was logged in before is told that this is over: the form he sent is lost.
+fn to_login(parts: &Parts, login: &str) -> Response {
     if for_scripts(&parts.headers) {
         return script_problem(unauthenticated());
     }
-    if parts.method != Method::GET {
-        return redirect("/login");
+    let target = parts::query(login, &[("next", &page_of(parts))]);
+    let asked = [Method::GET, Method::HEAD].contains(&parts.method);
+    if !asked || cookies::session_token(&parts.headers).is_some() {
+        return redirect_with(&target, Flash::SessionOver);
     }
-    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-    redirect(&parts::query("/login", &[("next", path)]))
+    redirect(&target)
 }
 
 /// A path of this site to go to after a log-in; anything else is the home page.

@@ -10,6 +10,8 @@ const port = Number(new URL(daemon).port || 443);
 
 /** How long to wait between two looks at an installation that an administrator must approve. */
 const HELD_AGAIN = 5_000;
+/** Longest wait for the portal's own service, in milliseconds. */
+const SERVICE = 30_000;
 
 /** What the service answered instead of what was asked for; in the visitor's language. */
 class ServiceProblem extends Error {
@@ -30,70 +32,81 @@ async function ask(path, body) {
       method: "POST",
       headers: { "content-type": "application/json", "x-csrf-token": csrf },
       body: JSON.stringify(body),
+      signal: AbortSignal.timeout(SERVICE),
     });
   } catch (error) {
     throw new Unreachable("the service cannot be reached", { cause: error });
   }
-  const read = await answer.json().catch(() => ({ title: String(answer.status), action: "" }));
+  const read = await answer.json().catch(() => ({ title: String(answer.status) }));
   if (answer.ok) return read;
-  if (read.code === "session-ended") location.assign(`/login?next=${location.pathname}`);
+  // The service sends whoever is not logged in to the log-in, says why, and back here afterwards.
+  if (read.code === "session-ended") location.reload();
   throw new ServiceProblem(read);
 }
 
-/** Which of the texts in the page stands for an error, and what may be said beside it. */
+/**
+ * Which of the texts in the page stands for an error, what may be said beside it in the page's
+ * language, and what in English.
+ */
 function explain(error) {
   if (error instanceof ServiceProblem) {
-    const { title, action, detail } = error.problem;
-    return ["service", [title, action, detail && `(${detail})`].filter(Boolean).join(" ")];
+    const { title, action, wait, detail, code, request_id: request } = error.problem;
+    const names = [code, request].filter(Boolean).join(", ");
+    return [
+      "service",
+      [title, action, wait].filter(Boolean).join(" "),
+      [detail, names && `[${names}]`].filter(Boolean).join(" "),
+    ];
   }
-  if (error instanceof Unreachable) return ["connection", ""];
-  if (!(error instanceof OpcertError)) return ["other", String(error)];
+  if (error instanceof Unreachable) return ["connection"];
+  if (!(error instanceof OpcertError)) return ["other", "", String(error)];
   switch (error.kind) {
     case "permission-denied":
-      return ["denied", ""];
+      return ["denied"];
     case "busy":
     case "timed-out":
-      return ["busy", ""];
-    case "refused":
-      return refusal(error);
+      return ["busy"];
+    case "refused": {
+      const name = REFUSALS.get(error.code);
+      return name ? [name, "", error.code] : ["other", "", `${error.code}: ${error.message}`];
+    }
     default:
-      return [error.kind, ""];
+      return [error.kind];
   }
 }
 
-const REFUSALS = {
-  "origin-refused": "origin",
-  "consent-denied": "cancelled",
-  "consent-timeout": "cancelled",
-  "consent-unavailable": "nobody",
-  "pin-needed": "pin",
-  "pin-wrong": "pin",
-  "pin-locked": "pin",
-  "pin-final-try": "pin",
-  "certificate-missing": "no-operating-certificate",
-  "certificate-expired": "no-operating-certificate",
-  "certificate-revoked": "no-operating-certificate",
-  "challenge-account": "no-operating-certificate",
-  "challenge-issuer-unknown": "no-operating-certificate",
-  "challenge-expired": "expired",
-  "policy-refused": "refused",
-  "not-permitted": "refused",
-  "client-unknown": "refused",
-};
-
-function refusal(error) {
-  const name = REFUSALS[error.code];
-  return name ? [name, error.code] : ["other", `${error.code}: ${error.message}`];
-}
+const REFUSALS = new Map([
+  ["origin-refused", "origin"],
+  ["consent-denied", "cancelled"],
+  ["consent-timeout", "unanswered"],
+  ["consent-unavailable", "nobody"],
+  ["pin-needed", "pin"],
+  ["pin-wrong", "pin"],
+  ["pin-locked", "locked"],
+  ["pin-final-try", "last-try"],
+  ["token-absent", "absent"],
+  ["certificate-missing", "no-operating-certificate"],
+  ["certificate-expired", "no-operating-certificate"],
+  ["certificate-revoked", "no-operating-certificate"],
+  ["challenge-account", "no-operating-certificate"],
+  ["challenge-issuer-unknown", "no-operating-certificate"],
+  ["challenge-expired", "expired"],
+  ["policy-refused", "refused"],
+  ["not-permitted", "refused"],
+  ["client-unknown", "stranger"],
+  ["client-kind", "stranger"],
+]);
 
 /** Shows one of the prepared texts in `states`, and hides the others. */
-function show(states, name, detail = "") {
+function show(states, name, ...beside) {
   for (const entry of states.querySelectorAll("[data-show]")) {
     entry.hidden = entry.dataset.show !== name;
   }
-  const line = states.querySelector("[data-detail]");
-  line.textContent = detail;
-  line.hidden = detail === "";
+  for (const [at, line] of ["[data-detail]", "[data-english]"].entries()) {
+    const place = states.querySelector(line);
+    place.textContent = beside[at] ?? "";
+    place.hidden = place.textContent === "";
+  }
 }
 
 function fail(place, error) {
@@ -104,6 +117,24 @@ function fail(place, error) {
 
 function clear(place) {
   place.querySelector("[data-failures]").hidden = true;
+}
+
+/**
+ * Does one thing at a time: meanwhile no button of `place` can be pressed. `settle` says afterwards
+ * which can; whoever pressed one has the focus there again, unless it went on.
+ */
+async function exclusively(place, work, settle) {
+  const pressed = document.activeElement;
+  const buttons = [...place.querySelectorAll("button")].filter((button) => !button.disabled);
+  for (const button of buttons) button.disabled = true;
+  try {
+    await work();
+  } finally {
+    for (const button of buttons) button.disabled = false;
+    settle();
+    // Browsers take the focus from what is disabled.
+    if (document.activeElement === document.body && place.contains(pressed)) pressed.focus();
+  }
 }
 
 /** Looks for the daemon and says in `states` what was found; the daemon, if it is ready. */
@@ -118,99 +149,121 @@ async function look(states) {
   return undefined;
 }
 
-/** The prompt on the list of certificates: Install is grey until the daemon is found. */
-async function gate(section) {
-  const found = await look(section.querySelector("[data-daemon-states]"));
-  section.querySelector("[data-install]").disabled = found === undefined;
+/** The prompt to install: Install is grey until the daemon is found. */
+function gate(section) {
+  const states = section.querySelector("[data-daemon-states]");
+  const install = section.querySelector("[data-install]");
+  const again = section.querySelector("[data-look-again]");
+  let found;
+  const settle = () => {
+    install.disabled = found === undefined;
+    again.hidden = found !== undefined;
+  };
+  const start = () => exclusively(section, async () => (found = await look(states)), settle);
+  again.addEventListener("click", start);
+  start();
 }
 
 /** The installation. */
 function installer(steps) {
-  const place = steps.parentElement;
-  const failures = place.querySelector("[data-failure]");
+  const failures = steps.parentElement.querySelector("[data-failure]");
   const step = (name) => steps.querySelector(`[data-step="${name}"]`);
   const tokenForm = steps.querySelector("[data-token-form]");
   const codeForm = steps.querySelector("[data-code-form]");
   const progress = steps.querySelector("[data-progress]");
+  const held = steps.querySelector("[data-held]");
+  const again = steps.querySelector("[data-look-again]");
   let found;
+  let usable = 0;
   let codeId;
   let ticket;
+  let finished = false;
 
-  const reach = (name) => {
+  /** Marks one of several as the present one, those before it as done. */
+  const mark = (items, present) => {
     let passed = true;
-    for (const item of steps.children) {
-      if (item.dataset.step === name) {
-        item.dataset.state = "now";
-        passed = false;
-      } else {
-        item.dataset.state = passed ? "done" : "";
-      }
+    for (const item of items) {
+      if (item === present) passed = false;
+      item.dataset.state = item === present ? "now" : passed ? "done" : "";
+      if (item === present) item.setAttribute("aria-current", "step");
+      else item.removeAttribute("aria-current");
     }
   };
+  const reach = (name) => mark(steps.children, step(name));
 
-  const busy = async (form, work) => {
-    clear(failures);
-    const button = form.querySelector("button[type=submit]");
-    button.disabled = true;
-    try {
-      await work();
-    } catch (error) {
-      fail(failures, error);
-    } finally {
-      button.disabled = false;
-    }
-  };
+  const busy = (work) =>
+    exclusively(
+      steps,
+      async () => {
+        clear(failures);
+        try {
+          await work();
+        } catch (error) {
+          fail(failures, error);
+        }
+      },
+      () => {
+        again.disabled = finished;
+        tokenForm.querySelector("button[type=submit]").disabled = usable === 0;
+        codeForm.querySelector("button[type=submit]").disabled = found === undefined;
+      },
+    );
 
-  async function start() {
-    clear(failures);
-    reach("daemon");
-    tokenForm.hidden = true;
-    found = await look(step("daemon").querySelector("[data-daemon-states]"));
-    if (!found) return;
-    try {
-      const tokens = await found.opcert.tokens();
-      offer(tokens);
+  const start = () =>
+    busy(async () => {
+      reach("daemon");
+      tokenForm.hidden = true;
+      found = await look(step("daemon").querySelector("[data-daemon-states]"));
+      if (!found) return;
+      offer(await found.opcert.tokens());
       tokenForm.hidden = false;
+      // A code that was sent before is still good.
+      if (!codeForm.hidden) return reach("code");
       reach("token");
       tokenForm.querySelector("input:not([type=hidden]):not(:disabled)")?.focus();
-    } catch (error) {
-      fail(failures, error);
-    }
-  }
+    });
 
-  /** Fills in the choice of tokens; those that are not ready cannot be chosen. */
+  /**
+   * Fills in the choice of tokens; chosen is what was chosen before, or the first ready one. Those that the daemon cannot use
+   * cannot be chosen; one that waits for its PIN can, as the daemon asks for it when it is needed.
+   */
   function offer(tokens) {
     const list = tokenForm.querySelector("[data-tokens]");
     const template = steps.querySelector("[data-token-choice]");
+    const before = list.querySelector("input:checked")?.value;
     list.replaceChildren();
-    let usable = 0;
-    for (const token of tokens) {
+    const inputs = [];
+    for (const { id, uri, state, manufacturer, model } of tokens) {
       const choice = template.content.cloneNode(true);
       const input = choice.querySelector("input");
-      const facts = attributes(token.uri);
-      input.value = token.uri;
-      input.dataset.serial = facts.serial ?? "";
-      input.disabled = token.state !== "ready";
-      if (!input.disabled && usable === 0) input.checked = true;
-      usable += input.disabled ? 0 : 1;
-      choice.querySelector("[data-token-label]").textContent = facts.token ?? token.uri;
-      choice.querySelector("[data-token-facts]").textContent = [
-        token.manufacturer,
-        token.model,
-        facts.serial,
-        token.state === "ready" ? undefined : token.state,
-      ]
+      input.value = uri;
+      input.dataset.serial = id.serial;
+      input.dataset.state = state;
+      input.disabled = !["ready", "pin-needed", "released"].includes(state);
+      inputs.push(input);
+      choice.querySelector("[data-token-label]").textContent = id.label || uri;
+      choice.querySelector("[data-token-facts]").textContent = [manufacturer, model, id.serial]
         .filter(Boolean)
         .join(" · ");
+      for (const line of choice.querySelectorAll("[data-token-state]")) {
+        line.hidden = line.dataset.tokenState !== state;
+      }
       list.append(choice);
     }
-    tokenForm.querySelector("[data-no-tokens]").hidden = usable > 0;
-    tokenForm.querySelector("button[type=submit]").disabled = usable === 0;
+    const good = inputs.filter((input) => !input.disabled);
+    const first =
+      good.find((input) => input.value === before) ??
+      good.find((input) => input.dataset.state === "ready") ??
+      good[0];
+    if (first) first.checked = true;
+    usable = good.length;
+    tokenForm.querySelector("[data-no-tokens]").hidden = tokens.length > 0;
+    tokenForm.querySelector("[data-none-usable]").hidden = tokens.length === 0 || usable > 0;
   }
 
   tokenForm.addEventListener("submit", (event) => {
     event.preventDefault();
-    busy(tokenForm, async () => {
+    busy(async () => {
       const chosen = tokenForm.querySelector("input[name=token]:checked");
       const sent = await ask("/certificates/install/code", {
         computer: found.status.computer,
@@ -219,6 +272,7 @@ function installer(steps) {
       });
       codeId = sent.code_id;
       ticket = undefined;
+      progress.hidden = true;
       codeForm.querySelector("[data-sent-to]").textContent = sent.sent_to;
       codeForm.hidden = false;
       reach("code");
@@ -229,7 +283,7 @@ function installer(steps) {
 
   codeForm.addEventListener("submit", (event) => {
     event.preventDefault();
-    busy(codeForm, async () => {
+    busy(async () => {
       part("ticket");
       try {
         // A ticket that was won before is gone on with: the daemon resumes.
@@ -241,27 +295,30 @@ function installer(steps) {
       } catch (error) {
         progress.querySelector("[data-state=now]")?.setAttribute("data-state", "failed");
         throw error;
+      } finally {
+        held.hidden = true;
       }
     });
   });
 
+  /** Shows how far it is, and says it to those who do not see it. */
   function part(name) {
     progress.hidden = false;
-    let passed = true;
-    for (const item of progress.querySelectorAll("[data-part]")) {
-      if (item.dataset.part === name) passed = false;
-      item.dataset.state = item.dataset.part === name ? "now" : passed ? "done" : "";
-    }
+    const present = progress.querySelector(`[data-part="${name}"]`);
+    mark(progress.querySelectorAll("[data-part]"), present);
+    steps.querySelector("[data-progress-said]").textContent = present?.textContent ?? "";
   }
 
   async function install() {
     reach("install");
-    const held = steps.querySelector("[data-held]");
+    const service = await describeService().catch((error) => {
+      throw new Unreachable("the service cannot be reached", { cause: error });
+    });
     await found.opcert.enrol({
       ticket: ticket.ticket,
       token: tokenForm.querySelector("input[name=token]:checked").value,
       keyType: tokenForm.elements["key-type"].value,
-      service: await describeService(),
+      service,
       onProgress: (name) => part(name === "installed" ? "done" : name),
       certify: async (csr) => {
         for (;;) {
@@ -281,7 +338,8 @@ function installer(steps) {
         }
       },
     });
-    for (const item of steps.children) item.dataset.state = "done";
+    finished = true;
+    mark(steps.children, undefined);
     tokenForm.hidden = true;
     codeForm.hidden = true;
     const installed = steps.querySelector("[data-installed]");
@@ -289,18 +347,8 @@ function installer(steps) {
     installed.focus();
   }
 
-  steps.querySelector("[data-look-again]").addEventListener("click", start);
+  again.addEventListener("click", start);
   start();
-}
-
-/** The attributes of a PKCS#11 URI (RFC 7512). */
-function attributes(uri) {
-  const facts = {};
-  for (const pair of uri.replace(/^pkcs11:/, "").split(/[;?&]/)) {
-    const [name, value] = pair.split("=");
-    if (value !== undefined) facts[name] = decodeURIComponent(value);
-  }
-  return facts;
 }
 
 /** The button that has an operation approved. */
@@ -311,28 +359,34 @@ function approver(section) {
   const path = `/operations/${section.dataset.operation}`;
   let found;
 
-  async function start() {
-    clear(section);
-    found = await look(states);
-    button.disabled = found === undefined;
-  }
+  const busy = (work) =>
+    exclusively(
+      section,
+      async () => {
+        clear(section);
+        await work();
+      },
+      () => {
+        button.disabled = found === undefined;
+      },
+    );
+  const start = () => busy(async () => (found = await look(states)));
 
-  button.addEventListener("click", async () => {
-    clear(section);
-    button.disabled = true;
-    waiting.hidden = false;
-    try {
-      const { challenge } = await ask(`${path}/challenge`, {});
-      const { approval } = await found.opcert.approve(challenge);
-      await ask(`${path}/approval`, { approval });
-      location.assign(path);
-    } catch (error) {
-      fail(section, error);
-      button.disabled = false;
-    } finally {
-      waiting.hidden = true;
-    }
-  });
+  button.addEventListener("click", () =>
+    busy(async () => {
+      waiting.hidden = false;
+      try {
+        const { challenge } = await ask(`${path}/challenge`, {});
+        const { approval } = await found.opcert.approve(challenge);
+        await ask(`${path}/approval`, { approval });
+        location.assign(path);
+      } catch (error) {
+        fail(section, error);
+      } finally {
+        waiting.hidden = true;
+      }
+    }),
+  );
   section.querySelector("[data-look-again]").addEventListener("click", start);
   start();
 }

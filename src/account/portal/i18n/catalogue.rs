@@ -29,8 +29,6 @@ texts! {
     all: "All", "全部";
     none: "None", "无";
     never: "never", "从未";
-    yes: "Yes", "是";
-    no: "No", "否";
     details: "Details", "详情";
     action: "Action", "操作";
     state: "State", "状态";
@@ -71,7 +69,7 @@ texts! {
     certificates_installed(count): "{count} in force", "{count} 个有效";
     your_certificates: "Your certificates", "您的证书";
     waiting_for_you: "Waiting for your approval", "等待您授权";
-    waiting_count(count): "{count} operations", "{count} 笔操作";
+    waiting_count(count): "{count}", "{count} 笔";
     unread_notices: "Unread notices", "未读通知";
     role: "Role", "角色";
     role_operator: "Operator", "操作员";
@@ -121,7 +119,9 @@ texts! {
     reason_lost: "Token lost or stolen", "令牌遗失或被盗";
     reason_left: "The operator has left", "操作员已离职";
     reason_replaced: "Replaced by another", "已更换";
-    type_serial: "I understand that this cannot be undone", "我了解此操作无法撤销";
+    sure: "I understand that this cannot be undone", "我了解此操作无法撤销";
+    not_sure: "The box beside “I understand that this cannot be undone” is empty.", "未勾选“我了解此操作无法撤销”。";
+    not_sure_remedy: "Nothing was deleted. Tick the box if the certificate is to go.", "未删除任何内容。如确需删除，请勾选后重新提交。";
     yours: "yours", "本人";
 }
 
@@ -139,7 +139,15 @@ texts! {
     computer_name_hint: "So that you and your administrators recognise it later, e.g. “Finance office 2”.", "便于您和管理员日后辨认，例如“财务室 2 号机”。";
     choose_token: "Token", "令牌";
     choose_token_hint: "The key is made on it and cannot leave it.", "密钥在令牌中生成，无法导出。";
-    no_tokens: "The daemon sees no token. Insert one, then look again.", "守护程序未检测到令牌。请插入令牌后重新检测。";
+    no_tokens: "The daemon is configured for no token. Add one with `opcert init` or in opcertd.toml, then look again.", "守护程序未配置令牌。请用 `opcert init` 或在 opcertd.toml 中添加，然后重新检测。";
+    no_usable_token: "None of these tokens can be used now. Do what is said beside one of them, then look again.", "以上令牌目前均不可用。请按令牌旁的提示处理，然后重新检测。";
+    token_absent: "Not inserted", "未插入";
+    token_locked_out: "Locked after wrong PINs; its security officer sets another with `opcert token pin unblock`", "多次输错 PIN 码，已锁定；请由安全员用 `opcert token pin unblock` 重设";
+    token_pin_needed: "Waits for its PIN, which this computer asks you for, or give it with `opcert token unlock`", "需要 PIN 码：本机会向您询问，也可运行 `opcert token unlock` 输入";
+    token_final_try: "One PIN try is left; if you are sure of it, run `opcert token unlock --last-try`", "PIN 码仅剩一次尝试机会；如确定无误，请运行 `opcert token unlock --last-try`";
+    token_released: "Left to other programs; it is taken up again when it is needed", "已让给其他程序使用，需要时将重新接管";
+    token_respawning: "Being started; look again in a moment", "正在启动，请稍候重新检测";
+    token_unusable: "Cannot be used; `opcert doctor` says why", "无法使用，请运行 `opcert doctor` 查明原因";
     key_type: "Key type", "密钥类型";
     send_code: "Send SMS code", "发送短信验证码";
     code_goes_to(number): "The code goes to your registered number {number}.", "验证码将发送到您登记的手机号 {number}。";
@@ -148,7 +156,7 @@ texts! {
     code_hint: "The text names purpose, computer and account. Go on only if they are right. Tell the code to nobody.", "短信写明用途、电脑和商户号，确认无误后再继续。请勿告诉任何人。";
     confirm_install: "Install", "安装";
     progress_ticket: "Checking the code", "核对验证码";
-    progress_key: "Making a key on the token and proving that it cannot leave", "在令牌中生成密钥并证明其不可导出";
+    progress_key: "Making a key on the token and proving that it cannot leave; look for the question of opcert on this computer", "在令牌中生成密钥并证明其不可导出；请留意本机 opcert 弹窗";
     progress_certificate: "Having the certificate issued", "签发证书";
     progress_write: "Writing the certificate to the token", "将证书写入令牌";
     installed_title: "The operating certificate is installed", "操作证书安装成功";
@@ -171,15 +179,25 @@ texts! {
     daemon_origin: "The daemon does not accept this site.", "守护程序不接受本站。";
     daemon_origin_remedy: "Add the address of this site to `[browser] origins` in opcertd.toml and reload the daemon.", "请将本站地址加入 opcertd.toml 的 `[browser] origins`，并让守护程序重新加载配置。";
     daemon_busy: "The daemon is busy or did not answer in time.", "守护程序繁忙或未及时响应。";
-    daemon_busy_remedy: "Wait a moment, then look again.", "请稍候再重新检测。";
+    daemon_busy_remedy: "See whether a question of the browser or of opcert waits for an answer; then try again.", "请查看浏览器或 opcert 是否有待答复的询问，然后重试。";
     daemon_refused: "The daemon refused.", "守护程序拒绝了请求。";
     daemon_refused_remedy: "Its policy does not allow this. Ask the administrator of this computer.", "其策略不允许此操作，请联系本机管理员。";
+    daemon_unanswered: "Nobody answered the question on this computer in time.", "本机上的询问未在规定时间内得到答复。";
+    daemon_unanswered_remedy: "Nothing was signed. Start again, and answer in the window of opcert or on the token; it may be behind other windows.", "未产生任何签名。请重新开始，并在 opcert 窗口或令牌上作答；窗口可能被其他窗口遮挡。";
+    daemon_stranger: "The daemon does not know this browser: its certificate was removed, has expired, or is of another program.", "守护程序不认识本浏览器：其证书已被移除、已过期，或属于其他程序。";
+    daemon_stranger_remedy: "As the user of this browser run `opcert browser remove`, then `opcert browser setup`. Close every window of the browser and open it again.", "请以浏览器所属用户依次运行 `opcert browser remove` 和 `opcert browser setup`，然后关闭浏览器的所有窗口并重新打开。";
+    daemon_absent: "The token is not in this computer.", "令牌未插入本机。";
+    daemon_absent_remedy: "Insert it, then try again.", "请插入令牌后重试。";
+    daemon_locked: "The token is locked: a wrong PIN was given too often.", "令牌已锁定：多次输错 PIN 码。";
+    daemon_locked_remedy: "Have its security officer set another PIN with `opcert token pin unblock`.", "请由安全员用 `opcert token pin unblock` 重设 PIN 码。";
+    daemon_last_try: "One PIN try is left on the token, which the daemon does not use.", "令牌的 PIN 码仅剩一次尝试机会，守护程序不会自行使用。";
+    daemon_last_try_remedy: "If you are sure of the PIN, run `opcert token unlock --last-try` on this computer; a wrong one locks the token.", "如确定 PIN 码无误，请在本机运行 `opcert token unlock --last-try`；再输错将锁定令牌。";
     daemon_cancelled: "You declined on the screen or on the token.", "您已在屏幕或令牌上拒绝。";
     daemon_cancelled_remedy: "Nothing was signed. Start again if that was a mistake.", "未产生任何签名。如系误操作，请重新开始。";
     daemon_nobody: "The daemon has no way to ask the person at this computer.", "守护程序无法询问本机用户。";
     daemon_nobody_remedy: "Install pinentry and set `[consent] pinentry` in opcertd.toml.", "请安装 pinentry 并在 opcertd.toml 中设置 `[consent] pinentry`。";
     daemon_pin: "The token needs its PIN.", "令牌需要 PIN 码。";
-    daemon_pin_remedy: "Run `opcert token unlock` on this computer, then look again.", "请在本机运行 `opcert token unlock`，然后重新检测。";
+    daemon_pin_remedy: "Run `opcert token unlock` on this computer, then try again.", "请在本机运行 `opcert token unlock`，然后重试。";
     daemon_no_operating: "No operating certificate of yours is installed on this computer.", "本机未安装您的操作证书。";
     daemon_no_operating_remedy: "Install one under Account Setting > Operating Certificate, or go to a computer that has one.", "请在“账户设置 > 操作证书”中安装，或使用已安装证书的电脑。";
     daemon_other: "The daemon reported a problem.", "守护程序报告了问题。";
@@ -227,7 +245,6 @@ texts! {
 // API security.
 texts! {
     login_password: "Login password", "登录密码";
-    active: "Active", "已启用";
     api_security: "API Security", "API 安全";
     do_security: "Set the API secrets and see which computers have them", "设置 API 密钥，查看哪些电脑已获取";
     api_security_lead: "The two secrets of your account's interfaces. Once set, a secret is never shown again, not even to you.", "本商户接口的两个密钥。设置后任何人都无法再查看，包括您本人。";
@@ -250,6 +267,7 @@ texts! {
     secret_again: "New secret, once more", "再次输入新密钥";
     secret_hint: "Exactly 32 characters: digits, upper and lower case letters", "必须为 32 个字符，由数字和大小写字母组成";
     secrets_differ: "The two fields differ.", "两次输入的密钥不一致。";
+    secrets_differ_remedy: "Type the same secret into both. Code and password are asked for again as well.", "请在两处输入相同的密钥，并再次填写验证码和密码。";
     secret_once: "Set the very same secret on the payment platform. It cannot be looked at here afterwards.", "请在支付平台设置完全相同的密钥。保存后无法在此查看。";
     save_secret: "Set secret", "确认设置";
     overlap: "Read messages made with the old secret for another", "旧密钥继续用于读取的时间";
@@ -265,7 +283,7 @@ texts! {
     last_heard_of: "Last heard of", "最近联系";
     vouched_for_by: "Vouched for by", "担保操作员";
     key_thumbprint: "Key", "密钥指纹";
-    recipient_waiting: "Waits for you", "等待准许";
+    recipient_waiting: "Waits to be let in", "等待准许";
     recipient_active: "Gets secrets", "可获取密钥";
     recipient_ended: "Gets none any more", "已停止提供";
     arrival_withheld: "Not given", "未提供";
@@ -303,7 +321,6 @@ texts! {
     mark_read: "Mark all as read", "全部标为已读";
     trail_lead: "Everything that changed in this account. Records are chained: none can be removed unseen.", "本商户的全部变更。记录前后相连，删改必被发现。";
     event: "Event", "事件";
-    who: "Who", "操作人";
     request_id: "Request", "请求编号";
     no_events: "No records yet.", "暂无记录。";
 }
@@ -314,7 +331,6 @@ texts! {
     installations_lead: "Installations after the first that wait for an administrator's signature.", "等待管理员签名的后续安装。";
     no_installations: "No installation waits.", "没有待审批的安装。";
     approve_installation: "Approve the installation", "批准安装";
-    disabled: "Disabled", "已停用";
 }
 
 // Answers to what was done.
@@ -323,6 +339,7 @@ texts! {
     flash_operation_created: "The operation is created and waits for approval.", "操作已创建，等待授权。";
     flash_operation_cancelled: "The operation is cancelled.", "操作已取消。";
     flash_operation_approved: "The operation is approved.", "操作已授权。";
+    flash_approval_taken: "Your approval is taken. The operation waits for that of somebody else.", "您的授权已受理，该操作仍需其他人授权。";
     flash_notices_read: "All notices are marked as read.", "全部通知已标为已读。";
 }
 
@@ -339,9 +356,13 @@ texts! {
     error_csrf_remedy: "Load the page again and send the form once more. Cookies must be allowed for this site.", "请重新打开页面再次提交，并允许本站使用 Cookie。";
     error_login: "Account, operator or password is wrong.", "商户号、操作员或密码错误。";
     error_login_remedy: "Check all three and try again. After several failures each further try has to wait.", "请核对三项后重试。多次失败后，再次尝试需要等待。";
+    error_password: "The login password is wrong.", "登录密码错误。";
+    error_password_remedy: "Type the password that you log in with, and send the form again. After several failures each further try has to wait.", "请输入您的登录密码后重新提交。多次失败后，再次尝试需要等待。";
     error_wait(seconds): "Try again in {seconds} seconds.", "请在 {seconds} 秒后重试。";
     error_busy: "Too much is going on right now.", "当前请求过多。";
     error_busy_remedy: "Wait a moment and try again.", "请稍候重试。";
+    error_database: "The service cannot reach its database.", "服务暂时无法访问其数据库。";
+    error_database_remedy: "Try again in a moment. If you sent a form, look first whether it was carried out all the same.", "请稍候重试。如刚提交过表单，请先查看是否已经生效。";
     error_internal: "The service failed.", "服务出错。";
     error_internal_remedy: "Nothing was changed. Try again later; if it happens again, tell the operator of the service the request number below.", "未作任何更改。请稍后重试；如再次出现，请将下方请求编号告知服务方。";
     error_malformed: "Something in the form is missing or not allowed.", "表单有缺失或不允许的内容。";
@@ -393,7 +414,7 @@ texts! {
 
 // Sessions.
 texts! {
-    error_session_remedy: "Log in again; what you typed elsewhere is not lost.", "请重新登录。";
+    error_session_remedy: "Log in again.", "请重新登录。";
     error_throttled: "Too many log-ins failed.", "登录失败次数过多。";
     error_throttled_remedy: "Wait, then try again with the right password.", "请稍候，再使用正确的密码重试。";
 }
@@ -439,12 +460,10 @@ texts! {
     decide: "Decision", "审核决定";
     decide_hint: "The applicant reads the reason.", "申请人会看到此原因。";
     papers: "Papers", "材料";
-    download: "Download", "下载";
     requests_lead: "Requests that wait for a decision of a business representative.", "等待客户经理审核的申请。";
     no_requests: "No request waits.", "没有待审核的申请。";
     applicant: "Applicant", "申请人";
     old_number: "Old number", "原手机号";
-    disable: "Disable", "停用";
     flash_request_begun: "The request is begun. Now download the form.", "申请已开始，请下载表格。";
     flash_uploaded: "The paper is uploaded.", "材料已上传。";
     flash_request_submitted: "The request is submitted.", "申请已提交。";

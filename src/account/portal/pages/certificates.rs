@@ -10,7 +10,8 @@ use crate::account::manage::{BreakGlass, Deletion, Entry, Usage};
 use crate::account::portal::daemon;
 use crate::account::portal::i18n::Texts;
 use crate::account::portal::layout::Here;
-use crate::account::portal::parts::{self, Field, Tone, badge, time, time_or_never};
+use crate::account::portal::parts::{self, Field, Standing, Tone, badge, time, time_or_never};
+use crate::account::portal::problems::Fault;
 use crate::account::portal::web::{
     Answer, Flash, Halt, Scripted, SignedIn, Submitted, redirect, redirect_with,
 };
@@ -92,7 +93,7 @@ pub async fn show(
     Ok(one(&person, &entry, None))
 }
 
-fn one(person: &SignedIn, entry: &Entry, problem: Option<&Problem>) -> Response {
+fn one(person: &SignedIn, entry: &Entry, fault: Option<&Fault>) -> Response {
     let t = person.t;
     let content = html! {
         (parts::heading(
@@ -101,12 +102,12 @@ fn one(person: &SignedIn, entry: &Entry, problem: Option<&Problem>) -> Response 
             &html! { a.button.plain href="/certificates" { (t.back()) } },
         ))
         (facts(t, entry))
-        @if entry.certificate.revoked.is_none() { (deletion(person, entry)) }
+        @if entry.certificate.revoked.is_none() { (deletion(person, entry, fault)) }
     };
     person.answer(
         t.operating_certificate(),
         Here::Certificates,
-        problem,
+        fault,
         &content,
     )
 }
@@ -143,8 +144,9 @@ pub async fn delete(
 ) -> Answer {
     if confirmed.sure != "yes" {
         let entry = find(&service, &person, &serial).await?;
-        let problem = Problem::new(Code::Malformed, person.t.type_serial());
-        return Ok(one(&person, &entry, Some(&problem)));
+        let t = person.t;
+        let fault = Fault::of_form(t.not_sure(), t.not_sure_remedy(), &["sure"]);
+        return Ok(one(&person, &entry, Some(&fault)));
     }
     let deletion = service
         .manage()
@@ -182,7 +184,8 @@ pub async fn break_glass(
         .await;
     if let Err(error) = confirmed {
         let entry = find(&service, &person, &serial).await?;
-        return Ok(one(&person, &entry, Some(&error.into())));
+        let fault = Fault::of_password(person.t, error.into());
+        return Ok(one(&person, &entry, Some(&fault)));
     }
     service
         .manage()
@@ -331,8 +334,9 @@ pub async fn certify(
     person.to_script(issued.await)
 }
 
-fn deletion(person: &SignedIn, entry: &Entry) -> Markup {
+fn deletion(person: &SignedIn, entry: &Entry, fault: Option<&Fault>) -> Markup {
     let t = person.t;
+    let sure = Standing::of("sure", None, fault);
     let own = entry.certificate.operator == person.operator.id;
     let path = format!("/certificates/{}/delete", entry.certificate.serial);
     if !own && !person.operator.role.manages() {
@@ -345,8 +349,10 @@ fn deletion(person: &SignedIn, entry: &Entry) -> Markup {
             form.stack method="post" action=(path) {
                 (person.token())
                 label.choice {
-                    input type="checkbox" name="sure" value="yes" required;
-                    span { (t.type_serial()) }
+                    input type="checkbox" name="sure" value="yes" required
+                        aria-describedby=[&sure.described_by] aria-invalid=[sure.invalid]
+                        autofocus[sure.begins];
+                    span { (t.sure()) }
                 }
                 div.buttons { button.button.danger type="submit" { (t.delete()) } }
             }
@@ -363,13 +369,14 @@ fn deletion(person: &SignedIn, entry: &Entry) -> Markup {
                         ("affiliation-changed", t.reason_left()),
                         ("cessation-of-operation", t.reason_unused()),
                         ("superseded", t.reason_replaced()),
-                    ]))
+                    ], None))
                     (Field {
                         name: "password",
                         label: t.login_password(),
                         kind: "password",
                         autocomplete: "current-password",
                         max: 256,
+                        fault,
                         ..Field::default()
                     }.show(t))
                     div.buttons { button.button.danger type="submit" { (t.delete_now()) } }
@@ -405,9 +412,10 @@ pub fn prompt(t: Texts, installed: bool) -> Markup {
                     h2 { (t.not_installed()) }
                     p { (t.not_installed_lead()) }
                 }
-                div #install-reason { (daemon::states(t)) }
+                div #install-reason role="status" { (daemon::states(t)) }
             }
-            form method="get" action="/certificates/install" {
+            form.buttons method="get" action="/certificates/install" {
+                button.button.plain type="button" hidden data-look-again { (t.look_again()) }
                 button.button type="submit" disabled aria-describedby="install-reason" data-install {
                     (t.install())
                 }
@@ -561,7 +569,6 @@ fn facts(t: Texts, entry: &Entry) -> Markup {
 /// the script only says which part is shown.
 fn installer(t: Texts, csrf: &Markup, mobile: &str) -> Markup {
     html! {
-        noscript { div.note.warn { p { (t.without_script()) } } }
         ol.steps data-installer {
             li data-step="daemon" data-state="now" {
                 h2 { (t.step_daemon()) }
@@ -576,7 +583,8 @@ fn installer(t: Texts, csrf: &Markup, mobile: &str) -> Markup {
                         legend { (t.choose_token()) }
                         p.hint.muted.small { (t.choose_token_hint()) }
                         div data-tokens {}
-                        p.note.warn hidden data-no-tokens { (t.no_tokens()) }
+                        p.note.warn hidden data-no-tokens { (parts::marked(t.no_tokens())) }
+                        p.note.warn hidden data-none-usable { (t.no_usable_token()) }
                     }
                     (Field {
                         name: "computer-name",
@@ -590,7 +598,7 @@ fn installer(t: Texts, csrf: &Markup, mobile: &str) -> Markup {
                         ("p384", "ECDSA P-384"),
                         ("rsa2048", "RSA 2048"),
                         ("rsa3072", "RSA 3072"),
-                    ]))
+                    ], None))
                     p.muted.small { (t.code_goes_to(mobile)) }
                     div.buttons { button.button type="submit" { (t.send_code()) } }
                 }
@@ -600,6 +608,7 @@ fn installer(t: Texts, csrf: &Markup, mobile: &str) -> Markup {
                         span {
                             strong data-token-label {}
                             span.sub.muted.small data-token-facts {}
+                            (daemon::token_states(t))
                         }
                     }
                 }
@@ -609,14 +618,15 @@ fn installer(t: Texts, csrf: &Markup, mobile: &str) -> Markup {
                 form.stack data-code-form hidden {
                     (csrf)
                     p { (t.code_sent_to()) " " strong data-sent-to {} }
-                    (parts::code_field(t))
+                    (parts::code_field(t, None))
                     div.buttons { button.button type="submit" { (t.confirm_install()) } }
                 }
             }
             li data-step="install" {
                 h2 { (t.step_install()) }
+                p.hidden-text role="status" data-progress-said {}
                 div data-progress hidden {
-                    ul.progress role="status" {
+                    ol.progress {
                         li data-part="ticket" { (t.progress_ticket()) }
                         li data-part="key" { (t.progress_key()) }
                         li data-part="certificate" { (t.progress_certificate()) }

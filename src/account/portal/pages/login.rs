@@ -10,7 +10,8 @@ use serde::Deserialize;
 use crate::account::cookies::{self, SameSite, Stay};
 use crate::account::portal::i18n;
 use crate::account::portal::layout::Here;
-use crate::account::portal::parts::Field;
+use crate::account::portal::parts::{self, Field};
+use crate::account::portal::problems::Fault;
 use crate::account::portal::security;
 use crate::account::portal::web::{
     Answer, Anybody, Flash, Submitted, Visitor, local_path, redirect, redirect_with,
@@ -192,6 +193,14 @@ fn form(
     problem: Option<&Problem>,
 ) -> Response {
     let t = visitor.t;
+    let fault = problem.map(|problem| match problem.code() {
+        // Which of them, nobody is told.
+        Code::LoginFailed => {
+            Fault::in_fields(problem.clone(), &["password", "account", "operator"])
+        }
+        _ => problem.clone().into(),
+    });
+    let fault = fault.as_ref();
     let (lead, action, name, other, other_path) = match side {
         Side::Merchant => (
             t.login_lead(),
@@ -227,6 +236,7 @@ fn form(
                             value: account,
                             autocomplete: "organization",
                             max: 64,
+                            fault,
                             ..Field::default()
                         }.show(t))
                     }
@@ -236,6 +246,7 @@ fn form(
                         value: operator,
                         autocomplete: "username",
                         max: 64,
+                        fault,
                         ..Field::default()
                     }.show(t))
                     (Field {
@@ -244,14 +255,15 @@ fn form(
                         kind: "password",
                         autocomplete: "current-password",
                         max: 256,
+                        fault,
                         ..Field::default()
                     }.show(t))
                     div.buttons { button.button type="submit" { (t.log_in()) } }
                 }
             }
             @if side == Side::Merchant { p.small.muted { (t.login_help()) } }
-            p.small { a href=(other_path) { (other) } }
+            p.small { a href=(parts::query(other_path, &[("next", next)])) { (other) } }
         }
     };
-    visitor.answer(title, Here::Nowhere, problem, &content)
+    visitor.answer(title, Here::Nowhere, fault, &content)
 }

@@ -1,6 +1,5 @@
 //! Notices to administrators and representatives, and the audit trail of an account.
 
-use axum::Extension;
 use axum::extract::{Query, State};
 use maud::{Markup, html};
 use serde::Deserialize;
@@ -10,9 +9,7 @@ use crate::account::manage::ManageError;
 use crate::account::portal::i18n::Texts;
 use crate::account::portal::layout::Here;
 use crate::account::portal::parts::{self, Tone, badge, time};
-use crate::account::portal::web::{
-    Answer, Anybody, Flash, SignedIn, Submitted, redirect, redirect_with,
-};
+use crate::account::portal::web::{Answer, Flash, LoggedIn, SignedIn, Submitted, redirect_with};
 use crate::account::service::Service;
 use crate::account::sessions::Person;
 use crate::account::store::events::Event;
@@ -31,12 +28,9 @@ pub async fn unread(service: &Service, person: &Person) -> Result<usize, ManageE
 }
 
 /// The notices.
-pub async fn list(State(service): State<Service>, Extension(visitor): Anybody) -> Answer {
+pub async fn list(State(service): State<Service>, visitor: LoggedIn) -> Answer {
     let t = visitor.t;
-    let Some(session) = &visitor.session else {
-        return Ok(redirect("/login?next=/notices"));
-    };
-    let notices = service.manage().notices(&session.person).await?;
+    let notices = service.manage().notices(&visitor.person).await?;
     let unread = notices.iter().any(|notice| !notice.read);
     let actions = html! {
         @if unread {
@@ -64,21 +58,17 @@ pub struct Nothing {}
 /// Marks all notices as read.
 pub async fn read(
     State(service): State<Service>,
-    Extension(visitor): Anybody,
+    LoggedIn { person, .. }: LoggedIn,
     Submitted(Nothing {}): Submitted<Nothing>,
 ) -> Answer {
-    let Some(session) = &visitor.session else {
-        return Ok(redirect("/login"));
-    };
-    let person = &session.person;
     for notice in service
         .manage()
-        .notices(person)
+        .notices(&person)
         .await?
         .iter()
         .filter(|notice| !notice.read)
     {
-        service.manage().read_notice(&notice.id, person).await?;
+        service.manage().read_notice(&notice.id, &person).await?;
     }
     Ok(redirect_with("/notices", Flash::NoticesRead))
 }

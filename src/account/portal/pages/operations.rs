@@ -6,11 +6,12 @@ use axum::response::Response;
 use maud::{Markup, html};
 use serde::{Deserialize, Serialize};
 
-use crate::account::operations::{Canceller, NewOperation};
+use crate::account::operations::{Canceller, NewOperation, OperationError};
 use crate::account::portal::daemon;
 use crate::account::portal::i18n::Texts;
 use crate::account::portal::layout::Here;
 use crate::account::portal::parts::{self, Field, Tone, badge, time};
+use crate::account::portal::problems::Fault;
 use crate::account::portal::web::{
     Answer, Flash, Halt, Scripted, SignedIn, Submitted, flash_cookie, redirect_with,
 };
@@ -109,7 +110,7 @@ pub async fn show(
             } @else if operation.origin.as_ref() == Some(ours) {
                 (approver(t, &operation))
             } @else {
-                div.note { p { (daemon::marked(t.not_relayed())) } }
+                div.note { p { (parts::marked(t.not_relayed())) } }
             }
             @if may_cancel {
                 form method="post" action={ (path(&operation.id)) "/cancel" } {
@@ -146,7 +147,7 @@ async fn form(
     service: &Service,
     person: &SignedIn,
     draft: &Draft,
-    problem: Option<&Problem>,
+    fault: Option<&Fault>,
 ) -> Answer {
     let t = person.t;
     let others: Vec<String> = super::operators::of(service, person.account())
@@ -157,9 +158,9 @@ async fn form(
         .collect();
     let content = html! {
         (parts::heading(t.new_operation(), t.create_lead(), &html! {}))
-        (draft_form(t, &person.token(), draft, &others))
+        (draft_form(t, &person.token(), draft, &others, fault))
     };
-    Ok(person.answer(t.new_operation(), Here::Operations, problem, &content))
+    Ok(person.answer(t.new_operation(), Here::Operations, fault, &content))
 }
 
 /// The platform on whose behalf operations are created here.
@@ -192,28 +193,40 @@ pub async fn create(
             .operations()
             .begin(new, &person.request)
             .await
-            .map_err(Problem::from),
-        Err(problem) => Err(problem),
+            .map_err(refused),
+        Err(fault) => Err(fault),
     };
     match created {
         Ok((operation, _)) => Ok(redirect_with(&path(&operation.id), Flash::OperationCreated)),
-        Err(problem) => form(&service, &person, &draft, Some(&problem)).await,
+        Err(fault) => form(&service, &person, &draft, Some(&fault)).await,
     }
 }
 
+/// Why the service takes no such operation, and the field it says so of.
+fn refused(error: OperationError) -> Fault {
+    let field = match &error {
+        OperationError::Statement(wrong) => wrong.field.clone(),
+        OperationError::OperatorUnknown { .. } => "operator".to_owned(),
+        _ => return Problem::from(error).into(),
+    };
+    Fault::in_fields(error.into(), &[&field])
+}
+
 impl Draft {
-    fn read(&self) -> Result<(Kind, crate::base::ids::OperatorId, Facts), Problem> {
-        let malformed = |text: String| Problem::new(Code::Malformed, text);
+    fn read(&self) -> Result<(Kind, crate::base::ids::OperatorId, Facts), Fault> {
+        let wrong = |field: &str, text: String| {
+            Fault::in_fields(Problem::new(Code::Malformed, text), &[field])
+        };
         let kind = kinds()
             .find(|kind| kind.name() == self.kind)
-            .ok_or_else(|| malformed("kind is not one of the list".into()))?;
+            .ok_or_else(|| wrong("kind", "kind: not one of the list".into()))?;
         let operator = self
             .operator
             .parse()
-            .map_err(|error| malformed(format!("approver: {error}")))?;
+            .map_err(|error| wrong("operator", format!("approver: {error}")))?;
         let currency = self.currency.trim().to_ascii_uppercase();
         let money = Money::from_decimal(self.amount.trim(), &currency)
-            .map_err(|error| malformed(error.to_string()))?;
+            .map_err(|error| wrong(&error.field, error.to_string()))?;
         let given = |text: &str| {
             let text = text.trim();
             (!text.is_empty()).then(|| text.to_owned())
@@ -221,7 +234,7 @@ impl Draft {
         let count = given(&self.count)
             .map(|count| count.parse::<i64>())
             .transpose()
-            .map_err(|_| malformed("count must be a whole number".into()))?;
+            .map_err(|_| wrong("count", "count: not a whole number".into()))?;
         let facts = Facts {
             amount: Some((money.minor_units(), currency)),
             payee: given(&self.payee),
@@ -310,11 +323,15 @@ pub async fn approve(
         })
     };
     let taken = taken.await;
-    let done = taken.is_ok();
+    let flash = taken.as_ref().ok().map(|standing| match standing.state {
+        State::Created => Flash::ApprovalTaken,
+        _ => Flash::OperationApproved,
+    });
     let mut response = person.to_script(taken);
-    if done {
-        let cookie = flash_cookie(Flash::OperationApproved);
-        response.headers_mut().append(SET_COOKIE, cookie);
+    if let Some(flash) = flash {
+        response
+            .headers_mut()
+            .append(SET_COOKIE, flash_cookie(flash));
     }
     response
 }
@@ -481,7 +498,13 @@ fn kinds() -> impl Iterator<Item = Kind> {
 }
 
 /// The form of a new operation.
-fn draft_form(t: Texts, token: &Markup, draft: &Draft, operators: &[String]) -> Markup {
+fn draft_form(
+    t: Texts,
+    token: &Markup,
+    draft: &Draft,
+    operators: &[String],
+    fault: Option<&Fault>,
+) -> Markup {
     let kinds: Vec<(&str, &str)> = kinds().map(|kind| (kind.name(), kind.title(t.0))).collect();
     let currency = if draft.currency.is_empty() {
         "CNY"
@@ -497,7 +520,7 @@ fn draft_form(t: Texts, token: &Markup, draft: &Draft, operators: &[String]) -> 
             p.muted.small { (t.required_note()) }
             form.stack method="post" action="/operations/new" {
                 (token)
-                (parts::select(t, "kind", t.kind(), true, &draft.kind, &kinds))
+                (parts::select(t, "kind", t.kind(), true, &draft.kind, &kinds, fault))
                 div.row {
                     (Field {
                         name: "amount",
@@ -505,6 +528,7 @@ fn draft_form(t: Texts, token: &Markup, draft: &Draft, operators: &[String]) -> 
                         hint: Some(t.amount_hint()),
                         value: &draft.amount,
                         max: 24,
+                        fault,
                         ..Field::default()
                     }.show(t))
                     (Field {
@@ -513,6 +537,7 @@ fn draft_form(t: Texts, token: &Markup, draft: &Draft, operators: &[String]) -> 
                         hint: Some("ISO 4217"),
                         value: currency,
                         max: 3,
+                        fault,
                         ..Field::default()
                     }.show(t))
                 }
@@ -521,6 +546,7 @@ fn draft_form(t: Texts, token: &Markup, draft: &Draft, operators: &[String]) -> 
                     label: t.payee(),
                     value: &draft.payee,
                     max: 120,
+                    fault,
                     ..Field::default()
                 }.show(t))
                 div.row {
@@ -529,6 +555,7 @@ fn draft_form(t: Texts, token: &Markup, draft: &Draft, operators: &[String]) -> 
                         label: t.reference(),
                         value: &draft.reference,
                         max: 120,
+                        fault,
                         ..Field::default()
                     }.show(t))
                     (Field {
@@ -537,6 +564,7 @@ fn draft_form(t: Texts, token: &Markup, draft: &Draft, operators: &[String]) -> 
                         value: &draft.count,
                         required: false,
                         max: 9,
+                        fault,
                         ..Field::default()
                     }.show(t))
                 }
@@ -546,9 +574,10 @@ fn draft_form(t: Texts, token: &Markup, draft: &Draft, operators: &[String]) -> 
                     value: &draft.memo,
                     required: false,
                     max: 120,
+                    fault,
                     ..Field::default()
                 }.show(t))
-                (parts::select(t, "operator", t.approver(), true, &draft.operator, &people))
+                (parts::select(t, "operator", t.approver(), true, &draft.operator, &people, fault))
                 div.buttons {
                     button.button type="submit" { (t.create_operation()) }
                     a.button.plain href="/operations" { (t.cancel()) }

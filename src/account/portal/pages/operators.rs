@@ -6,7 +6,6 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::home::role;
-use crate::account::portal::daemon;
 use crate::account::portal::i18n::Texts;
 use crate::account::portal::layout::Here;
 use crate::account::portal::parts::{self, Tone, badge, time, time_or_never};
@@ -38,7 +37,7 @@ pub async fn list(State(service): State<Service>, person: SignedIn) -> Answer {
     let content = html! {
         (parts::heading(t.operators(), t.operators_lead(), &html! {}))
         (people(t, &operators, person.operator.id.as_str()))
-        p.muted.small { (daemon::marked(t.operators_note())) }
+        p.muted.small { (parts::marked(t.operators_note())) }
         section.stack aria-labelledby="computers" {
             h2 #computers { (t.computers()) }
             @if computers.is_empty() {

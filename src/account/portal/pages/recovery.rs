@@ -1,16 +1,16 @@
 //! Ways back in after a loss: an operator asks, administrators sign or a business representative
 //! decides. Forms and papers are downloaded from the interface, which never shows them inline.
 
-use axum::Extension;
 use axum::extract::{FromRequest, Multipart, Request as HttpRequest, State};
 use maud::{Markup, html};
 use serde::Deserialize;
 
 use crate::account::portal::i18n::Texts;
 use crate::account::portal::layout::Here;
-use crate::account::portal::parts::{self, Field, Tone, badge, time};
+use crate::account::portal::parts::{self, Field, Standing, Tone, badge, time};
+use crate::account::portal::problems::Fault;
 use crate::account::portal::web::{
-    Answer, Anybody, Flash, Halt, Representative, SignedIn, Submitted, Visitor, check_token,
+    Answer, Flash, Halt, LoggedIn, Representative, SignedIn, Submitted, Visitor, check_token,
     redirect, redirect_with, refuse_elsewhere,
 };
 use crate::account::service::Service;
@@ -20,14 +20,28 @@ use crate::account::store::recovery::{Ask, Attachment, Request, RequestState};
 use crate::api::extract::Path;
 use crate::api::problem::{Code, Problem};
 use crate::base::secret::SecretText;
+use crate::statement::text::Text;
 
 /// The registered number, and the requests of the account.
 pub async fn number(State(service): State<Service>, person: SignedIn) -> Answer {
     own(&service, &person, None).await
 }
 
-async fn own(service: &Service, person: &SignedIn, problem: Option<&Problem>) -> Answer {
+/// A form of this page that cannot be taken: which, the number in it, and what is wrong.
+struct Sent<'s> {
+    kind: &'s str,
+    mobile: &'s str,
+    fault: Fault,
+}
+
+async fn own(service: &Service, person: &SignedIn, sent: Option<Sent<'_>>) -> Answer {
     let t = person.t;
+    let sent = sent.as_ref();
+    let fault = |kind: &str| {
+        sent.filter(|sent| sent.kind == kind)
+            .map(|sent| &sent.fault)
+    };
+    let (change, recovery) = (fault(MOBILE_CHANGE), fault(COMPUTER_RECOVERY));
     let requests: Vec<Request> = service
         .requests()
         .list(Some(person.account()), None)
@@ -48,17 +62,19 @@ async fn own(service: &Service, person: &SignedIn, problem: Option<&Problem>) ->
             p { (t.two_routes()) }
             form.stack method="post" action="/number" {
                 (person.token())
-                input type="hidden" name="kind" value="mobile-change";
+                input type="hidden" name="kind" value=(MOBILE_CHANGE);
                 (Field {
                     name: "mobile",
                     label: t.new_mobile_number(),
                     hint: Some(t.new_number_hint()),
                     kind: "tel",
+                    value: sent.map_or("", |sent| sent.mobile),
                     autocomplete: "tel",
                     max: 20,
+                    fault: change,
                     ..Field::default()
                 }.show(t))
-                (password_field(t, "password"))
+                (password_field(t, "password", change))
                 div.buttons { button.button type="submit" { (t.begin_request()) } }
             }
         }
@@ -68,8 +84,8 @@ async fn own(service: &Service, person: &SignedIn, problem: Option<&Problem>) ->
                 p { (t.recovery_lead()) }
                 form.stack method="post" action="/number" {
                     (person.token())
-                    input type="hidden" name="kind" value="computer-recovery";
-                    (password_field(t, "recovery-password"))
+                    input type="hidden" name="kind" value=(COMPUTER_RECOVERY);
+                    (password_field(t, "recovery-password", recovery))
                     div.buttons { button.button.plain type="submit" { (t.request_recovery()) } }
                 }
             }
@@ -79,19 +95,26 @@ async fn own(service: &Service, person: &SignedIn, problem: Option<&Problem>) ->
             (table(t, &requests))
         }
     };
-    Ok(person.answer(t.mobile_number(), Here::Number, problem, &content))
+    let fault = sent.map(|sent| &sent.fault);
+    Ok(person.answer(t.mobile_number(), Here::Number, fault, &content))
 }
 
 /// The password field; its id differs where a page has two.
-fn password_field(t: Texts, id: &str) -> Markup {
+fn password_field(t: Texts, id: &str, fault: Option<&Fault>) -> Markup {
+    let standing = Standing::of("password", None, fault);
     html! {
         div.field {
             (parts::label(t, id, t.login_password(), true))
             input id=(id) name="password" type="password" required maxlength="256"
-                autocomplete="current-password";
+                autocomplete="current-password" aria-describedby=[&standing.described_by]
+                aria-invalid=[standing.invalid] autofocus[standing.begins];
         }
     }
 }
+
+/// What is asked for on the page of the number, as forms name it.
+const MOBILE_CHANGE: &str = "mobile-change";
+const COMPUTER_RECOVERY: &str = "computer-recovery";
 
 /// A new request.
 #[derive(Debug, Deserialize)]
@@ -108,33 +131,40 @@ pub async fn make(
     person: SignedIn,
     Submitted(new): Submitted<NewRequest>,
 ) -> Answer {
+    let (kind, mobile) = (new.kind.as_str(), new.mobile.as_str());
     let made = async {
-        let ask = match new.kind.as_str() {
-            "mobile-change" => {
-                let mobile = new
-                    .mobile
-                    .trim()
-                    .parse::<Mobile>()
-                    .map_err(|error| Problem::new(Code::Malformed, error.to_string()))?;
+        let ask = match kind {
+            MOBILE_CHANGE => {
+                let mobile = mobile.trim().parse::<Mobile>().map_err(|error| {
+                    let problem = Problem::new(Code::Malformed, error.to_string());
+                    Fault::in_fields(problem, &["mobile"])
+                })?;
                 Ask::MobileChange(mobile)
             }
-            "computer-recovery" => Ask::ComputerRecovery,
-            _ => return Err(Problem::new(Code::Malformed, "kind is not known")),
+            COMPUTER_RECOVERY => Ask::ComputerRecovery,
+            _ => return Err(Problem::new(Code::Malformed, "kind is not known").into()),
         };
-        let session = person.session()?;
         service
             .sessions()
-            .confirm(session, new.password, person.source)
-            .await?;
-        let request = service
+            .confirm(person.session()?, new.password, person.source)
+            .await
+            .map_err(|error| Fault::of_password(person.t, error.into()))?;
+        let made = service
             .requests()
             .make(&person.operator, ask, &person.request)
-            .await?;
-        Ok(request)
+            .await;
+        made.map_err(|error| Fault::from(Problem::from(error)))
     };
     match made.await {
         Ok(request) => Ok(redirect_with(&path(&request.id), Flash::RequestBegun)),
-        Err(problem) => own(&service, &person, Some(&problem)).await,
+        Err(fault) => {
+            let sent = Sent {
+                kind,
+                mobile,
+                fault,
+            };
+            own(&service, &person, Some(sent)).await
+        }
     }
 }
 
@@ -159,13 +189,10 @@ pub async fn list(State(service): State<Service>, person: Representative) -> Ans
 /// One request, to whoever it concerns.
 pub async fn show(
     State(service): State<Service>,
-    Extension(visitor): Anybody,
+    visitor: LoggedIn,
     Path(id): Path<String>,
 ) -> Answer {
-    let Some(session) = &visitor.session else {
-        return Ok(redirect("/login"));
-    };
-    one(&service, &visitor, &session.person, &id, None).await
+    one(&service, &visitor, &visitor.person, &id, None).await
 }
 
 async fn one(
@@ -173,7 +200,7 @@ async fn one(
     visitor: &Visitor,
     person: &Person,
     id: &str,
-    problem: Option<&Problem>,
+    fault: Option<&Fault>,
 ) -> Answer {
     let t = visitor.t;
     let account = person.operator().map(|operator| &operator.account);
@@ -198,7 +225,7 @@ async fn one(
         @if own && request.state == RequestState::Open { (papers_to_send(visitor, &request, &papers)) }
         @if !own && !papers.is_empty() { (papers_to_see(t, &request, &papers)) }
         @if account.is_none() && request.state == RequestState::Submitted {
-            (decision(visitor, &request))
+            (decision(visitor, &request, fault))
         }
         @if (own || manages) && stoppable {
             section.card {
@@ -211,7 +238,7 @@ async fn one(
             }
         }
     };
-    Ok(visitor.answer(title(t, &request), here, problem, &content))
+    Ok(visitor.answer(title(t, &request), here, fault, &content))
 }
 
 /// A button that does one thing to a request.
@@ -366,7 +393,7 @@ fn papers_to_see(t: Texts, request: &Request, papers: &[Attachment]) -> Markup {
     }
 }
 
-fn decision(visitor: &Visitor, request: &Request) -> Markup {
+fn decision(visitor: &Visitor, request: &Request, fault: Option<&Fault>) -> Markup {
     let t = visitor.t;
     html! {
         section.card {
@@ -378,6 +405,7 @@ fn decision(visitor: &Visitor, request: &Request) -> Markup {
                     label: t.reason(),
                     hint: Some(t.decide_hint()),
                     max: 120,
+                    fault,
                     ..Field::default()
                 }.show(t))
                 div.buttons {
@@ -434,9 +462,9 @@ async fn done<T, E: Into<Problem>>(
     match result {
         Ok(_) => Ok(redirect_with(&path(id), flash)),
         Err(error) => {
-            let problem = error.into();
+            let fault = error.into().into();
             let session = person.session()?;
-            one(service, person, &session.person, id, Some(&problem)).await
+            one(service, person, &session.person, id, Some(&fault)).await
         }
     }
 }
@@ -475,26 +503,26 @@ pub async fn decide(
         "refuse" => false,
         _ => return Err(Problem::new(Code::Malformed, "decision is not known").into()),
     };
-    let reason: crate::statement::text::Text = decided
-        .reason
-        .trim()
-        .parse()
-        .map_err(|error| Problem::new(Code::Malformed, format!("reason {error}")))?;
-    let session = person.visitor.session.as_ref();
-    let Some(session) = session else {
-        return Ok(redirect("/login/representative"));
+    let decided = async {
+        let reason: Text = decided.reason.trim().parse().map_err(|error| {
+            let problem = Problem::new(Code::Malformed, format!("reason {error}"));
+            Fault::in_fields(problem, &["reason"])
+        })?;
+        let decided = service
+            .requests()
+            .decide(&person.id, &id, granted, reason.as_str(), &person.request)
+            .await;
+        decided.map_err(|error| Fault::from(Problem::from(error)))
     };
-    service
-        .requests()
-        .decide(
-            session.person.id(),
-            &id,
-            granted,
-            reason.as_str(),
-            &person.request,
-        )
-        .await?;
-    Ok(redirect_with("/requests", Flash::RequestDecided))
+    match decided.await {
+        Ok(_) => Ok(redirect_with("/requests", Flash::RequestDecided)),
+        Err(fault) => {
+            let known = person.visitor.session.as_ref();
+            let known =
+                known.ok_or_else(|| Problem::new(Code::SessionEnded, "nobody is logged in"))?;
+            one(&service, &person, &known.person, &id, Some(&fault)).await
+        }
+    }
 }
 
 /// Takes a paper. The token is the first field, so nothing else is read without it.

@@ -7,10 +7,10 @@ use axum::extract::{Query, State};
 use maud::{Markup, html};
 use serde::Deserialize;
 
-use crate::account::portal::daemon;
 use crate::account::portal::i18n::Texts;
 use crate::account::portal::layout::Here;
-use crate::account::portal::parts::{self, Field, Tone, badge, time};
+use crate::account::portal::parts::{self, Field, Standing, Tone, badge, time};
+use crate::account::portal::problems::Fault;
 use crate::account::portal::web::{
     Answer, Flash, Halt, SignedIn, Submitted, redirect, redirect_with,
 };
@@ -172,7 +172,7 @@ fn computers(person: &SignedIn, overview: &Overview) -> Markup {
     html! {
         section.stack aria-labelledby="computers" {
             h2 #computers { (t.secret_computers()) }
-            p { (daemon::marked(t.secret_computers_lead())) }
+            p { (parts::marked(t.secret_computers_lead())) }
             @if rows.is_empty() {
                 (parts::empty(t.no_secret_computers()))
             } @else {
@@ -221,7 +221,7 @@ fn form(
     person: &SignedIn,
     kind: SecretKind,
     code_id: &str,
-    problem: Option<&Problem>,
+    fault: Option<&Fault>,
 ) -> axum::response::Response {
     let t = person.t;
     let heading = match kind {
@@ -245,14 +245,19 @@ fn form(
             section.card aria-labelledby="step" {
                 h2 #step { (t.new_secret()) }
                 p { (t.code_sent_to()) " " span.mono { (person.operator.mobile.masked()) } "." }
-                (secret_form(person, kind, code_id))
+                (secret_form(person, kind, code_id, fault))
             }
         }
     };
-    person.answer(heading, Here::Security, problem, &content)
+    person.answer(heading, Here::Security, fault, &content)
 }
 
-fn secret_form(person: &SignedIn, kind: SecretKind, code_id: &str) -> Markup {
+fn secret_form(
+    person: &SignedIn,
+    kind: SecretKind,
+    code_id: &str,
+    fault: Option<&Fault>,
+) -> Markup {
     let t = person.t;
     let names = [
         t.overlap_day(),
@@ -267,16 +272,17 @@ fn secret_form(person: &SignedIn, kind: SecretKind, code_id: &str) -> Markup {
         form.stack method="post" action=(path(kind)) autocomplete="off" {
             (person.token())
             input type="hidden" name="code_id" value=(code_id);
-            (secret_field(t, "secret", t.new_secret(), Some(t.secret_hint())))
-            (secret_field(t, "again", t.secret_again(), None))
-            (parts::select(t, "overlap", t.overlap(), true, OVERLAPS[0], &overlaps))
-            (parts::code_field(t))
+            (secret_field(t, "secret", t.new_secret(), Some(t.secret_hint()), fault))
+            (secret_field(t, "again", t.secret_again(), None, fault))
+            (parts::select(t, "overlap", t.overlap(), true, OVERLAPS[0], &overlaps, fault))
+            (parts::code_field(t, fault))
             (Field {
                 name: "password",
                 label: t.login_password(),
                 kind: "password",
                 autocomplete: "current-password",
                 max: 256,
+                fault,
                 ..Field::default()
             }.show(t))
             div.note.warn { p { (t.secret_once()) } }
@@ -286,15 +292,23 @@ fn secret_form(person: &SignedIn, kind: SecretKind, code_id: &str) -> Markup {
 }
 
 /// A field for a secret. It has no longest value: a secret that is cut is another secret.
-fn secret_field(t: Texts, name: &str, text: &str, hint: Option<&str>) -> Markup {
+fn secret_field(
+    t: Texts,
+    name: &str,
+    text: &str,
+    hint: Option<&str>,
+    fault: Option<&Fault>,
+) -> Markup {
+    let id = hint.map(|_| format!("{name}-hint"));
+    let standing = Standing::of(name, id.as_deref(), fault);
     html! {
         div.field {
             (parts::label(t, name, text, true))
-            @if let Some(hint) = hint { p.hint id={ (name) "-hint" } { (hint) } }
+            @if let Some(hint) = hint { p.hint id=[&id] { (hint) } }
             input.mono id=(name) name=(name) type="password" required autocomplete="off"
                 pattern="[0-9A-Za-z]{32}" title=(t.secret_hint())
-                aria-describedby=[hint.map(|_| format!("{name}-hint"))]
-                autocapitalize="none" spellcheck="false";
+                aria-describedby=[&standing.described_by] aria-invalid=[standing.invalid]
+                autofocus[standing.begins] autocapitalize="none" spellcheck="false";
         }
     }
 }
@@ -317,7 +331,10 @@ pub async fn send_code(
         .await;
     match sent {
         Ok(sent) => Ok(redirect(&parts::query(&path(kind), &[("code", &sent.id)]))),
-        Err(error) => Ok(form(&person, kind, "", Some(&error.into()))),
+        Err(error) => {
+            let fault = Problem::from(error).into();
+            Ok(form(&person, kind, "", Some(&fault)))
+        }
     }
 }
 
@@ -344,11 +361,12 @@ pub async fn set(
     match set_typed(&service, &person, kind, typed).await {
         Ok(Set::Current { .. }) => Ok(redirect_with("/security", Flash::SecretSet)),
         Ok(Set::Waits { .. }) => Ok(redirect_with("/security", Flash::SecretWaits)),
-        Err(problem) => {
+        Err(fault) => {
             // A code that is of no more use is asked for anew.
-            let over = matches!(problem.code(), Code::SmsCodeExpired | Code::SmsCodeSpent);
+            let code = fault.problem().code();
+            let over = matches!(code, Code::SmsCodeExpired | Code::SmsCodeSpent);
             let code_id = if over { "" } else { code_id.as_str() };
-            Ok(form(&person, kind, code_id, Some(&problem)))
+            Ok(form(&person, kind, code_id, Some(&fault)))
         }
     }
 }
@@ -358,9 +376,15 @@ async fn set_typed(
     person: &SignedIn,
     kind: SecretKind,
     typed: Typed,
-) -> Result<Set, Problem> {
+) -> Result<Set, Fault> {
+    let t = person.t;
     if typed.secret.expose() != typed.again.expose() {
-        return Err(Problem::new(Code::Malformed, person.t.secrets_differ()));
+        let remedy = t.secrets_differ_remedy();
+        return Err(Fault::of_form(
+            t.secrets_differ(),
+            remedy,
+            &["secret", "again"],
+        ));
     }
     let new = NewSecret {
         kind,
@@ -368,13 +392,17 @@ async fn set_typed(
         overlap_seconds: typed.overlap,
     };
     let secrets = service.secrets();
-    secrets.check(&person.operator, &new)?;
+    let refused = |problem: Problem| Fault::from(problem);
+    secrets
+        .check(&person.operator, &new)
+        .map_err(|error| refused(error.into()))?;
     service
         .sessions()
         .confirm(person.session()?, typed.password, person.source)
-        .await?;
+        .await
+        .map_err(|error| Fault::of_password(t, error.into()))?;
     let code = typed.code;
-    Ok(secrets
+    let set = secrets
         .set(
             &person.operator,
             new,
@@ -382,7 +410,8 @@ async fn set_typed(
             &code,
             &person.request,
         )
-        .await?)
+        .await;
+    set.map_err(|error| refused(error.into()))
 }
 
 /// Goes to the approval of a secret that waits.
@@ -435,7 +464,7 @@ pub async fn computer(
     one(&service, &person, &key, None).await
 }
 
-async fn one(service: &Service, person: &SignedIn, key: &str, problem: Option<&Problem>) -> Answer {
+async fn one(service: &Service, person: &SignedIn, key: &str, fault: Option<&Fault>) -> Answer {
     let t = person.t;
     let view = find(service, person, key).await?;
     let recipient = &view.recipient;
@@ -469,7 +498,7 @@ async fn one(service: &Service, person: &SignedIn, key: &str, problem: Option<&P
             @if recipient.state != RecipientState::Active {
                 section.card aria-labelledby="admit" {
                     h2 #admit { (t.admit_computer()) }
-                    p { (daemon::marked(t.admit_computer_lead())) }
+                    p { (parts::marked(t.admit_computer_lead())) }
                     form.stack method="post" action={ (here) "/admit" } {
                         (person.token())
                         (Field {
@@ -478,6 +507,7 @@ async fn one(service: &Service, person: &SignedIn, key: &str, problem: Option<&P
                             kind: "password",
                             autocomplete: "current-password",
                             max: 256,
+                            fault,
                             ..Field::default()
                         }.show(t))
                         div.buttons { button.button type="submit" { (t.admit_computer()) } }
@@ -496,7 +526,7 @@ async fn one(service: &Service, person: &SignedIn, key: &str, problem: Option<&P
             }
         }
     };
-    Ok(person.answer(&view.computer_name, Here::Security, problem, &content))
+    Ok(person.answer(&view.computer_name, Here::Security, fault, &content))
 }
 
 /// The password, once more.
@@ -519,7 +549,8 @@ pub async fn admit(
         .confirm(session, confirmed.password, person.source)
         .await;
     if let Err(error) = confirmed {
-        return one(&service, &person, &key, Some(&error.into())).await;
+        let fault = Fault::of_password(person.t, error.into());
+        return one(&service, &person, &key, Some(&fault)).await;
     }
     service
         .secrets()
