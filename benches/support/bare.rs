@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::mechanism::Mechanism;
+use cryptoki::mechanism::eddsa::{EddsaParams, EddsaSignatureScheme};
 use cryptoki::object::{Attribute, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, UserType};
 use cryptoki::slot::Slot;
@@ -104,6 +105,13 @@ fn one(bench: &Scene, spec: KeySpec, session: &Session, key: ObjectHandle, chall
             (
                 Scheme::Rs256,
                 session.sign(&Mechanism::RsaPkcs, key, &info).unwrap(),
+            )
+        }
+        KeySpec::Ed25519 => {
+            let pure = Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Ed25519));
+            (
+                Scheme::EdDsa,
+                session.sign(&pure, key, message.as_bytes()).unwrap(),
             )
         }
         _ => (

@@ -17,7 +17,7 @@ use crate::base::ids::RequestId;
 /// What is wrong with a form that was sent.
 #[derive(Debug)]
 pub struct Fault {
-    problem: Problem,
+    problem: Box<Problem>,
     /// The fields it is about, by name; the first gets the focus.
     fields: Vec<String>,
     /// What happened and what to do, where the code says less.
@@ -32,7 +32,7 @@ impl From<Problem> for Fault {
             _ => None,
         };
         Self {
-            problem,
+            problem: Box::new(problem),
             fields: field.into_iter().map(str::to_owned).collect(),
             words: None,
         }
@@ -45,14 +45,17 @@ impl Fault {
         Self {
             fields: owned(fields),
             words: None,
-            problem,
+            problem: Box::new(problem),
         }
     }
 
     /// A form that cannot have been meant so: what is wrong with it, and what to do.
     pub fn of_form(what: &'static str, remedy: &'static str, fields: &[&str]) -> Self {
         Self {
-            problem: Problem::new(Code::Malformed, "the form was not filled in as it asks"),
+            problem: Box::new(Problem::new(
+                Code::Malformed,
+                "the form was not filled in as it asks",
+            )),
             fields: owned(fields),
             words: Some((what, remedy)),
         }
