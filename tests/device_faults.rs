@@ -236,6 +236,27 @@ async fn sessions_that_expire_and_logins_that_end_are_renewed() {
     rig.devices.shutdown().await;
 }
 
+/// A person is not sent for where a PIN would not help.
+#[tokio::test]
+async fn a_token_that_does_not_stay_logged_in_is_told_of_as_that() {
+    let Some(rig) = Rig::new("logged out").await else {
+        return;
+    };
+    // It says that it is logged in, and is not.
+    rig.faulty.on("C_Login").returns(CKR_OK);
+    rig.faulty.log_out();
+    let refused = rig.sign().await;
+    assert!(
+        matches!(refused, Err(DeviceError::LoggedOut { .. })),
+        "{refused:?}"
+    );
+    rig.faulty.heal();
+    rig.heals().await;
+    assert_eq!(state(&rig.devices).await.0, TokenState::Ready);
+    assert_eq!(rig.spent(), 0);
+    rig.devices.shutdown().await;
+}
+
 /// A login that failed before the PIN reached the token spends no try, and is made again.
 #[tokio::test]
 async fn a_login_that_does_not_reach_the_token_is_made_again() {

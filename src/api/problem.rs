@@ -608,6 +608,7 @@ fn device_code(error: &crate::device::DeviceError) -> Code {
         | E::WorkerStart { .. }
         | E::Protocol { .. }
         | E::Released { .. }
+        | E::LoggedOut { .. }
         | E::Stopped => Code::TokenDown,
         E::Timeout { .. } => Code::TokenTimeout,
         E::Busy { .. } | E::PinUnderWay { .. } => Code::Busy,

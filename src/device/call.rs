@@ -137,6 +137,10 @@ impl Devices {
                     let why = format!("{function} failed with {code}");
                     module.replace(link, why).await?;
                 }
+                CallError::Failed(Failure::LoggedOut) => {
+                    let why = "its token does not stay logged in".to_owned();
+                    module.replace(link, why).await?;
+                }
                 CallError::Failed(Failure::KeyChanged) => {
                     if let Some(key) = key {
                         self.0.public_keys.forget(key);

@@ -147,6 +147,13 @@ pub enum DeviceError {
         /// The token.
         token: String,
     },
+    /// The token lost its login, and once more after it was logged in again: something logs it out, or
+    /// it came and left.
+    #[error("token {token} was logged out again while the request waited; try again")]
+    LoggedOut {
+        /// The token.
+        token: String,
+    },
     /// The token's state or the configuration prevents its use.
     #[error("token {token} cannot be used: {reason}")]
     Unusable {
@@ -430,7 +437,8 @@ pub(super) fn call_error(
                 function,
                 code,
             },
-            Failure::LoggedOut | Failure::PinWanted => DeviceError::PinNeeded { token },
+            Failure::LoggedOut => DeviceError::LoggedOut { token },
+            Failure::PinWanted => DeviceError::PinNeeded { token },
             Failure::KeyMissing => DeviceError::KeyMissing { key },
             Failure::KeyAmbiguous => DeviceError::KeyAmbiguous { key },
             Failure::KeyExists => DeviceError::KeyExists { key },
