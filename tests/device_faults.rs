@@ -1046,6 +1046,28 @@ async fn a_person_can_spend_all_tries_but_the_last() {
     devices.shutdown().await;
 }
 
+#[tokio::test]
+async fn a_wrong_last_try_is_told_as_what_it_was() {
+    let Some(token) = TestToken::softhsm("person") else {
+        return;
+    };
+    let faulty = Faulty::new(&token);
+    faulty.pin_tries(3, 2);
+    let mut config = faulty_config(&token, &faulty, "person");
+    config.module[0].token[0].pin_source = None;
+    let devices = start(&token, config).await;
+    let id = select(&devices, &token).await;
+    let wrong = devices.unlock(&id, Pin::new("wrong".into()), LastTry::Use);
+    let wrong = wrong.await;
+    assert!(
+        matches!(wrong, Err(DeviceError::PinLocked { .. })),
+        "{wrong:?}"
+    );
+    assert_eq!(state(&devices).await.0, TokenState::LockedOut);
+    assert_eq!(faulty.logins().len(), 1);
+    devices.shutdown().await;
+}
+
 /// Nobody knows whether a try was spent, so it counts as one.
 #[tokio::test]
 async fn a_login_that_is_not_answered_blocks_the_pin() {

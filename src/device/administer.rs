@@ -1,8 +1,10 @@
 //! Making tokens, and setting their PINs.
 //!
 //! Vendor code for it runs in a worker of its own, which has no session yet, as `C_InitToken` wants
-//! it, and is gone afterwards. The worker that signs is not disturbed by a new PIN: it stays logged
-//! in. After a token was made it is replaced, as libraries see new tokens only then.
+//! it, and is gone afterwards. The worker that signs is replaced then, once the calls under way are
+//! done: libraries see new tokens only at their start, and some go on by what they read of a PIN
+//! there. SoftHSM2 would refuse the new PIN, at the cost of a try, and one that keeps PINs would try
+//! the old one. A token that asks for its PINs itself stays logged in: nobody else knows the new one.
 //!
 //! A user's PIN that is asked for goes through the guard of `pins` like any other: flags first, never
 //! the final try unless a person says so, one try, and a crash in the middle blocks. A wrong one says

@@ -30,7 +30,7 @@ pub enum DeviceError {
         code: String,
     },
     /// No token is there that the name or URI selects.
-    #[error("token {token} is not present; insert it, or check the configuration")]
+    #[error("token {token} is not present")]
     TokenAbsent {
         /// The token or URI.
         token: String,
@@ -136,7 +136,7 @@ pub enum DeviceError {
         reason: String,
     },
     /// Nobody has unlocked the token.
-    #[error("token {token} needs its PIN; run `opcert token unlock`")]
+    #[error("token {token} needs its PIN")]
     PinNeeded {
         /// The token.
         token: String,
@@ -163,9 +163,7 @@ pub enum DeviceError {
         reason: String,
     },
     /// A PIN was refused before, or whether it was is not known. It is not tried again on its own.
-    #[error(
-        "a PIN of {token} is not tried again ({reason}); run `opcert token unlock` with the right one"
-    )]
+    #[error("token {token} waits for the right PIN: {reason}")]
     PinBlocked {
         /// The token.
         token: String,
@@ -181,17 +179,13 @@ pub enum DeviceError {
         code: String,
     },
     /// The token is locked.
-    #[error(
-        "{token} is locked after too many wrong PINs; set another with `opcert token pin unblock`"
-    )]
+    #[error("{token} is locked after too many wrong PINs")]
     PinLocked {
         /// The token.
         token: String,
     },
     /// One try is left; it is not ours to spend.
-    #[error(
-        "{token} has one PIN try left, which is kept for a person who is sure of the PIN: `opcert token unlock --last-try`"
-    )]
+    #[error("{token} has one PIN try left, which is kept for a person who is sure of the PIN")]
     PinFinalTry {
         /// The token.
         token: String,

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::Supervisor;
 use super::command::Command;
 use super::view::{selects, token_id};
+use super::{Leave, Supervisor};
 use crate::base::pkcs11::{TokenId, TokenUri};
 use crate::base::secret::Pin;
 use crate::device::error::{DeviceError, call_error, unexpected};
@@ -48,6 +48,8 @@ pub struct PinSettled {
     pub token: TokenId,
     /// The one the machine may use from now on.
     pub pin: Option<Pin>,
+    /// Where it is a new one: who is told once a worker that knows of it is up.
+    pub renewed: Option<oneshot::Sender<()>>,
 }
 
 impl Supervisor {
@@ -99,7 +101,7 @@ impl Supervisor {
                 Some(token) => match guard.begin(token, None).await {
                     Ok(attempt) => Some(attempt),
                     Err(error) => {
-                        settle_pin(&back, token.clone(), kept).await;
+                        settle_pin(&back, token.clone(), kept, None).await;
                         let _gone = done.send(Err(error));
                         return other.retire().await;
                     }
@@ -122,6 +124,7 @@ impl Supervisor {
                     (Some(Settled::NotTried), Err(error))
                 }
             };
+            let is_set = result.is_ok() && token.is_some();
             let pin = match &settled {
                 Some(Settled::NotTried) => kept,
                 _ if result.is_ok() => new,
@@ -131,8 +134,12 @@ impl Supervisor {
                 (Some(settled), Some(attempt)) => guard.settle(attempt, settled).await,
                 _ => Ok(()),
             };
+            // Both may want the token for themselves.
+            other.retire().await;
+            let (renewed, up) = oneshot::channel();
+            let renewed = is_set.then_some(renewed);
             match &token {
-                Some(token) => settle_pin(&back, token.clone(), pin).await,
+                Some(token) => settle_pin(&back, token.clone(), pin, renewed).await,
                 // An error means that the devices are being shut down.
                 None if result.is_ok() => {
                     let _stopped = back.send(Command::Renew).await.is_err();
@@ -140,8 +147,9 @@ impl Supervisor {
                 None => {}
             }
             drop(turn);
+            // An error means that there is nothing to wait for.
+            let _at_once = up.await;
             let _gone = done.send(result.and_then(|token| recorded.map(|()| token)));
-            other.retire().await;
         });
     }
 
@@ -172,13 +180,21 @@ impl Supervisor {
             .map(|info| token_id(&self.config.name, info).to_string())
     }
 
-    /// Takes back what the machine may use of a PIN, and logs in with it where nobody is.
-    pub async fn pin_settled(&mut self, link: &Link, settled: PinSettled) {
-        let PinSettled { token, pin } = settled;
-        let Some(pin) = pin else {
-            return;
-        };
+    /// Takes back what the machine may use of a PIN, and has somebody log in with it where nobody is:
+    /// with a new one another worker, as a library may go by what it read of the old one at its start.
+    pub async fn pin_settled(&mut self, link: &Link, settled: PinSettled) -> Option<Leave> {
+        let PinSettled {
+            token,
+            pin,
+            renewed,
+        } = settled;
+        // Without one that the machine knows, nobody could log in again.
+        let pin = pin?;
         self.pins.insert(token.clone(), pin);
+        if let Some(renewed) = renewed {
+            self.looking.push(renewed);
+            return Some(Leave::LookAgain);
+        }
         let view = self.view.borrow().clone();
         let mut same = view.tokens.iter().filter(|known| known.id == token);
         let waits =
@@ -187,11 +203,21 @@ impl Supervisor {
             // What comes of it shows in the view.
             let _ended = self.look_and_log_in(link, &token).await;
         }
+        None
     }
 }
 
-async fn settle_pin(back: &mpsc::Sender<Command>, token: TokenId, pin: Option<Pin>) {
-    let settled = Command::PinSettled(PinSettled { token, pin });
+async fn settle_pin(
+    back: &mpsc::Sender<Command>,
+    token: TokenId,
+    pin: Option<Pin>,
+    renewed: Option<oneshot::Sender<()>>,
+) {
+    let settled = Command::PinSettled(PinSettled {
+        token,
+        pin,
+        renewed,
+    });
     // An error means that the devices are being shut down.
     let _stopped = back.send(settled).await.is_err();
 }

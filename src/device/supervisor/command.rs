@@ -103,10 +103,7 @@ impl Supervisor {
                 self.administer(*order).await;
                 None
             }
-            Command::PinSettled(settled) => {
-                self.pin_settled(link, settled).await;
-                None
-            }
+            Command::PinSettled(settled) => self.pin_settled(link, settled).await,
             Command::Renew => Some(Leave::LookAgain),
             Command::Release { token, done } => {
                 self.released.insert(token);
@@ -143,7 +140,7 @@ impl Supervisor {
                 let _gone = done.send(());
             }
             Command::Administer(order) => order.refuse(reason.clone()),
-            Command::PinSettled(PinSettled { token, pin }) => {
+            Command::PinSettled(PinSettled { token, pin, .. }) => {
                 // The next worker logs in with it.
                 if let Some(pin) = pin {
                     self.pins.insert(token, pin);

@@ -64,14 +64,12 @@ impl Supervisor {
             return Ok(());
         }
         if flags.pin_locked {
-            let why = other("too many wrong PINs; set another with `opcert token pin unblock`");
+            let why = other("too many wrong PINs");
             settle(token, TokenState::LockedOut, why);
             return Ok(());
         }
         if flags.pin_final_try {
-            let why = other(
-                "one PIN try is left, which is kept for a person: `opcert token unlock --last-try`",
-            );
+            let why = other("it is kept for a person who is sure of the PIN");
             settle(token, TokenState::FinalTry, why);
             return Ok(());
         }
@@ -81,7 +79,7 @@ impl Supervisor {
             return Ok(());
         }
         if flags.protected_path {
-            let why = other("its PIN is typed on the device; run `opcert token unlock` first");
+            let why = other("it is typed on the device");
             settle(token, TokenState::PinNeeded, why);
             return Ok(());
         }
@@ -93,8 +91,8 @@ impl Supervisor {
             (None, None) => {
                 // A window appears when a request needs the token, not because it is there.
                 let why = match self.configured_source(token) {
-                    Some(_) => other("its PIN is asked for when it is needed"),
-                    None => other("no PIN source is configured; run `opcert token unlock`"),
+                    Some(_) => other("it is asked for when it is needed"),
+                    None => other("no PIN source is configured"),
                 };
                 settle(token, TokenState::PinNeeded, why);
                 return Ok(());
@@ -403,7 +401,7 @@ impl Supervisor {
             last_try,
         };
         let guard = self.guard.clone();
-        let _turn = guard.turn(id).await;
+        let turn = guard.turn(id).await;
         let result = self.try_pin(link, id, number, given).await;
         match &result {
             Ok(_) => {
@@ -414,7 +412,26 @@ impl Supervisor {
             Err(error) => self.note_login_failure(token, error),
         }
         self.publish_tokens(tokens);
-        result
+        drop(turn);
+        match result {
+            // That was a try: the flags tell how many are left.
+            Err(error @ DeviceError::PinWrong { .. }) => Err(self.wrong(link, id, error).await),
+            result => result,
+        }
+    }
+
+    /// What a refused PIN means for the token: that it is locked, if that was the last try.
+    async fn wrong(&mut self, link: &Link, id: &TokenId, error: DeviceError) -> DeviceError {
+        // What cannot be looked at now is looked at soon.
+        let _later = self.look_again(link, None, Noticed::Request).await;
+        let view = self.view.borrow().clone();
+        let mut same = view.tokens.iter().filter(|token| token.id == *id);
+        match same.any(|token| token.state == TokenState::LockedOut) {
+            true => DeviceError::PinLocked {
+                token: id.to_string(),
+            },
+            false => error,
+        }
     }
 }
 

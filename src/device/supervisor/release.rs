@@ -61,7 +61,7 @@ impl Supervisor {
                     let _gone = done.send(());
                 }
                 Some(Command::Replace { .. } | Command::Renew) => {}
-                Some(Command::PinSettled(PinSettled { token, pin })) => {
+                Some(Command::PinSettled(PinSettled { token, pin, .. })) => {
                     if let Some(pin) = pin {
                         self.pins.insert(token, pin);
                     }
