@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::num::NonZeroU32;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use opcert::consent::{AskedBy, Asker, Config, ConsentError, PinProblem, Prompt};
 use opcert::policy::ConsentMethod;
@@ -165,6 +165,48 @@ async fn every_way_to_say_no_is_a_refusal() {
         let answer = fake.asker(60, 8).ask(&prompt()).await;
         assert_eq!(answer, Err(ConsentError::Denied));
     }
+}
+
+/// A terminal that has a line typed into it which nobody has read.
+fn typed_ahead(folder: &Path, line: &str) -> (Child, String) {
+    let mut terminal = Command::new("script")
+        .args(["-qec", "tty >name; exec sleep 600", "/dev/null"])
+        .current_dir(folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let name = support::wait::until("a terminal", || {
+        let name = std::fs::read_to_string(folder.join("name")).ok()?;
+        name.strip_suffix('\n').map(str::to_owned)
+    });
+    let input = terminal.stdin.as_mut().unwrap();
+    input.write_all(line.as_bytes()).unwrap();
+    input.flush().unwrap();
+    let opened = std::fs::File::open(&name).unwrap();
+    support::wait::until("the line", || {
+        (rustix::io::ioctl_fionread(&opened).unwrap() > 0).then_some(())
+    });
+    (terminal, name)
+}
+
+#[tokio::test]
+async fn what_was_typed_before_the_question_is_no_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut terminal, name) = typed_ahead(folder.path(), "yes\n");
+    // Whatever there is to be read at once is taken for a yes.
+    let fake = Fake::new(&format!(
+        "if timeout 1 head -n 1 <{name} | grep -q yes; then echo OK; \
+         else echo 'ERR 83886179 Operation cancelled <Pinentry>'; fi"
+    ));
+    let asker = Asker::start(Config {
+        pinentry: Some(fake.program()),
+        tty: Some(name),
+        ..Config::default()
+    });
+    assert_eq!(asker.ask(&prompt()).await, Err(ConsentError::Denied));
+    terminal.kill().unwrap();
+    terminal.wait().unwrap();
 }
 
 #[tokio::test]

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
+use rustix::termios::{QueueSelector, tcflush};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::task::JoinHandle;
@@ -212,6 +214,7 @@ impl Pinentry {
                 seconds: config.timeout_seconds.get(),
             })
         };
+        forget_typed(config);
         let limit = config.timeout() + ANSWER_GRACE;
         let mut data = None;
         let reply = timeout(limit, self.exchange(command, &mut data))
@@ -356,23 +359,44 @@ impl Lines {
     }
 }
 
+/// What was typed at the terminal before the question stood there is no answer to it.
+fn forget_typed(config: &Config) {
+    let Some(terminal) = terminal(config) else {
+        return;
+    };
+    let flags = OFlags::RDONLY | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let forgotten = rustix::fs::open(&terminal, flags, Mode::empty())
+        .and_then(|opened| tcflush(opened, QueueSelector::IFlush));
+    if let Err(error) = forgotten {
+        // Pinentry says so itself if it cannot use it.
+        tracing::debug!(terminal, %error, "what was typed is not forgotten");
+    }
+}
+
+/// The terminal to ask on.
+fn terminal(config: &Config) -> Option<String> {
+    config.tty.clone().or_else(|| environment_of("GPG_TTY"))
+}
+
+fn environment_of(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
 /// What pinentry is told of the screen. The texts are UTF-8, so a locale that is not must not
 /// reach it.
 fn options(config: &Config) -> Vec<String> {
-    let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
         .into_iter()
-        .find_map(environment)
+        .find_map(environment_of)
         .filter(|locale| {
             let locale = locale.to_ascii_lowercase();
             locale.ends_with("utf-8") || locale.ends_with("utf8")
         })
         .unwrap_or_else(|| "C.UTF-8".into());
-    let tty = config.tty.clone().or_else(|| environment("GPG_TTY"));
-    let display = config.display.clone().or_else(|| environment("DISPLAY"));
+    let display = config.display.clone().or_else(|| environment_of("DISPLAY"));
     let mut options = vec!["grab".to_owned()];
-    options.extend(tty.map(|tty| format!("ttyname={tty}")));
-    options.extend(environment("TERM").map(|term| format!("ttytype={term}")));
+    options.extend(terminal(config).map(|tty| format!("ttyname={tty}")));
+    options.extend(environment_of("TERM").map(|term| format!("ttytype={term}")));
     options.push(format!("lc-ctype={locale}"));
     options.extend(display.map(|display| format!("display={display}")));
     options
