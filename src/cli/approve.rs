@@ -11,6 +11,7 @@ use super::input::{Source, read_file};
 use super::output::{Format, Output};
 use super::verify::compact;
 use super::{Global, daemon};
+use crate::api::problem::Code;
 use crate::api::types::RequestApproval;
 use crate::base::encoding::from_base64;
 use crate::base::files::write_atomic;
@@ -88,13 +89,21 @@ pub(super) async fn run(
         _ => daemon::control(global).await?,
     };
     let answer = {
-        let _progress = output.progress("Waiting for the daemon, and for a person if it asks one");
         let request = RequestApproval {
             challenge,
             cms: arguments.cms.is_some(),
             payees: arguments.payees.as_deref().map(payees).transpose()?,
         };
-        daemon.approve(&request).await?
+        let _progress = output.awaiting("Waiting for the daemon, and for a person if it asks one");
+        daemon.approve(&request).await.map_err(|error| {
+            let mut error = Error::from(error);
+            if let Error::Refused { code, action, .. } = &mut error
+                && code == Code::PayeesInvalid.as_str()
+            {
+                *action = "Name the list that the operation was created with by --payees.".into();
+            }
+            error
+        })?
     };
     if let Some(path) = &arguments.cms {
         let der = answer

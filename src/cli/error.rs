@@ -250,11 +250,18 @@ fn without_number(text: &str) -> String {
 
 impl From<ProblemDocument> for Error {
     fn from(problem: ProblemDocument) -> Self {
+        // A person sees no headers.
+        let action = match problem.retry_after {
+            Some(seconds) => problem
+                .action
+                .replace("the time in `retry-after`", &format!("{seconds} s")),
+            None => problem.action,
+        };
         Self::Refused {
             status: problem.status,
             code: problem.code,
             detail: problem.detail,
-            action: problem.action,
+            action,
             rule: problem.rule,
             request_id: Some(problem.request_id.to_string()),
         }

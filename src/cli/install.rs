@@ -161,14 +161,19 @@ async fn ticket(
         super::output::local_time(sent.expires_at)
     ));
     loop {
-        let code = SecretText::new(secret(
+        let typed = secret(
             Question {
                 what: "the SMS code",
                 option: "--code-file",
             },
             "SMS code: ",
             arguments.code_file.as_ref(),
-        )?);
+        );
+        let code = match typed {
+            // Nothing but the Enter key; another code could not be had for a while.
+            Err(Error::Usage { .. }) if arguments.code_file.is_none() => continue,
+            typed => SecretText::new(typed?),
+        };
         let ticket = Service::connect(&arguments.service)
             .await?
             .ticket(&sent.code_id, &code)
@@ -204,7 +209,13 @@ async fn fresh(
         origin: arguments.service.url.trim_end_matches('/'),
     };
     let enrolment = begin(service, daemon, &wanted, output).await?;
-    let certificates = certify(arguments, service, ticket, &enrolment, output).await?;
+    let certificates = certify(arguments, service, ticket, &enrolment, output)
+        .await
+        .inspect_err(|error| {
+            if error.code().starts_with("quota-") {
+                output.note("The new key is kept: with --resume the command goes on from here.");
+            }
+        })?;
     Ok((enrolment, certificates))
 }
 

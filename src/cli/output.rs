@@ -133,7 +133,11 @@ impl Output {
     /// Tells a person something on the way; scripts do not hear it.
     pub(super) fn note(&self, text: &str) {
         if self.format == Format::Human {
-            say(&wrap(text, 0, self.width_errors));
+            let text = match self.color_errors {
+                true => text.to_owned(),
+                false => plain_text(text),
+            };
+            say(&wrap(&text, 0, self.width_errors));
         }
     }
 
@@ -221,6 +225,15 @@ impl Output {
             lines.push(self.wrap(&line, width + 2));
         }
         lines.join("\n")
+    }
+
+    /// Says once, on a terminal only, that a person may be asked now: pinentry may do that on this
+    /// very terminal, and what moves would draw over its question.
+    pub(super) fn awaiting(&self, text: &str) -> Progress {
+        if self.format == Format::Human && io::stderr().is_terminal() {
+            say(&wrap(&format!("{text} …"), 0, self.width_errors));
+        }
+        Progress(None)
     }
 
     /// Shows that something is under way, on a terminal only; dropping it takes the sign away.
@@ -318,7 +331,9 @@ fn wrap(text: &str, indent: usize, width: Option<usize>) -> String {
         let mut current = pieces.next().unwrap_or_default();
         for piece in pieces {
             let room = width.saturating_sub(columns_of(&current) + 1);
-            if current.trim().is_empty() || columns_of(&piece) <= room {
+            // What has no room on any line gains nothing from the next.
+            let fits_nowhere = columns_of(&piece) > width - indent;
+            if current.trim().is_empty() || fits_nowhere || columns_of(&piece) <= room {
                 current.push(' ');
                 current.push_str(&piece);
             } else {
@@ -354,6 +369,16 @@ fn pieces(line: &str, most: usize) -> Vec<String> {
     }
     pieces.extend(command.iter().map(|word| (*word).to_owned()));
     pieces
+}
+
+/// The same without its colours.
+fn plain_text(text: &str) -> String {
+    let mut parts = text.split('\x1b');
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        plain.push_str(part.split_once('m').map_or(part, |(_, rest)| rest));
+    }
+    plain
 }
 
 /// How wide text is on a terminal: without its colours, Chinese and its kin two columns a letter.
@@ -448,11 +473,20 @@ mod tests {
         );
         assert_eq!(wrap("Name  a  b", 6, Some(9)), "Name  a\n      b");
         assert_eq!(wrap("提现 批准", 0, Some(8)), "提现\n批准");
+        assert_eq!(wrap("Key  abcdefghijkl", 5, Some(12)), "Key  abcdefghijkl");
         let long = "`a command that is too long for any line`";
         assert_eq!(
             wrap(long, 0, Some(20)),
             "`a command that is\ntoo long for any\nline`"
         );
+    }
+
+    #[test]
+    fn colours_can_be_taken_off() {
+        let loud = Output::new(Format::Human, Color::Always);
+        let text = loud.facts(&[("Amount", loud.paint("CNY 1.00", Mood::Good))]);
+        assert_eq!(plain_text(&text), "Amount  CNY 1.00");
+        assert_eq!(plain_text("no colour"), "no colour");
     }
 
     #[test]

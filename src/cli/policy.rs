@@ -61,7 +61,8 @@ pub(super) enum Command {
     /// Have the daemon read its policy anew.
     #[command(
         long_about = "Has the daemon read its policy anew and says what differs. A policy that is \
-                      not sound changes nothing."
+                      not sound changes nothing. What else has changed in the configuration waits \
+                      for `systemctl reload opcertd`, or SIGHUP."
     )]
     Reload,
     /// Show the rules in force.
@@ -245,7 +246,7 @@ pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> 
                     lines.push(("Limits", list(&changes.limits)));
                 }
                 let said = if lines.is_empty() {
-                    "Nothing differs.".to_owned()
+                    "Nothing differs in the policy.".to_owned()
                 } else {
                     output.facts(&lines)
                 };

@@ -14,13 +14,17 @@ use super::output::Output;
 use super::sync::carry_revocations;
 use super::{Global, daemon};
 use crate::api::client::Client;
+use crate::api::problem::Code;
 use crate::api::types::{CompleteEnrolment, Enrolment, OperatingCertificate, RequestApproval};
 use crate::base::encoding::{base64, from_base64};
+use crate::base::jose::Jws;
 use crate::base::key::{KeyFamily, KeySpec};
 use crate::base::pkcs11::TokenUri;
 use crate::base::secret::SecretText;
 use crate::base::sysexits::EX_OK;
 use crate::base::x509::Certificate;
+use crate::statement::strict::Object;
+use crate::statement::{Ticket, TicketPurpose};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -148,9 +152,21 @@ async fn unfinished(
             && enrolment.operator == old.operator
             && enrolment.service == old.service
             && !enrolment.csr.is_empty();
-        let ticket = enrolment.ticket.clone().filter(|_| ours)?;
+        // What `opcert install` began is for that to go on with.
+        let ticket = enrolment
+            .ticket
+            .clone()
+            .filter(|ticket| ours && is_for_renewal(ticket))?;
         Some((enrolment, SecretText::new(ticket)))
     }))
+}
+
+/// What a ticket says of its purpose; the account service is who checks it.
+fn is_for_renewal(ticket: &str) -> bool {
+    let payload = Jws::parse(ticket, Ticket::MAX).map(|jws| jws.payload);
+    let claims = payload.ok().and_then(|json| Object::parse(&json).ok());
+    let purpose = claims.and_then(|mut claims| claims.parsed("purpose").ok());
+    purpose == Some(TicketPurpose::Renew)
 }
 
 /// Has the old key approve the renewal, and a new key certified for it.
@@ -163,14 +179,25 @@ async fn fresh(
 ) -> Result<(Enrolment, Vec<Vec<u8>>), Error> {
     let renewal = service.begin_renewal(&old.serial).await?;
     let approval = {
-        let _progress = output.progress("Waiting for the daemon, and for a person if it asks one");
-        daemon
-            .approve(&RequestApproval {
-                challenge: renewal.challenge,
-                cms: false,
-                payees: None,
-            })
-            .await?
+        let _progress = output.awaiting("Waiting for the daemon, and for a person if it asks one");
+        let request = RequestApproval {
+            challenge: renewal.challenge,
+            cms: false,
+            payees: None,
+        };
+        daemon.approve(&request).await.map_err(|error| {
+            let mut error = Error::from(error);
+            if let Error::Refused { code, action, .. } = &mut error
+                && code == Code::ConsentDenied.as_str()
+            {
+                *action =
+                    "Ask the person at this computer. If that was a mistake, run the command \
+                           again in a minute: until then the account service gives the same \
+                           challenge, which stays refused."
+                        .into();
+            }
+            error
+        })?
     };
     let ticket = service
         .finish_renewal(&renewal.operation.id, approval.approval)
@@ -251,5 +278,29 @@ fn key_type_of(certificate: &OperatingCertificate) -> Result<KeySpec, Error> {
             what: "the old key is of a kind that no new one has".into(),
             action: "Name the kind with --key-type.".into(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::encoding::base64url;
+
+    #[test]
+    fn only_tickets_of_renewals_are_gone_on_with() {
+        let ticket = |claims: &str| {
+            let header = base64url(br#"{"alg":"ES256","typ":"opcert-ticket+jwt","kid":"k"}"#);
+            format!(
+                "{header}.{}.{}",
+                base64url(claims.as_bytes()),
+                base64url(&[0; 64])
+            )
+        };
+        assert!(is_for_renewal(&ticket(r#"{"jti":"a","purpose":"renew"}"#)));
+        assert!(!is_for_renewal(&ticket(
+            r#"{"jti":"a","purpose":"install"}"#
+        )));
+        assert!(!is_for_renewal(&ticket("{}")));
+        assert!(!is_for_renewal("nothing"));
     }
 }
