@@ -17,14 +17,17 @@ use super::error::Error;
 use super::output::{Mood, Output, local_time};
 use crate::api::client::Client;
 use crate::api::problem::Problem;
+use crate::api::types::OperatingCertificate;
 use crate::base::clock::Clock;
 use crate::base::files::{Readers, read_checked};
 use crate::base::pkcs11::TokenUri;
 use crate::base::sysexits::{EX_FAILED, EX_OK};
 use crate::config::daemon::Config;
+use crate::consent;
 use crate::device::{
     InvalidPinSource, ModuleStatus, PinSource, Sandbox, SandboxLevel, TokenState, TokenStatus,
 };
+use crate::policy::ConsentRule;
 
 /// Certificates are to be renewed from so long before their end.
 const RENEWAL: SignedDuration = SignedDuration::from_hours(30 * 24);
@@ -140,7 +143,8 @@ struct Token {
 
 pub(super) async fn run(global: &Global, output: &Output) -> Result<u8, Error> {
     let mut findings = Findings::default();
-    if let Some(excerpt) = configuration(global, &mut findings) {
+    let (excerpt, config) = configuration(global, &mut findings);
+    if let Some(excerpt) = excerpt {
         modules(&excerpt, &mut findings);
         let sandboxes: Vec<_> = excerpt.module.iter().filter_map(Module::sandbox).collect();
         Machine::here().look(&sandboxes, &mut findings);
@@ -150,6 +154,9 @@ pub(super) async fn run(global: &Global, output: &Output) -> Result<u8, Error> {
             status(&mut daemon, &mut findings).await;
             tokens(&mut daemon, &mut findings).await;
             certificates(&mut daemon, &mut findings).await;
+            if let Some(config) = &config {
+                consent(&config.consent, &mut daemon, &mut findings).await;
+            }
         }
         Err(_) => findings.fail(
             "daemon",
@@ -165,7 +172,8 @@ pub(super) async fn run(global: &Global, output: &Output) -> Result<u8, Error> {
     Ok(if failed == 0 { EX_OK } else { EX_FAILED })
 }
 
-fn configuration(global: &Global, findings: &mut Findings) -> Option<Excerpt> {
+/// What can be read of the configuration, and all of it where it is sound.
+fn configuration(global: &Global, findings: &mut Findings) -> (Option<Excerpt>, Option<Config>) {
     let name = "configuration";
     let path = &global.config();
     if !path.exists() {
@@ -174,9 +182,9 @@ fn configuration(global: &Global, findings: &mut Findings) -> Option<Excerpt> {
             format!("There is no {}.", path.display()),
             "Write it with `opcert init`, or name another with --config.",
         );
-        return None;
+        return (None, None);
     }
-    match Config::load(path) {
+    let config = match Config::load(path) {
         Ok(config) => {
             findings.ok(name, format!("{} is sound.", path.display()));
             for module in &config.module {
@@ -188,6 +196,7 @@ fn configuration(global: &Global, findings: &mut Findings) -> Option<Excerpt> {
                     );
                 }
             }
+            Some(config)
         }
         Err(error) => {
             let problem = Problem::from(error);
@@ -196,11 +205,13 @@ fn configuration(global: &Global, findings: &mut Findings) -> Option<Excerpt> {
                 format!("{}.", problem.detail().trim_end_matches('.')),
                 problem.action(),
             );
+            None
         }
-    }
+    };
     // A file with one wrong key may still name modules to look at.
-    let text = std::fs::read_to_string(path).ok()?;
-    toml::from_str(&text).ok()
+    let text = std::fs::read_to_string(path).ok();
+    let excerpt = text.and_then(|text| toml::from_str(&text).ok());
+    (excerpt, config)
 }
 
 fn modules(excerpt: &Excerpt, findings: &mut Findings) {
@@ -319,7 +330,8 @@ async fn tokens(daemon: &mut Client, findings: &mut Findings) {
             findings.fail(
                 format!("worker of module {}", module.name),
                 format!("{}.", reason.trim_end_matches('.')),
-                "See the daemon's log for the module's last words; reinstall the module.",
+                "Check what the module needs (its configuration, its directory of tokens, the \
+                 reader's service), and see the daemon's log for its last words.",
             );
         }
         confinement(module, findings);
@@ -417,9 +429,48 @@ fn action(token: &TokenStatus) -> Option<(Verdict, String)> {
         ),
         TokenState::Down => (
             Verdict::Fail,
-            "See the daemon's log for the module's last words; reinstall the module.".into(),
+            "Check what the module needs (its configuration, its directory of tokens, the reader's \
+             service), and see the daemon's log for its last words."
+                .into(),
         ),
     })
+}
+
+/// Whether a person can be asked, where a program was registered for which one is.
+async fn consent(asking: &consent::Config, daemon: &mut Client, findings: &mut Findings) {
+    let name = "consent";
+    let clients = match daemon.clients().await {
+        Ok(list) => list.clients,
+        Err(error) => return findings.error(name, &error.into()),
+    };
+    let asks: Vec<&str> = clients
+        .iter()
+        .filter(|client| client.policy.consent != ConsentRule::None)
+        .map(|client| client.name.as_str())
+        .collect();
+    match &asking.pinentry {
+        Some(program) if program.is_file() => {
+            findings.ok(name, format!("{} asks the person here.", program.display()));
+        }
+        Some(program) => findings.fail(
+            name,
+            format!(
+                "{} is not there, so no person can be asked.",
+                program.display()
+            ),
+            "Run `apt-get install pinentry-curses`, or correct `pinentry` under [consent].",
+        ),
+        None if !asks.is_empty() => findings.warn(
+            name,
+            format!(
+                "No pinentry is configured, and a person is to be asked for {}.",
+                asks.join(", ")
+            ),
+            "Install pinentry, set `pinentry` under [consent] in the configuration and restart \
+             the daemon.",
+        ),
+        None => {}
+    }
 }
 
 async fn certificates(daemon: &mut Client, findings: &mut Findings) {
@@ -434,19 +485,38 @@ async fn certificates(daemon: &mut Client, findings: &mut Findings) {
             "Get one with `opcert install`.",
         );
     }
-    let now = Clock::system().now();
-    for certificate in &list.certificates {
+    standings(&list.certificates, Clock::system().now(), findings);
+}
+
+/// What is to be said of each certificate, in the order of their installation.
+fn standings(all: &[OperatingCertificate], now: Timestamp, findings: &mut Findings) {
+    for (at, certificate) in all.iter().enumerate() {
         let name = format!(
             "certificate {}/{}",
             certificate.account, certificate.operator
         );
         let end: Option<Timestamp> = certificate.not_after.parse().ok();
+        // Before its last third it cannot be renewed.
+        let begin: Option<Timestamp> = certificate.not_before.parse().ok();
+        let due = match (begin, end) {
+            (Some(begin), Some(end)) => RENEWAL.min(end.duration_since(begin) / 3),
+            _ => RENEWAL,
+        };
+        // Those of the same operator, of whom one is enough.
+        let same = |other: &&OperatingCertificate| {
+            other.service == certificate.service
+                && other.account == certificate.account
+                && other.operator == certificate.operator
+        };
+        let mut others = all.iter().filter(same);
+        let is_replaced = others.any(|other| other.standing == "active");
+        let is_last = !all[at + 1..].iter().any(|other| same(&other));
         let again = format!(
             "Run `opcert install --service {} --account {} --operator {}`.",
             certificate.service, certificate.account, certificate.operator
         );
         match (certificate.standing.as_str(), end) {
-            ("active", Some(end)) if end - now < RENEWAL => findings.warn(
+            ("active", Some(end)) if end.duration_since(now) < due => findings.warn(
                 name,
                 format!("It is valid until {} only.", local_time(end)),
                 format!("Run `opcert renew --service {}`.", certificate.service),
@@ -454,7 +524,20 @@ async fn certificates(daemon: &mut Client, findings: &mut Findings) {
             ("active", Some(end)) => {
                 findings.ok(name, format!("It is valid until {}.", local_time(end)));
             }
-            ("superseded", _) => findings.ok(name, "A newer one has taken its place."),
+            ("superseded", _) if is_replaced => {
+                findings.ok(name, "A newer one has taken its place.");
+            }
+            (standing, _) if is_replaced => findings.ok(
+                name,
+                format!("It is {standing}; another of the same operator is in use."),
+            ),
+            ("not-yet-valid", _) => findings.fail(
+                name,
+                "It is not valid yet.",
+                "Check this computer's clock and its time zone.",
+            ),
+            // Said once, of the one that was installed last.
+            _ if !is_last => {}
             (standing, _) => findings.fail(name, format!("It is {standing}."), again),
         }
     }
@@ -488,6 +571,45 @@ pub(super) fn show(findings: &Findings, output: &Output) -> String {
 mod tests {
     use super::*;
     use crate::cli::output::{Color, Format};
+
+    fn certificate(standing: &str, begin: &str, end: &str) -> OperatingCertificate {
+        serde_json::from_value(serde_json::json!({
+            "fingerprint": "00", "serial": "01", "account": "acme", "operator": "alice",
+            "computer": "c", "service": "https://pay.example", "key": "pkcs11:token=t",
+            "algorithm": "ES256", "standing": standing, "not_before": begin, "not_after": end,
+            "installed": begin, "certificate": "",
+        }))
+        .unwrap()
+    }
+
+    fn said(all: &[OperatingCertificate], now: &str) -> String {
+        let mut findings = Findings::default();
+        standings(all, now.parse().unwrap(), &mut findings);
+        show(&findings, &Output::new(Format::Human, Color::Never))
+    }
+
+    #[test]
+    fn one_certificate_of_an_operator_is_enough() {
+        let (begin, end) = ("2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z");
+        let now = "2026-06-01T00:00:00Z";
+        let old = certificate("revoked", begin, end);
+        let text = said(&[old.clone(), certificate("active", begin, end)], now);
+        assert!(text.ends_with("Everything is as it should be."), "{text}");
+        // Without one that may sign it is said once what to do.
+        let text = said(&[old, certificate("expired", begin, end)], now);
+        assert!(text.contains("It is expired."), "{text}");
+        assert!(text.ends_with("\n1 to mend."), "{text}");
+        let text = said(&[certificate("not-yet-valid", begin, end)], now);
+        assert!(text.contains("Check this computer's clock"), "{text}");
+    }
+
+    #[test]
+    fn nobody_is_sent_to_a_renewal_that_is_too_early() {
+        let (begin, end) = ("2026-01-01T00:00:00Z", "2026-01-10T00:00:00Z");
+        let short = [certificate("active", begin, end)];
+        assert!(said(&short, "2026-01-02T00:00:00Z").contains("ok"));
+        assert!(said(&short, "2026-01-08T00:00:00Z").contains("opcert renew"));
+    }
 
     #[test]
     fn each_failure_comes_with_its_remedy() {

@@ -2,11 +2,16 @@
 
 use super::error::Error;
 use super::output::{Mood, Output, time};
+use super::token::state;
 use super::{Global, daemon};
 use crate::base::sysexits::EX_OK;
+use crate::device::TokenState;
 
 pub(super) async fn run(global: &Global, output: &Output) -> Result<u8, Error> {
-    let status = daemon::control(global).await?.status().await?;
+    let mut daemon = daemon::control(global).await?;
+    let status = daemon.status().await?;
+    let tokens = daemon.tokens().await?.tokens;
+    let certificates = daemon.certificates().await?.certificates;
     output.result(&status, |output| {
         let writable = if status.audit.writable {
             output.paint("writable", Mood::Good)
@@ -17,8 +22,22 @@ pub(super) async fn run(global: &Global, output: &Output) -> Result<u8, Error> {
             ("Version", status.version.clone()),
             ("Computer", status.computer.to_string()),
             ("Native door", status.addresses.native.join(", ")),
-            ("Tokens", status.tokens.to_string()),
-            ("Certificates", status.certificates.to_string()),
+            (
+                "Tokens",
+                counted(tokens.iter().map(|one| {
+                    let text = format!("{}: {}", one.uri, state(one.state, output));
+                    (one.state != TokenState::Ready).then_some(text)
+                })),
+            ),
+            (
+                "Certificates",
+                counted(certificates.iter().map(|one| {
+                    let text = format!("{}/{}: {}", one.account, one.operator, one.standing);
+                    // That one was renewed is as it should be.
+                    let is_well = ["active", "superseded"].contains(&one.standing.as_str());
+                    (!is_well).then(|| output.paint(&text, Mood::Bad))
+                })),
+            ),
             ("Records", format!("{}, {writable}", status.audit.records)),
             (
                 "Configuration",
@@ -40,4 +59,14 @@ pub(super) async fn run(global: &Global, output: &Output) -> Result<u8, Error> {
         output.facts(&facts)
     })?;
     Ok(EX_OK)
+}
+
+/// How many there are, and what is to be said of some of them.
+fn counted(all: impl Iterator<Item = Option<String>>) -> String {
+    let all: Vec<Option<String>> = all.collect();
+    let said: Vec<String> = all.iter().flatten().cloned().collect();
+    match said.is_empty() {
+        true => all.len().to_string(),
+        false => format!("{}, {}", all.len(), said.join(", ")),
+    }
 }
