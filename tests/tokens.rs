@@ -11,7 +11,7 @@ use opcert::base::clock::Clock;
 use opcert::base::key::{KeySpec, Scheme};
 use opcert::base::pkcs11::KeyId;
 use opcert::base::secret::Pin as Secret;
-use opcert::device::{DeviceError, KeyUse, LastTry, PinOf, TokenState, UnlockOutcome};
+use opcert::device::{DeviceError, KeyUse, LastTry, LoginPolicy, PinOf, TokenState, UnlockOutcome};
 use opcert::policy::Caller;
 use opcert::signing::token_test::{self, KeyOutcome};
 use serde_json::{Value, json};
@@ -560,13 +560,14 @@ async fn a_new_pin_is_the_only_one_tried_from_then_on() {
     };
     let before = faulty.logins().len();
     change(&token.pin, "new one", LastTry::Keep).await.unwrap();
+    // The worker that is there now, and two more.
     for _ in 0..2 {
         faulty.on("C_SignInit").times(1).segfaults();
         sign(&devices, &key).await.unwrap_err();
         sign(&devices, &key).await.unwrap();
     }
     let logins = faulty.logins().split_off(before);
-    assert_eq!(logins.len(), 2, "{logins:?}");
+    assert_eq!(logins.len(), 3, "{logins:?}");
     assert!(logins.iter().all(|login| login.pin == pin_mark("new one")));
 
     // On the last try it is for a person to say so.
@@ -601,7 +602,7 @@ fn a_forgotten_pin_is_set_by_the_security_officer() {
         return;
     }
     let token = TestToken::softhsm_without_token("made");
-    let daemon = Daemon::start(&token);
+    let mut daemon = Daemon::start(&token);
     let arguments = [
         "init",
         "--label",
@@ -613,7 +614,7 @@ fn a_forgotten_pin_is_set_by_the_security_officer() {
     ];
     let said = token_command(&daemon, &arguments, "12345678\nforgotten\n");
     assert_eq!(said.code, 0, "{}", said.err);
-    let unblock = |so_pin: &str, new: &str| {
+    let unblock = |daemon: &Daemon, so_pin: &str, new: &str| {
         let arguments = [
             "pin",
             "unblock",
@@ -623,15 +624,77 @@ fn a_forgotten_pin_is_set_by_the_security_officer() {
             "-",
             "--json",
         ];
-        token_command(&daemon, &arguments, &format!("{so_pin}\n{new}\n"))
+        token_command(daemon, &arguments, &format!("{so_pin}\n{new}\n"))
     };
-    assert_eq!(unblock("87654321", "found").refused(), "so-pin-wrong");
-    let said = unblock("12345678", "found");
+    let refused = unblock(&daemon, "87654321", "found").refused();
+    assert_eq!(refused, "so-pin-wrong");
+    let said = unblock(&daemon, "12345678", "found");
     assert_eq!(said.code, 0, "{}", said.err);
     assert_eq!(states(&daemon), ["ready"]);
     let change = ["pin", "change", "--pin-file", "-", "--new-pin-file", "-"];
     let said = token_command(&daemon, &change, "found\nchanged\n");
     assert_eq!(said.code, 0, "{}", said.err);
+
+    // Nobody is logged in, and the worker knows the PIN of its start only.
+    daemon.stop();
+    daemon.restart();
+    becomes(&daemon, "pin-needed");
+    let said = unblock(&daemon, "12345678", "again");
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(states(&daemon), ["ready"]);
+}
+
+#[test]
+fn a_new_pin_is_used_at_once_where_nobody_was_logged_in() {
+    let Some(token) = TestToken::softhsm("opcert-test") else {
+        return;
+    };
+    let mut daemon = Daemon::start(&token);
+    let service = support::service::Service::new("https://pay.example");
+    daemon.enrol(&service, "alice", "p256");
+    let change = |daemon: &Daemon, old: &str, new: &str| {
+        let arguments = ["pin", "change", "--pin-file", "-", "--new-pin-file", "-"];
+        token_command(daemon, &arguments, &format!("{old}\n{new}\n"))
+    };
+    let said = change(&daemon, &token.pin, "654321");
+    assert_eq!(said.code, 0, "{}", said.err);
+    daemon.stop();
+    daemon.restart();
+    becomes(&daemon, "pin-needed");
+    let status = Command::new(env!("CARGO_BIN_EXE_opcert"))
+        .arg("--socket")
+        .arg(daemon.socket())
+        .arg("status")
+        .output()
+        .unwrap();
+    let status = String::from_utf8(status.stdout).unwrap();
+    assert!(status.contains(": PIN needed"), "{status}");
+    // A wrong one leaves nothing to unlock, and the answer does not send anybody there.
+    let said = change(&daemon, "wrong", "765432");
+    assert!(said.err.contains("Nothing was changed"), "{}", said.err);
+    assert!(!said.err.contains("token unlock"), "{}", said.err);
+    let said = change(&daemon, "654321", "765432");
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(states(&daemon), ["ready"]);
+    assert_eq!(token_command(&daemon, &["test"], "").code, 0);
+}
+
+#[tokio::test]
+async fn a_new_pin_is_taken_where_each_operation_logs_in() {
+    let Some(token) = TestToken::softhsm("opcert-test") else {
+        return;
+    };
+    let mut config = token.config();
+    config.module[0].token[0].login = LoginPolicy::PerOperation;
+    let devices = start(&token, config).await;
+    let id = select(&devices, &token).await;
+    let key = generate(&devices, &id, KeySpec::P256).await;
+    let pin = |text: &str| Some(Secret::new(text.to_owned()));
+    let by = PinOf::User(pin(&token.pin));
+    let set = devices.set_pin(&id, by, pin("new one"), LastTry::Keep);
+    set.await.unwrap();
+    sign(&devices, &key).await.unwrap();
+    devices.shutdown().await;
 }
 
 /// A pinentry that notes what it is told in `log` and answers GETPIN with the shell command

@@ -8,7 +8,7 @@ use super::App;
 use super::tokens::parse;
 use crate::api::caller::Administrator;
 use crate::api::extract::Json;
-use crate::api::problem::Problem;
+use crate::api::problem::{Code, Problem};
 use crate::api::types::{
     AskContents, ChangePin, InitToken, PinSet, TokenContents, TokenMade, UnblockPin,
 };
@@ -175,7 +175,20 @@ async fn ended(
         "refused": outcome.as_ref().err().map(ToString::to_string),
     });
     record(app, kind, request_id, &facts).await?;
-    outcome?;
+    outcome.map_err(|error| {
+        let problem = Problem::from(error);
+        // The daemon goes on with the PIN it has, if it has one: nothing is there to be unlocked.
+        match problem.code() {
+            Code::PinWrong => problem.with_action(
+                "Nothing was changed, and a try is spent. Check the PIN, and give it again.",
+            ),
+            Code::PinFinalTry => problem.with_action(
+                "If you are sure of the PIN, give it again with `--last-try`; a wrong one locks \
+                 the token.",
+            ),
+            _ => problem,
+        }
+    })?;
     Ok(Json(PinSet { token }))
 }
 

@@ -13,6 +13,7 @@ use super::output::{Format, Mood, Output, local_time};
 use super::{Global, daemon};
 use crate::api::client::Client;
 use crate::api::events::Happening;
+use crate::api::problem::Code;
 use crate::base::clock::Clock;
 use crate::base::pkcs11::{TokenUri, UriError};
 use crate::base::secret::Pin;
@@ -163,30 +164,42 @@ pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> 
                 Given::Source(None) if by_hand => None,
                 Given::Window => None,
                 Given::Source(source) => {
+                    if source.is_none() {
+                        in_vain(&uri, tokens, arguments.last_try)?;
+                    }
                     let prompt = format!("PIN for {uri}: ");
                     Some(Pin::new(secret(question, &prompt, source.as_ref())?))
                 }
             };
             let outcome = {
-                let _progress = output.progress(match (by_hand, &pin) {
-                    (true, None) => "Enter the PIN on the token itself",
-                    (false, None) => "Enter the PIN in the window that the daemon opens",
-                    (_, Some(_)) => "Logging in to the token",
-                });
+                let _progress = match (by_hand, &pin) {
+                    (true, None) => output.progress("Enter the PIN on the token itself"),
+                    (false, None) => {
+                        output.awaiting("Enter the PIN in the window that the daemon opens")
+                    }
+                    (_, Some(_)) => output.progress("Logging in to the token"),
+                };
                 let last_try = if arguments.last_try {
                     LastTry::Use
                 } else {
                     LastTry::Keep
                 };
-                daemon.unlock(&uri, pin.as_ref(), last_try).await?
+                match daemon.unlock(&uri, pin.as_ref(), last_try).await {
+                    Ok(outcome) => outcome,
+                    Err(error) => return Err(told_how_many(error.into(), &uri, daemon).await),
+                }
             };
             let result = serde_json::json!({ "unlocked": uri, "outcome": outcome });
             output.result(&result, |output| match outcome {
                 UnlockOutcome::Taken => {
                     format!("{uri} is {}.", output.paint("unlocked", Mood::Good))
                 }
-                UnlockOutcome::AlreadyUnlocked => format!(
-                    "{uri} was unlocked already; it did not look at this PIN, which may be wrong."
+                UnlockOutcome::AlreadyUnlocked => output.wrap(
+                    &format!(
+                        "{uri} was unlocked already; it did not look at this PIN, which may be \
+                         wrong."
+                    ),
+                    0,
                 ),
             })?;
         }
@@ -198,11 +211,12 @@ pub(super) async fn run(command: &Command, global: &Global, output: &Output) -> 
                 let _progress = output.progress("Letting go of the token");
                 daemon.release_token(&uri).await?
             };
-            output.result(&released, |_| {
-                format!(
+            output.result(&released, |output| {
+                let text = format!(
                     "{} is released; the next request takes it up again.",
                     released.token
-                )
+                );
+                output.wrap(&text, 0)
             })?;
         }
         Command::Test(arguments) => return test::run(arguments, daemon, tokens, output).await,
@@ -246,6 +260,51 @@ fn chosen(named: Option<&Named>, tokens: &[TokenStatus]) -> Result<TokenUri, Err
         Some(Named(uri)) => Ok(uri.clone()),
         None => only(tokens),
     }
+}
+
+/// Refuses before a PIN is typed that the token would not be asked about.
+pub(super) fn in_vain(
+    uri: &TokenUri,
+    tokens: &[TokenStatus],
+    may_use_last_try: bool,
+) -> Result<(), Error> {
+    let mut meant = tokens
+        .iter()
+        .filter(|token| uri.matches(&token.id) || token.uri == uri.to_string());
+    let (code, what, action) = match meant.next().map(|token| token.state) {
+        Some(TokenState::LockedOut) => (
+            Code::PinLocked,
+            "is locked after too many wrong PINs",
+            Code::PinLocked.action(),
+        ),
+        Some(TokenState::FinalTry) if !may_use_last_try => (
+            Code::PinFinalTry,
+            "has one PIN try left, which is kept for a person who is sure of the PIN",
+            "If you are sure of the PIN, run the command with `--last-try`; a wrong PIN locks the \
+             token.",
+        ),
+        _ => return Ok(()),
+    };
+    Err(Error::Refused {
+        status: code.status(),
+        code: code.as_str().to_owned(),
+        detail: format!("{uri} {what}"),
+        action: action.to_owned(),
+        rule: None,
+        request_id: None,
+    })
+}
+
+/// A refused PIN's error, which says so where only one try is left.
+async fn told_how_many(mut error: Error, uri: &TokenUri, mut daemon: Client) -> Error {
+    if let Error::Refused { code, action, .. } = &mut error
+        && code == Code::PinWrong.as_str()
+        && let Ok(list) = daemon.tokens().await
+        && let Err(Error::Refused { action: last, .. }) = in_vain(uri, &list.tokens, false)
+    {
+        *action = format!("One try is left. {last}");
+    }
+    error
 }
 
 /// Tells of changes until the daemon ends the stream.

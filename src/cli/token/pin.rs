@@ -1,6 +1,6 @@
 //! `opcert token pin …`: a new PIN for a token's user.
 
-use super::{Named, chosen};
+use super::{Named, chosen, in_vain};
 use crate::api::client::Client;
 use crate::base::secret::Pin;
 use crate::base::sysexits::EX_OK;
@@ -96,6 +96,9 @@ pub(super) async fn run(
     };
     let by = match command {
         Command::Change(change) => {
+            if change.pin_file.is_none() {
+                in_vain(&uri, tokens, change.last_try)?;
+            }
             PinOf::User(ask(PIN, format!("PIN of {uri}: "), &change.pin_file)?)
         }
         Command::Unblock(unblock) => {
@@ -124,12 +127,13 @@ pub(super) async fn run(
         });
         daemon.set_pin(&uri, &by, new.as_ref(), last_try).await?
     };
-    output.result(&set, |_| {
-        format!(
+    output.result(&set, |output| {
+        let text = format!(
             "{} has its new PIN. Replace it in the file or credential that the daemon reads, if \
              there is one.",
             set.token
-        )
+        );
+        output.wrap(&text, 0)
     })?;
     Ok(EX_OK)
 }
