@@ -167,10 +167,13 @@ pub(super) fn texts(code: Code) -> (&'static str, &'static str) {
             "已达限额",
             "请在 `retry-after` 所示时间后重试，或请本机管理员提高限额。",
         ),
-        Code::ConsentDenied => ("操作人已拒绝", "再次尝试前，请先询问本机的操作人。"),
+        Code::ConsentDenied => (
+            "操作人已拒绝",
+            "请先询问本机的操作人。该质询将一直被拒绝；如属误操作，请获取新的质询。",
+        ),
         Code::ConsentUnavailable => (
             "无法询问操作人",
-            "请安装 pinentry 并设置 `[consent] pinentry`，或为该客户端设置无需确认的策略。",
+            "请安装 pinentry，在 opcertd.toml 的 `[consent]` 下设置 `pinentry` 并重启守护程序；或以 `--consent none` 登记该程序。",
         ),
         Code::ConsentTimeout => ("操作人未及时答复", "请在有人使用本机时重试。"),
         Code::ChallengeMalformed => ("质询格式错误", "请向账户服务申请新的质询，并原样转交。"),
@@ -311,8 +314,14 @@ pub(super) fn texts(code: Code) -> (&'static str, &'static str) {
             "请上传不超过 5 MiB 的图片（JPEG 或 PNG）、PDF，或公函的 DOCX。",
         ),
         Code::TicketSpent => ("凭据已使用", "请重新获取短信验证码和凭据。"),
-        Code::QuotaComputers => ("商户的电脑数量已达上限", "请删除不再使用的电脑的证书。"),
-        Code::QuotaCertificates => ("商户的证书数量已达上限", "请删除不再使用的证书。"),
+        Code::QuotaComputers => (
+            "商户的电脑数量已达上限",
+            "请在账户服务网站的操作证书页面删除不再使用的电脑的证书。",
+        ),
+        Code::QuotaCertificates => (
+            "商户的证书数量已达上限",
+            "请在账户服务网站的操作证书页面删除不再使用的证书。",
+        ),
         Code::ApprovalInvalid => ("授权验证失败", "请用新的质询重新授权该操作。"),
         Code::OperationState => (
             "操作的状态不允许此步骤",

@@ -129,8 +129,8 @@ codes! {
     // Approvals.
     PolicyRefused "policy-refused" 403 "Policy refuses this" "Ask the administrator of this computer to change the client's policy if it should be allowed.";
     LimitReached "limit-reached" 429 "A limit is reached" "Try again after the time in `retry-after`, or have the administrator of this computer raise the limit.";
-    ConsentDenied "consent-denied" 403 "The person declined" "Ask the person at this computer before trying again.";
-    ConsentUnavailable "consent-unavailable" 503 "No person can be asked" "Install pinentry and set `[consent] pinentry`, or give the client a policy without consent.";
+    ConsentDenied "consent-denied" 403 "The person declined" "Ask the person at this computer. This challenge stays refused; if that was a mistake, ask for a new one.";
+    ConsentUnavailable "consent-unavailable" 503 "No person can be asked" "Install pinentry, set `pinentry` under `[consent]` of opcertd.toml and restart the daemon, or register the program with `--consent none`.";
     ConsentTimeout "consent-timeout" 408 "The person did not answer in time" "Try again while somebody is at this computer.";
     ChallengeMalformed "challenge-malformed" 422 "The challenge is malformed" "Ask the account service for a new challenge and pass it on unchanged.";
     ChallengeSignature "challenge-signature" 422 "The challenge's signature does not verify" "Ask the account service for a new challenge; this one was changed or is not from it.";
@@ -190,8 +190,8 @@ codes! {
     PaperRefused "paper-refused" 422 "The paper is refused" "Send a picture (JPEG or PNG), a PDF or, for the document, a DOCX, of at most 5 MiB.";
     SecretRequestInvalid "secret-request-invalid" 422 "The request for secrets is refused" "Run `opcert sync` again on that computer; `opcert doctor` checks its clock and certificate.";
     TicketSpent "ticket-spent" 409 "The ticket was already used" "Ask for a new SMS code and ticket.";
-    QuotaComputers "quota-computers" 409 "The account has as many computers as it may" "Delete the certificates of a computer that is no longer used.";
-    QuotaCertificates "quota-certificates" 409 "The account has as many certificates as it may" "Delete a certificate that is no longer used.";
+    QuotaComputers "quota-computers" 409 "The account has as many computers as it may" "Delete the certificates of a computer that is no longer used, in the portal under Operating Certificate.";
+    QuotaCertificates "quota-certificates" 409 "The account has as many certificates as it may" "Delete a certificate that is no longer used, in the portal under Operating Certificate.";
     ApprovalInvalid "approval-invalid" 422 "The approval does not verify" "Have the operation approved again with a new challenge.";
     OperationState "operation-state" 409 "The operation is not in a state for this" "See its state in GET /v1/operations/{id}.";
     Unauthenticated "unauthenticated" 401 "Credentials are missing or wrong" "Send the credentials that the OpenAPI document names.";

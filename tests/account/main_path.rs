@@ -234,7 +234,7 @@ async fn quotas_hold_when_everybody_enrols_at_once() {
             answer.refused(409, "quota-computers");
             // The answer names what could go.
             assert!(
-                answer.text("action").contains("of alice on c"),
+                answer.text("action").contains("of alice on \""),
                 "{answer:?}"
             );
         }

@@ -127,8 +127,8 @@ async fn revoke(
                 .apply::<AdminError>(tx, &desk.records, &[found], desk.clock.now(), &desk.request)
                 .await?;
             if revoked.is_empty() {
-                return Err(AdminError::Exists {
-                    what: format!("a revocation of certificate {wanted}"),
+                return Err(AdminError::RevokedAlready {
+                    serial: wanted.to_owned(),
                 });
             }
             Ok(())

@@ -170,6 +170,12 @@ pub enum AdminError {
         /// What.
         what: String,
     },
+    /// It was revoked before.
+    #[error("certificate {serial} is revoked already")]
+    RevokedAlready {
+        /// Its serial number.
+        serial: String,
+    },
     /// Something is not there.
     #[error("there is no {what}")]
     Missing {
@@ -280,6 +286,7 @@ impl AdminError {
             Self::Device(_) => EX_UNAVAILABLE,
             Self::Root => EX_NOPERM,
             Self::Exists { .. }
+            | Self::RevokedAlready { .. }
             | Self::Missing { .. }
             | Self::InUse { .. }
             | Self::Broken { .. } => EX_FAILED,
@@ -345,6 +352,9 @@ impl AdminError {
                 "Wait for the other command to end, then try again.".into()
             }
             Self::Exists { .. } => "Nothing was changed. Choose another name or path.".into(),
+            Self::RevokedAlready { .. } => {
+                "Nothing was changed; `opcert-accountd certificate list` shows its state.".into()
+            }
             Self::Missing { .. } => "Check the name.".into(),
             Self::InUse { .. } => "Nothing was changed. Wait until they are renewed or over; with \
                                    --with-certificates they are revoked now."

@@ -115,7 +115,7 @@ pub enum EnrolmentError {
         /// The limit.
         limit: u32,
         /// Certificates that could go, least recently used first.
-        candidates: Vec<Certificate>,
+        candidates: Vec<Candidate>,
     },
     /// The account has as many certificates as it may.
     #[error("the account has {limit} certificates, as many as it may")]
@@ -123,7 +123,7 @@ pub enum EnrolmentError {
         /// The limit.
         limit: u32,
         /// Certificates that could go, least recently used first.
-        candidates: Vec<Certificate>,
+        candidates: Vec<Candidate>,
     },
     /// The ticket could not be signed.
     #[error("the ticket could not be signed")]
@@ -574,12 +574,29 @@ enum Admission {
     Issued(Vec<u8>),
 }
 
+/// A certificate that could go at the quota.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// The certificate.
+    pub certificate: Certificate,
+    /// The name of its computer, or its id where it has none.
+    pub computer: String,
+}
+
 async fn candidates(
     tx: &mut Tx<'_>,
     account: &AccountId,
     now: Timestamp,
-) -> Result<Vec<Certificate>, StoreError> {
-    certificates::candidates(tx, account, now, NAMED).await
+) -> Result<Vec<Candidate>, StoreError> {
+    let mut named = Vec::new();
+    for certificate in certificates::candidates(tx, account, now, NAMED).await? {
+        let name = certificates::computer_name(tx, account, &certificate.computer).await?;
+        named.push(Candidate {
+            computer: name.unwrap_or_else(|| certificate.computer.to_string()),
+            certificate,
+        });
+    }
+    Ok(named)
 }
 
 /// Reads a certificate request: it is signed by its own key, which is of a kind tokens make.

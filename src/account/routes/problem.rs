@@ -6,9 +6,10 @@
 use axum::http::HeaderValue;
 use axum::http::header::WWW_AUTHENTICATE;
 use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
 
 use crate::account::codes::CodeError;
-use crate::account::enrolment::EnrolmentError;
+use crate::account::enrolment::{Candidate, EnrolmentError};
 use crate::account::idempotency::IdempotencyConflict;
 use crate::account::issuing::IssuingError;
 use crate::account::logins::LoginError;
@@ -20,7 +21,6 @@ use crate::account::secrets::SecretError;
 use crate::account::sessions::SessionError;
 use crate::account::signer::SignError;
 use crate::account::store::StoreError;
-use crate::account::store::certificates::Certificate;
 use crate::account::vault::VaultError;
 use crate::api::problem::{Code, Problem};
 use crate::audit::AuditError;
@@ -359,22 +359,29 @@ impl From<EnrolmentError> for Problem {
 }
 
 /// Names what could go at the quota: owner, computer, last use.
-fn could_go(what: &str, candidates: &[Certificate]) -> String {
+fn could_go(what: &str, candidates: &[Candidate]) -> String {
+    let day = |at: Timestamp| at.strftime("%Y-%m-%d");
     let named: Vec<String> = candidates
         .iter()
-        .map(|certificate| {
-            let used = match certificate.last_used_at {
-                Some(at) => format!("last used {at}"),
-                None => format!("never used since {}", certificate.issued_at),
-            };
-            format!(
-                "{} of {} on {}, {used}",
-                certificate.serial, certificate.operator, certificate.computer
-            )
-        })
+        .map(
+            |Candidate {
+                 certificate,
+                 computer,
+             }| {
+                let used = match certificate.last_used_at {
+                    Some(at) => format!("last used {}", day(at)),
+                    None => format!("not used since {}", day(certificate.issued_at)),
+                };
+                format!(
+                    "{} of {} on \"{computer}\", {used}",
+                    certificate.serial, certificate.operator
+                )
+            },
+        )
         .collect();
     format!(
-        "{what} that is no longer used. Least recently used first: {}.",
+        "{what} that is no longer used, in the portal under Operating Certificate. Least recently \
+         used first: {}.",
         named.join("; ")
     )
 }
