@@ -162,6 +162,14 @@ fn text(arguments: &Arguments) -> String {
         ),
         None => "# No pin-source: the daemon waits for `opcert token unlock`.\n".to_owned(),
     });
+    text.push_str(
+        "\n\
+         # The program that asks the person at this computer; without one, whatever needs a person \
+         is\n\
+         # refused.\n\
+         # [consent]\n\
+         # pinentry = \"/usr/bin/pinentry\"\n",
+    );
     text
 }
 
