@@ -279,7 +279,7 @@ async fn a_login_that_does_not_reach_the_token_is_made_again() {
             assert!(
                 matches!(
                     error,
-                    DeviceError::Pkcs11 { .. } | DeviceError::PinNeeded { .. }
+                    DeviceError::Pkcs11 { .. } | DeviceError::LoggedOut { .. }
                 ),
                 "{error:?}"
             );

@@ -163,6 +163,7 @@ fn is_true(error: &DeviceError) -> bool {
             | DeviceError::WorkerDied { .. }
             | DeviceError::Timeout { .. }
             | DeviceError::BadSignature { .. }
+            | DeviceError::LoggedOut { .. }
             | DeviceError::PinNeeded { .. }
             | DeviceError::PinBlocked { .. }
     )
