@@ -52,8 +52,9 @@ const SERVERS: usize = 3;
 /// After the last trouble, so long everything may take to work again.
 const RECOVERY: Duration = Duration::from_secs(90);
 
-/// The size of each program's disk, in MiB.
-const DISK: u32 = 128;
+/// The size of each program's disk, in MiB, and what it has more for each minute: the account service
+/// keeps some 8 MiB of what it did in one.
+const DISK: (u64, u64) = (128, 16);
 
 /// The account service as a process, and all that it printed.
 struct Accounts {
@@ -725,8 +726,9 @@ fn nothing_acknowledged_is_lost_and_nothing_signed_twice() {
         .as_ref()
         .map(WallClock::environment)
         .unwrap_or_default();
-    let daemon_disk = Disk::over(&token.directory().join("state"), DISK);
-    let accounts_disk = Disk::over(&made.state(), DISK);
+    let size = u32::try_from(DISK.0 + DISK.1 * seconds / 60).expect("MiB of a disk");
+    let daemon_disk = Disk::over(&token.directory().join("state"), size);
+    let accounts_disk = Disk::over(&made.state(), size);
     if daemon_disk.is_none() || accounts_disk.is_none() {
         println!("this user may not mount a small disk: disks are neither filled nor read-only");
     }
