@@ -17,13 +17,11 @@ use crate::api::client::Client;
 use crate::api::problem::Code;
 use crate::api::types::{CompleteEnrolment, Enrolment, OperatingCertificate, RequestApproval};
 use crate::base::encoding::{base64, from_base64};
-use crate::base::jose::Jws;
 use crate::base::key::{KeyFamily, KeySpec};
 use crate::base::pkcs11::TokenUri;
 use crate::base::secret::SecretText;
 use crate::base::sysexits::EX_OK;
 use crate::base::x509::Certificate;
-use crate::statement::strict::Object;
 use crate::statement::{Ticket, TicketPurpose};
 
 #[derive(Debug, clap::Args)]
@@ -156,17 +154,9 @@ async fn unfinished(
         let ticket = enrolment
             .ticket
             .clone()
-            .filter(|ticket| ours && is_for_renewal(ticket))?;
+            .filter(|ticket| ours && Ticket::purpose_said(ticket) == Some(TicketPurpose::Renew))?;
         Some((enrolment, SecretText::new(ticket)))
     }))
-}
-
-/// What a ticket says of its purpose; the account service is who checks it.
-fn is_for_renewal(ticket: &str) -> bool {
-    let payload = Jws::parse(ticket, Ticket::MAX).map(|jws| jws.payload);
-    let claims = payload.ok().and_then(|json| Object::parse(&json).ok());
-    let purpose = claims.and_then(|mut claims| claims.parsed("purpose").ok());
-    purpose == Some(TicketPurpose::Renew)
 }
 
 /// Has the old key approve the renewal, and a new key certified for it.
@@ -278,29 +268,5 @@ fn key_type_of(certificate: &OperatingCertificate) -> Result<KeySpec, Error> {
             what: "the old key is of a kind that no new one has".into(),
             action: "Name the kind with --key-type.".into(),
         }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::encoding::base64url;
-
-    #[test]
-    fn only_tickets_of_renewals_are_gone_on_with() {
-        let ticket = |claims: &str| {
-            let header = base64url(br#"{"alg":"ES256","typ":"opcert-ticket+jwt","kid":"k"}"#);
-            format!(
-                "{header}.{}.{}",
-                base64url(claims.as_bytes()),
-                base64url(&[0; 64])
-            )
-        };
-        assert!(is_for_renewal(&ticket(r#"{"jti":"a","purpose":"renew"}"#)));
-        assert!(!is_for_renewal(&ticket(
-            r#"{"jti":"a","purpose":"install"}"#
-        )));
-        assert!(!is_for_renewal(&ticket("{}")));
-        assert!(!is_for_renewal("nothing"));
     }
 }

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::origin::Origin;
 use super::pinned::{self, NoKey, ServiceError};
+use super::strict::Object;
 use crate::base::ids::{AccountId, ComputerId, Jti, OperatorId};
+use crate::base::jose::Jws;
 use crate::base::key::PublicKey;
 use crate::base::x509::OperatingIdentity;
 
@@ -110,6 +112,12 @@ impl Ticket {
     pub fn purpose(&self) -> TicketPurpose {
         self.purpose
     }
+
+    /// What `compact` says of its purpose, unchecked: whoever spends a ticket checks it.
+    pub fn purpose_said(compact: &str) -> Option<TicketPurpose> {
+        let jws = Jws::parse(compact, Self::MAX).ok()?;
+        Object::parse(&jws.payload).ok()?.parsed("purpose").ok()
+    }
 }
 
 /// A ticket to be signed.
@@ -166,6 +174,7 @@ impl TicketClaims {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::encoding::base64url;
     use crate::base::jose::{Jwk, compact};
     use crate::base::x509::tests::{SoftKey, at, identity};
 
@@ -181,6 +190,11 @@ mod tests {
         let ticket = Ticket::open(&text, at(1_100), |_, _| Ok(key.public.clone())).unwrap();
         assert_eq!(ticket.identity(), &identity());
         assert_eq!(ticket.purpose(), TicketPurpose::Install);
+        assert_eq!(Ticket::purpose_said(&text), Some(TicketPurpose::Install));
+        assert_eq!(Ticket::purpose_said("nothing"), None);
+        let parts: Vec<&str> = text.split('.').collect();
+        let silent = format!("{}.{}.{}", parts[0], base64url(b"{}"), parts[2]);
+        assert_eq!(Ticket::purpose_said(&silent), None);
         let as_challenge = super::super::challenge::Challenge::open(&text, at(1_100), |_, _| {
             Ok(key.public.clone())
         });
@@ -200,6 +214,7 @@ mod tests {
             let input = claims.signing_input("k").unwrap();
             let signature = key.sign(input.as_bytes());
             let text = compact(input, &signature);
+            assert_eq!(Ticket::purpose_said(&text), Some(purpose));
             let ticket = Ticket::open(&text, at(1_000), |_, _| Ok(key.public.clone()))?;
             assert_eq!(*ticket.jti(), claims.jti);
             Ok::<_, ServiceError>(ticket.purpose())
